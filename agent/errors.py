@@ -1,0 +1,72 @@
+"""The error tree. Everything the product raises on purpose is one of these; each carries the exit code it ends a run with.
+
+::
+
+    AgentError                    1  something here is broken
+    ├── UsageError                2  flags, configuration or input that cannot be used
+    │   └── ConfigError           2  a configuration key or value is wrong (names the key and the file)
+    ├── ModelError                3  the model could not be asked
+    │   ├── EndpointUnreachable   3  nobody answers, or answers stop, after all retries
+    │   ├── EndpointRefused       3  the endpoint answered with a refusal that asking again does not cure (400, 401, 404 …)
+    │   ├── ContextOverflow       3  the prompt does not fit the model's window (the loop compacts and asks again)
+    │   └── ModelUnfit            3  the endpoint answers, but not with what a run needs
+    ├── LogError                  1  a run's log cannot be read or written
+    └── PolicyRefused             7  the result is not allowed to leave the sandbox
+
+``sandbox.errors.SandboxError`` and ``runtime.errors.RuntimeFault`` stand beside this tree, because those packages never
+import this one; the session translates them.
+"""
+
+from __future__ import annotations
+
+
+class AgentError(Exception):
+    """Base of everything this package raises on purpose. The message says what happened, why, and what to do."""
+
+    exit_code = 1
+
+
+class UsageError(AgentError):
+    """Flags, configuration or input that cannot be used."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A configuration key or value is wrong."""
+
+
+class LogError(AgentError):
+    """A run's log cannot be read or written."""
+
+
+class PolicyRefused(AgentError):  # noqa: N818 - it names what happened, like the outcome of the same name
+    """The result is not allowed to leave the sandbox."""
+
+    exit_code = 7
+
+
+class ModelError(AgentError):
+    """The model could not be asked. The only error a Model raises."""
+
+    exit_code = 3
+
+
+class EndpointUnreachable(ModelError):
+    """Nobody answers, or answers stop, after all retries."""
+
+
+class EndpointRefused(ModelError):
+    """The endpoint refused in a way that asking again does not cure."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ContextOverflow(ModelError):
+    """The prompt does not fit the model's context window."""
+
+
+class ModelUnfit(ModelError):
+    """The endpoint answers, but not with what a run needs."""

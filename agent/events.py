@@ -1,0 +1,299 @@
+"""Events are the run: State is a pure fold over them; log, screen, resume and report read the same list."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+from agent.conversation import Channel, Conversation, Message
+
+
+class Outcome(StrEnum):
+    """How a run ended, by what was observed. ``EXIT_CODES`` maps each to the process's exit code."""
+
+    PASSED = "passed"  # a change was made and nothing that passed before fails
+    ANSWERED = "answered"  # `agent ask`: there is an answer, and nothing was to be changed
+    UNVERIFIED = "unverified"  # a change was made and there is no check to observe
+    INTERNAL = "internal"
+    ENDPOINT = "endpoint"
+    LIMIT = "limit"
+    CHECKS_FAILED = "checks_failed"
+    NO_CHANGE = "no_change"
+    REFUSED = "refused"
+    SANDBOX = "sandbox"
+    INTERRUPTED = "interrupted"
+
+
+EXIT_CODES: Mapping[Outcome, int] = {
+    Outcome.PASSED: 0,
+    Outcome.ANSWERED: 0,
+    Outcome.UNVERIFIED: 0,
+    Outcome.INTERNAL: 1,
+    Outcome.ENDPOINT: 3,
+    Outcome.LIMIT: 4,
+    Outcome.CHECKS_FAILED: 5,
+    Outcome.NO_CHANGE: 6,
+    Outcome.REFUSED: 7,
+    Outcome.SANDBOX: 8,
+    Outcome.INTERRUPTED: 130,
+}
+
+
+class StepState(StrEnum):
+    """Where a step of the plan stands."""
+
+    PENDING = "pending"
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+
+
+@dataclass(frozen=True, slots=True)
+class PlanStep:
+    """One step of the model's plan."""
+
+    text: str
+    state: StepState = StepState.PENDING
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """What a tool gave back. ``ok`` is False for whatever the model did wrong; a tool never raises for it.
+
+    ``text`` is what the model reads, already bounded; ``cut_bytes`` says how much was left out of it.
+    """
+
+    text: str
+    ok: bool = True
+    exit_code: int | None = None
+    duration_s: float = 0.0
+    cut_bytes: int = 0
+    plan: tuple[PlanStep, ...] | None = None
+    changed_paths: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """What one check command did. ``tests`` maps a test's id to passed, failed, error or skipped, where it is known."""
+
+    command: str
+    exit_code: int | None  # None: it ran out of time
+    duration_s: float
+    output: str
+    tests: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """The first event: all that the run was asked, so that the log alone can resume it."""
+
+    run: str
+    task: str
+    mode: str  # "fix" or "ask"
+    conversation: Conversation
+    repository: str
+    base_commit: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """A killed run goes on. ``note`` says what was found: the same sandbox, or a restored copy."""
+
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """Text for the eye while the model speaks. Never logged."""
+
+    channel: Channel | None
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """The endpoint was asked again and what had arrived was dropped."""
+
+    reason: str
+    attempt: int
+    wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """The model's output was mended. ``kind`` is the rung of the repair ladder (see agent/harmony/repair.py)."""
+
+    kind: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MessageAdded:
+    """A whole message joined the conversation."""
+
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One answer of the model ended. ``finish`` is stop, call, length or cancelled."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    finish: str
+    cached_tokens: int = 0
+    duration_s: float = 0.0
+    first_token_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ToolStarted:
+    """A call is about to have an effect. ``call`` is the index of its message in the conversation."""
+
+    call: int
+    tool: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolFinished:
+    """The call's result; folding it appends ``message``, the tool's answer to the model."""
+
+    call: int
+    tool: str
+    result: ToolResult
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class PlanChanged:
+    """The model's plan as it now stands."""
+
+    steps: tuple[PlanStep, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Compacted:
+    """The window filled: ``messages`` replace the conversation's messages from here on."""
+
+    messages: tuple[Message, ...]
+    reason: str
+    tokens_before: int
+    tokens_after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """The checks ran. ``when`` is before or after."""
+
+    when: str
+    results: tuple[CheckResult, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    """The last event. ``claimed`` is the model's final text; the outcome is what was observed.
+
+    ``changed_paths`` and ``test_paths`` (those of them that are tests) come from the diff.
+    """
+
+    outcome: Outcome
+    reason: str
+    claimed: str = ""
+    changed_paths: tuple[str, ...] = ()
+    test_paths: tuple[str, ...] = ()
+    branch: str | None = None
+
+
+Durable = (
+    RunStarted
+    | Resumed
+    | Retried
+    | Repaired
+    | MessageAdded
+    | Sampled
+    | ToolStarted
+    | ToolFinished
+    | PlanChanged
+    | Compacted
+    | Checked
+    | RunEnded
+)
+Event = Durable | Delta
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Where a run stands: everything the loop needs to know, and nothing that is not in the events."""
+
+    run: str = ""
+    task: str = ""
+    mode: str = "fix"
+    repository: str = ""
+    base_commit: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    conversation: Conversation = field(default_factory=Conversation)
+    pending: ToolStarted | None = None  # a call that started and has not finished: its effect is unknown after a crash
+    plan: tuple[PlanStep, ...] = ()
+    checks_before: tuple[CheckResult, ...] | None = None
+    checks_after: tuple[CheckResult, ...] | None = None
+    turns: int = 0
+    prompt_tokens: int = 0  # of the newest answer: how full the window is
+    completion_tokens: int = 0  # over the whole run
+    total_tokens: int = 0  # prompt and completion over the whole run
+    repairs: Mapping[str, int] = field(default_factory=dict)
+    ended: RunEnded | None = None
+
+
+def step(state: State, event: Event) -> State:
+    """Return the state after an event. Total and pure: every event has a meaning in every state."""
+    match event:
+        case RunStarted():
+            return State(
+                run=event.run,
+                task=event.task,
+                mode=event.mode,
+                repository=event.repository,
+                base_commit=event.base_commit,
+                config=event.config,
+                conversation=event.conversation,
+            )
+        case MessageAdded(message):
+            return replace(state, conversation=state.conversation.add(message), checks_after=None)
+        case Sampled():
+            return replace(
+                state,
+                turns=state.turns + 1,
+                prompt_tokens=event.prompt_tokens,
+                completion_tokens=state.completion_tokens + event.completion_tokens,
+                total_tokens=state.total_tokens + event.prompt_tokens + event.completion_tokens,
+            )
+        case Repaired(kind):
+            return replace(state, repairs={**state.repairs, kind: state.repairs.get(kind, 0) + 1})
+        case ToolStarted():
+            return replace(state, pending=event)
+        case ToolFinished():
+            return replace(state, pending=None, conversation=state.conversation.add(event.message))
+        case PlanChanged(steps):
+            return replace(state, plan=steps)
+        case Compacted(messages):
+            return replace(state, conversation=replace(state.conversation, messages=messages), pending=None)
+        case Checked(when, results):
+            if when == "before":
+                return replace(state, checks_before=results)
+            return replace(state, checks_after=results)
+        case RunEnded():
+            return replace(state, ended=event)
+        case Resumed():
+            return replace(state, ended=None)
+        case Delta() | Retried():
+            return state
+
+
+def fold(events: Iterable[Event], state: State | None = None) -> State:
+    """Fold events over a state (the empty one by default): this is resume."""
+    result = State() if state is None else state
+    for event in events:
+        result = step(result, event)
+    return result

@@ -1,0 +1,91 @@
+"""The seam to a model, and the seam below it to a source of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from agent.conversation import Conversation
+from agent.events import Delta, MessageAdded, Repaired, Retried, Sampled
+
+ModelEvent = Delta | Retried | Repaired | MessageAdded | Sampled
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to sample. Temperature and top_p are always sent explicitly: servers ship other defaults.
+
+    ``max_tokens`` bounds one answer (None: what is left of the window). ``seed`` None leaves the choice to the source.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Newly sampled ids. ``finish`` is None until the last chunk, then stop, length or cancelled.
+
+    The stop token that ended the answer is part of ``ids``. ``prompt_tokens`` and ``cached_tokens`` are set on the last
+    chunk where the source knows them.
+    """
+
+    ids: tuple[int, ...]
+    finish: str | None = None
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+
+
+class TokenSource(Protocol):
+    """Something that continues token ids: a raw completions server, or the runtime in this process."""
+
+    @property
+    def name(self) -> str:
+        """What to call it on the screen and in the log."""
+        ...
+
+    @property
+    def context_tokens(self) -> int | None:
+        """The window in tokens, where it is known."""
+        ...
+
+    def generate(self, prompt: Sequence[int], params: SamplingParams, stop: Sequence[int]) -> Iterator[Chunk | Retried]:
+        """Continue ``prompt`` until one of ``stop`` was sampled or ``max_tokens`` are reached.
+
+        Closing the iterator stops the work. A Retried means that what came before it is void.
+        Raises ModelError and nothing else.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back connections or memory. May be called twice."""
+        ...
+
+
+class Model(Protocol):
+    """Something that answers a conversation."""
+
+    @property
+    def name(self) -> str:
+        """What to call it on the screen and in the log."""
+        ...
+
+    @property
+    def context_tokens(self) -> int | None:
+        """The window in tokens, where it is known."""
+        ...
+
+    def sample(self, conversation: Conversation, params: SamplingParams) -> Iterator[ModelEvent]:
+        """Answer: Delta as text arrives, then MessageAdded for each whole message, and at the end one Sampled.
+
+        Messages are only given once the answer arrived whole, so a Retried never voids a MessageAdded.
+        Closing the iterator stops the work. Raises ModelError and nothing else.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back connections or memory. May be called twice."""
+        ...

@@ -1,0 +1,32 @@
+"""What the runtime raises.
+
+::
+
+    RuntimeFault          the runtime could not do what was asked
+    ├── CheckpointError   a checkpoint is incomplete, mixed or misshapen (names the tensor)
+    ├── DoesNotFit        the model or the cache does not fit the device (says how much is missing and what would fit)
+    ├── RequestRefused    a request cannot be served as asked (names the option)
+    └── EngineStopped     the engine is closed or its worker died
+"""
+
+from __future__ import annotations
+
+
+class RuntimeFault(Exception):  # noqa: N818 - RuntimeError is taken by Python
+    """The runtime could not do what was asked. The message says what happened, why, and what to do."""
+
+
+class CheckpointError(RuntimeFault):
+    """A checkpoint is incomplete, mixed or misshapen."""
+
+
+class DoesNotFit(RuntimeFault):
+    """The model or the cache does not fit the device."""
+
+
+class RequestRefused(RuntimeFault):
+    """A request cannot be served as asked."""
+
+
+class EngineStopped(RuntimeFault):
+    """The engine is closed or its worker died."""
