@@ -40,7 +40,7 @@ class LogError(AgentError):
     """A run's log cannot be read or written."""
 
 
-class PolicyRefused(AgentError):  # noqa: N818 - it names what happened, like the outcome of the same name
+class PolicyRefused(AgentError):
     """The result is not allowed to leave the sandbox."""
 
     exit_code = 7

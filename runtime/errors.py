@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 
-class RuntimeFault(Exception):  # noqa: N818 - RuntimeError is taken by Python
+class RuntimeFault(Exception):
     """The runtime could not do what was asked. The message says what happened, why, and what to do."""
 
 

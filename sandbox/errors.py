@@ -29,7 +29,7 @@ class SandboxLost(SandboxError):
     """The container is gone or stopped answering."""
 
 
-class DiffRefused(Exception):  # noqa: N818 - a verdict, not a fault
+class DiffRefused(Exception):
     """The diff may not be applied: it names a path or a change that the policy forbids."""
 
 
