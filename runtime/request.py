@@ -1,0 +1,62 @@
+"""What a caller asks of the engine, and what it gets back: tokens only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from runtime.errors import RequestRefused
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to pick a token.
+
+    ``temperature`` 0 is greedy. ``top_p`` keeps the smallest set of tokens whose probability reaches it. ``seed`` makes a
+    request repeatable whatever else is in the batch; None draws one. ``logprobs`` asks for the log-probability of each
+    picked token under the untempered distribution.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+    logprobs: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.temperature <= 100.0:
+            raise RequestRefused(f"temperature is {self.temperature}: it must be between 0 and 100")
+        if not 0.0 < self.top_p <= 1.0:
+            raise RequestRefused(f"top_p is {self.top_p}: it must be above 0 and at most 1")
+        if self.seed is not None and not 0 <= self.seed < 1 << 63:
+            raise RequestRefused(f"seed is {self.seed}: it must be between 0 and 2^63 - 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One continuation: ``prompt`` ids, until one of ``stop`` was sampled or ``max_tokens`` are reached."""
+
+    id: str
+    prompt: tuple[int, ...]
+    max_tokens: int
+    stop: frozenset[int] = frozenset()
+    sampling: Sampling = field(default_factory=Sampling)
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise RequestRefused("the prompt is empty: a continuation needs at least one token")
+        if self.max_tokens < 1:
+            raise RequestRefused(f"max_tokens is {self.max_tokens}: it must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOut:
+    """One sampled token of one request. ``finish`` is None until the last: stop, length or cancelled.
+
+    A cancelled request's last TokenOut has no token. ``cached_tokens`` is how much of the prompt came from the prefix
+    cache.
+    """
+
+    id: str
+    token: int | None
+    finish: str | None = None
+    logprob: float | None = None
+    cached_tokens: int = 0
