@@ -1,0 +1,448 @@
+"""What a run is told: defaults ← the user's file ← the repository's agent.toml ← the environment ← flags.
+
+This is the only reader of the environment within ``agent``. Every value remembers where it came from, unknown keys
+fail by name, and what a repository may say about itself ends where the person's machine, keys and endpoint begin:
+keys marked *personal* are refused in ``agent.toml``, because the repository is the untrusted side of a run.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from agent.errors import ConfigError
+
+APP = "gpt-oss-agent"
+REPOSITORY_FILE = "agent.toml"
+MAX_FILE_BYTES = 1 << 20
+GIB = 1 << 30
+UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": GIB, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+
+# Variables with a name of their own; every other key K is AGENT_K.
+SPECIAL_VARIABLES = {"OPENAI_BASE_URL": "endpoint", "OPENAI_API_KEY": "api_key"}
+# AGENT_ variables that are not keys of a run.
+OTHER_VARIABLES = ("debug", "config")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a value must be, and the sentence that explains it (README and `agent config show` print it)."""
+
+    kind: Literal["text", "url", "integer", "number", "size", "flag", "choice", "path", "list"]
+    help: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    optional: bool = False  # None is a value
+    personal: bool = False  # refused in a repository's agent.toml
+
+
+def _rule(rule: Rule) -> Mapping[str, Rule]:
+    return {"rule": rule}
+
+
+def _state_dir() -> Path:
+    return base_dir(os.environ, "XDG_STATE_HOME", ".local/state") / "runs"
+
+
+def _cache_dir() -> Path:
+    return base_dir(os.environ, "XDG_CACHE_HOME", ".cache")
+
+
+def base_dir(environ: Mapping[str, str], variable: str, fallback: str) -> Path:
+    """Our folder below an XDG base directory; a relative value is ignored, as the XDG specification demands."""
+    named = environ.get(variable, "")
+    base = Path(named) if named.startswith("/") else Path(environ.get("HOME") or Path.home()) / fallback
+    return base / APP
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """One run's configuration. Units are in the names; ``api_key`` is never printed, logged or sent into a sandbox."""
+
+    endpoint: str | None = field(
+        default=None,
+        metadata=_rule(Rule("url", "Base URL of the model server, with its /v1.", optional=True, personal=True)),
+    )
+    model: str | None = field(
+        default=None, metadata=_rule(Rule("text", "Name of the model at the endpoint.", optional=True))
+    )
+    api_key: str | None = field(
+        default=None,
+        repr=False,
+        metadata=_rule(Rule("text", "Key for the endpoint; never printed or logged.", optional=True, personal=True)),
+    )
+    wire: str = field(
+        default="auto",
+        metadata=_rule(
+            Rule(
+                "choice",
+                "How to talk to the model; auto takes the best that the endpoint offers.",
+                choices=("auto", "completions", "responses", "chat", "scripted", "local"),
+                personal=True,
+            )
+        ),
+    )
+    script: Path | None = field(
+        default=None,
+        metadata=_rule(Rule("path", "What the scripted model plays.", optional=True, personal=True)),
+    )
+    effort: str = field(
+        default="medium",
+        metadata=_rule(Rule("choice", "Reasoning effort.", choices=("low", "medium", "high"))),
+    )
+    temperature: float = field(default=1.0, metadata=_rule(Rule("number", "Sampling temperature.", low=0, high=2)))
+    top_p: float = field(default=1.0, metadata=_rule(Rule("number", "Nucleus sampling.", low=0, high=1)))
+    seed: int | None = field(
+        default=None, metadata=_rule(Rule("integer", "Seed for sampling.", low=0, high=2**63 - 1, optional=True))
+    )
+    max_turns: int = field(default=200, metadata=_rule(Rule("integer", "Most answers of the model in a run.", low=1)))
+    max_tokens: int | None = field(
+        default=None, metadata=_rule(Rule("integer", "Most sampled tokens in a run.", low=1, optional=True))
+    )
+    max_answer_tokens: int = field(
+        default=32768, metadata=_rule(Rule("integer", "Most sampled tokens in one answer.", low=16))
+    )
+    timeout_s: float = field(default=3600.0, metadata=_rule(Rule("number", "Longest a run may take.", low=1)))
+    command_timeout_s: float = field(
+        default=300.0, metadata=_rule(Rule("number", "Longest one command of the model may take.", low=0.1))
+    )
+    silence_timeout_s: float = field(
+        default=120.0, metadata=_rule(Rule("number", "Longest an endpoint may send no byte.", low=0.1))
+    )
+    endpoint_timeout_s: float = field(
+        default=60.0, metadata=_rule(Rule("number", "How long an endpoint that fails is asked again.", low=0))
+    )
+    context_tokens: int | None = field(
+        default=None,
+        metadata=_rule(
+            Rule("integer", "The model's window, where the endpoint does not say.", low=1024, optional=True)
+        ),
+    )
+    tools: str = field(
+        default="trained",
+        metadata=_rule(Rule("choice", "Names the tools are declared under.", choices=("trained", "generic"))),
+    )
+    python: str = field(
+        default="stateful",
+        metadata=_rule(
+            Rule("choice", "Whether the python tool keeps its variables.", choices=("stateful", "stateless"))
+        ),
+    )
+    sandbox: str = field(
+        default="docker",
+        metadata=_rule(Rule("choice", "Where commands run.", choices=("docker", "none"), personal=True)),
+    )
+    image: str | None = field(
+        default=None,
+        metadata=_rule(Rule("text", "Image of the container, or host for this machine's programs.", optional=True)),
+    )
+    network: str = field(
+        default="none",
+        metadata=_rule(Rule("choice", "Whether the container has a network.", choices=("none", "on"), personal=True)),
+    )
+    memory_bytes: int = field(
+        default=4 * GIB, metadata=_rule(Rule("size", "Memory of the container.", low=64 << 20, personal=True))
+    )
+    pids: int = field(
+        default=512, metadata=_rule(Rule("integer", "Processes in the container.", low=16, personal=True))
+    )
+    cpus: float | None = field(
+        default=None,
+        metadata=_rule(
+            Rule("number", "CPUs of the container (all, if not set).", low=0.1, optional=True, personal=True)
+        ),
+    )
+    disk_bytes: int = field(
+        default=8 * GIB, metadata=_rule(Rule("size", "Disk space of the workspace.", low=16 << 20, personal=True))
+    )
+    include_uncommitted: bool = field(
+        default=True, metadata=_rule(Rule("flag", "Whether uncommitted and untracked files are copied in."))
+    )
+    checks: tuple[str, ...] = field(
+        default=(), metadata=_rule(Rule("list", "Commands that decide; found from the repository if empty."))
+    )
+    check_timeout_s: float = field(default=600.0, metadata=_rule(Rule("number", "Longest one check may take.", low=1)))
+    max_output_bytes: int = field(
+        default=10_000, metadata=_rule(Rule("size", "Most of a command's output that the model reads.", low=256))
+    )
+    runs_dir: Path = field(
+        default_factory=_state_dir, metadata=_rule(Rule("path", "Where runs are kept.", personal=True))
+    )
+    cache_dir: Path = field(
+        default_factory=_cache_dir, metadata=_rule(Rule("path", "Where what can be made again is kept.", personal=True))
+    )
+    branch: str | None = field(
+        default=None,
+        metadata=_rule(Rule("text", "Branch for the commit (agent/<slug>-<id>, if not set).", optional=True)),
+    )
+    deliver: str = field(
+        default="branch",
+        metadata=_rule(
+            Rule(
+                "choice",
+                "What becomes of the change: a branch, uncommitted changes in the checkout, or only the patch.",
+                choices=("branch", "apply", "patch"),
+                personal=True,
+            )
+        ),
+    )
+
+
+RULES: Mapping[str, Rule] = {f.name: f.metadata["rule"] for f in fields(RunConfig)}
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A configuration and, for each key, the place its value came from."""
+
+    config: RunConfig
+    sources: Mapping[str, str]
+
+
+def load(
+    flags: Mapping[str, object] | None = None,
+    repository: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Loaded:
+    """Merge all sources; ``flags`` whose value is None were not given. Raises ConfigError."""
+    env = os.environ if environ is None else environ
+    values: dict[str, Any] = {
+        "runs_dir": base_dir(env, "XDG_STATE_HOME", ".local/state") / "runs",
+        "cache_dir": base_dir(env, "XDG_CACHE_HOME", ".cache"),
+    }
+    sources = dict.fromkeys(RULES, "default")
+    layers: list[tuple[Mapping[str, object], Mapping[str, str]]] = [_from_file(user_file(env), personal=True)]
+    if repository is not None:
+        layers.append(_from_file(repository / REPOSITORY_FILE, personal=False))
+    layers.append(_from_environment(env))
+    given = {key: value for key, value in (flags or {}).items() if value is not None}
+    layers.append((given, {key: f"flag --{key.replace('_', '-')}" for key in given}))
+    for found, places in layers:
+        for key, value in found.items():
+            values[key] = _checked(key, value, places[key])
+            sources[key] = places[key]
+    return Loaded(RunConfig(**values), sources)
+
+
+def user_file(environ: Mapping[str, str] | None = None) -> Path:
+    """The person's own file: ``AGENT_CONFIG``, or config.toml in our XDG configuration folder."""
+    env = os.environ if environ is None else environ
+    return (
+        Path(env["AGENT_CONFIG"])
+        if env.get("AGENT_CONFIG")
+        else base_dir(env, "XDG_CONFIG_HOME", ".config") / "config.toml"
+    )
+
+
+def debug_wanted(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether AGENT_DEBUG asks for tracebacks."""
+    return bool((os.environ if environ is None else environ).get("AGENT_DEBUG"))
+
+
+def public(config: RunConfig) -> dict[str, Any]:
+    """The configuration as JSON values, for logs and screens: without the key, whatever it is."""
+    shown: dict[str, Any] = {}
+    for name in RULES:
+        value = getattr(config, name)
+        match value:
+            case _ if name == "api_key":
+                continue
+            case Path():
+                shown[name] = str(value)
+            case tuple():
+                shown[name] = list(value)
+            case _:
+                shown[name] = value
+    return shown
+
+
+def restore(record: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> RunConfig:
+    """The configuration of a recorded run (what ``public`` gave), with the key of today. Raises ConfigError."""
+    env = os.environ if environ is None else environ
+    place = "the run's log"
+    unknown = [key for key in record if key not in RULES]
+    if unknown:
+        raise _unknown(unknown[0], place, "")
+    values: dict[str, Any] = {key: _checked(key, value, place) for key, value in record.items() if value is not None}
+    return RunConfig(**{**values, "api_key": load(environ=env).config.api_key})
+
+
+def _from_file(path: Path, *, personal: bool) -> tuple[dict[str, object], dict[str, str]]:
+    try:
+        if not path.exists():
+            return {}, {}
+        # A repository may carry anything under this name: a device, a pipe, a terabyte.
+        if not path.is_file() or path.stat().st_size > MAX_FILE_BYTES:
+            raise ConfigError(f"{path} is not a regular file of at most {MAX_FILE_BYTES >> 20} MiB.")
+        content: dict[str, object] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}.") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
+    for key in content:
+        if key not in RULES:
+            raise _unknown(key, str(path), "")
+        if RULES[key].personal and not personal:
+            raise ConfigError(
+                f"{path}: {key!r} cannot be set by a repository, because it decides about your machine or your keys. "
+                f"Set it in {user_file()}, in the environment ({_variable(key)}) or as a flag."
+            )
+    for key, value in content.items():
+        # A path in a file is meant relative to that file.
+        if RULES[key].kind == "path" and isinstance(value, str):
+            content[key] = str(path.parent / Path(value).expanduser())
+    return content, dict.fromkeys(content, str(path))
+
+
+def _from_environment(environ: Mapping[str, str]) -> tuple[dict[str, object], dict[str, str]]:
+    found: dict[str, object] = {}
+    places: dict[str, str] = {}
+    for variable, key in SPECIAL_VARIABLES.items():
+        if environ.get(variable):
+            found[key], places[key] = environ[variable], f"environment {variable}"
+    for variable, text in sorted(environ.items()):
+        if not variable.startswith("AGENT_") or not text:
+            continue
+        key = variable.removeprefix("AGENT_").lower()
+        if key in RULES:
+            found[key], places[key] = _from_text(key, text, f"environment {variable}"), f"environment {variable}"
+        elif key not in OTHER_VARIABLES and get_close_matches(key, RULES, n=1, cutoff=0.85):
+            # Other programs own variables of this prefix too (Azure Pipelines does), so only a near miss is an error.
+            raise _unknown(key, f"environment {variable}", "AGENT_")
+    return found, places
+
+
+def _from_text(key: str, text: str, place: str) -> object:
+    """A value out of a variable, as TOML would have given it."""
+    match RULES[key].kind:
+        case "integer":
+            return _number(int, key, text, place)
+        case "number":
+            return _number(float, key, text, place)
+        case "flag":
+            known = {
+                "1": True,
+                "true": True,
+                "yes": True,
+                "on": True,
+                "0": False,
+                "false": False,
+                "no": False,
+                "off": False,
+            }
+            if text.lower() not in known:
+                raise ConfigError(f"{place}: {key!r} is {text!r}, but must be true or false.")
+            return known[text.lower()]
+        case "list":
+            return [line for line in text.splitlines() if line.strip()]
+        case _:
+            return text
+
+
+def _number(kind: type[int] | type[float], key: str, text: str, place: str) -> int | float:
+    try:
+        return kind(text)
+    except ValueError:
+        raise ConfigError(f"{place}: {key!r} is {text!r}, but must be a number.") from None
+
+
+def _checked(key: str, value: object, place: str) -> object:
+    """The value as RunConfig holds it. Raises ConfigError naming the key and the place."""
+    if key not in RULES:
+        raise _unknown(key, place, "")
+    rule = RULES[key]
+
+    def wrong(what: str) -> ConfigError:
+        shown = "" if key == "api_key" else f" is {value!r}, but"
+        return ConfigError(f"{place}: {key!r}{shown} must be {what}.")
+
+    match rule.kind:
+        case "integer" | "size":
+            number = _bytes(value) if rule.kind == "size" else value
+            if not isinstance(number, int) or isinstance(number, bool):
+                raise wrong("a size such as 4GiB or a number of bytes" if rule.kind == "size" else "a whole number")
+            return _within(rule, number, wrong)
+        case "number":
+            if not isinstance(value, int | float) or isinstance(value, bool) or value != value:  # NaN
+                raise wrong("a number")
+            return float(_within(rule, value, wrong))
+        case "flag":
+            if not isinstance(value, bool):
+                raise wrong("true or false")
+            return value
+        case "choice":
+            if value not in rule.choices:
+                raise wrong("one of " + ", ".join(rule.choices))
+            return value
+        case "list":
+            if not isinstance(value, list | tuple) or not all(isinstance(item, str) and item.strip() for item in value):
+                raise wrong("a list of commands")
+            return tuple(value)
+        case "path":
+            if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
+                raise wrong("a path")
+            return Path(value).expanduser().absolute()
+        case "url":
+            return _endpoint(value, wrong)
+        case "text":
+            if not isinstance(value, str) or not value.strip() or not value.strip().isprintable():
+                raise wrong("a text on one line")
+            return value.strip()
+
+
+def _within(rule: Rule, number: int | float, wrong: Callable[[str], ConfigError]) -> int | float:
+    low, high = rule.low, rule.high
+    if (low is not None and number < low) or (high is not None and number > high) or number == float("inf"):
+        raise wrong(f"at least {low:g}" if high is None else f"from {low:g} to {high:g}")
+    return number
+
+
+def _bytes(value: object) -> object:
+    """``"4GiB"`` as a number of bytes; anything that is no size comes back as it is."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip().lower()
+    digits = text.rstrip("kmgib")
+    unit = text[len(digits) :]
+    try:
+        return round(float(digits) * UNITS[unit])
+    except (ValueError, KeyError, OverflowError):
+        return value
+
+
+def _endpoint(value: object, wrong: Callable[[str], ConfigError]) -> str:
+    example = "a URL such as http://127.0.0.1:8000/v1"
+    if not isinstance(value, str):
+        raise wrong(example)
+    try:
+        parts = urlsplit(value.strip())
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        raise wrong(example) from None
+    if parts.username or parts.password:
+        # It would end up in logs and on the screen.
+        raise ConfigError("The endpoint's URL carries a name or password. Give the key as OPENAI_API_KEY instead.")
+    if not usable:
+        raise wrong(example)
+    return value.strip().rstrip("/")
+
+
+def _unknown(key: str, place: str, prefix: str) -> ConfigError:
+    near = get_close_matches(key, RULES, n=1, cutoff=0.6)
+    spelled = prefix + (near[0].upper() if prefix else near[0]) if near else ""
+    name = prefix + key.upper() if prefix else key
+    return ConfigError(
+        f"{place}: unknown key {name!r}. "
+        + (f"Did you mean {spelled!r}?" if near else "`agent config show` lists all.")
+    )
+
+
+def _variable(key: str) -> str:
+    return next((variable for variable, name in SPECIAL_VARIABLES.items() if name == key), f"AGENT_{key.upper()}")
