@@ -1,0 +1,102 @@
+"""The engine: requests in, tokens out, one step at a time."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from runtime.errors import DoesNotFit
+from runtime.kernels.base import LayerCache, Shapes
+from runtime.pages import PagePool
+from runtime.request import Request, TokenOut
+from runtime.runner import Forward, Runner
+from runtime.scheduler import Limits, Scheduler
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What the engine may use. ``cache_bytes`` None: nine tenths of what is free on the device after the weights."""
+
+    page_tokens: int = 64
+    cache_bytes: int | None = None
+    limits: Limits = field(default_factory=Limits)
+    graphs: bool = True
+
+
+def page_bytes(layers: int, shapes: Shapes, page_tokens: int, dtype: torch.dtype) -> int:
+    """Bytes of one cache page over all layers, keys and values."""
+    return 2 * layers * page_tokens * shapes.kv_heads * shapes.head_dim * dtype.itemsize
+
+
+def make_caches(
+    layers: int, pages: int, shapes: Shapes, page_tokens: int, dtype: torch.dtype, device: torch.device
+) -> list[LayerCache]:
+    """Return one cache a layer, each of ``pages`` pages."""
+    shape = (pages, page_tokens, shapes.kv_heads, shapes.head_dim)
+    return [
+        LayerCache(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
+        for _ in range(layers)
+    ]
+
+
+def _pages_that_fit(options: EngineOptions, each_bytes: int, device: torch.device) -> int:
+    if options.cache_bytes is not None:
+        budget = options.cache_bytes
+    elif device.type == "cuda":
+        budget = int(torch.cuda.mem_get_info(device)[0] * 0.9)
+    else:
+        budget = 2 << 30
+    # More than every sequence at its full window could never be used.
+    most = options.limits.sequences * -(-options.limits.context_tokens // options.page_tokens) + 1
+    pages = min(budget // each_bytes, most)
+    if pages < 2:
+        raise DoesNotFit(
+            f"the cache may use {budget / 2**20:.0f} MiB and needs {2 * each_bytes / 2**20:.0f} MiB at the very least: "
+            "free memory on the device, give the cache more, or use a smaller model"
+        )
+    return int(pages)
+
+
+class Engine:
+    """Continuous batching over one model on one device. Not thread-safe: one thread owns it (runtime/worker.py)."""
+
+    def __init__(
+        self,
+        forward: Forward,
+        *,
+        layers: int,
+        shapes: Shapes,
+        dtype: torch.dtype,
+        device: torch.device,
+        options: EngineOptions,
+    ) -> None:
+        pages = _pages_that_fit(options, page_bytes(layers, shapes, options.page_tokens, dtype), device)
+        caches = make_caches(layers, pages, shapes, options.page_tokens, dtype, device)
+        self.scheduler = Scheduler(PagePool(pages - 1, options.page_tokens), options.limits)
+        self.runner = Runner(forward, caches, page_tokens=options.page_tokens, device=device, graphs=options.graphs)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.scheduler.idle
+
+    def add(self, request: Request) -> None:
+        """Queue a request; one without a seed gets one. Raises RequestRefused for one that could never run."""
+        if request.sampling.seed is None:
+            request = replace(request, sampling=replace(request.sampling, seed=secrets.randbits(63)))
+        self.scheduler.add(request)
+
+    def abort(self, request_id: str) -> TokenOut | None:
+        """Drop a request; None when there is no such request (any more)."""
+        return self.scheduler.abort(request_id)
+
+    def step(self) -> Sequence[TokenOut]:
+        """Plan, run, record. Returns at most one token for each running request; empty when idle."""
+        works = self.scheduler.plan()
+        if not works:
+            return []
+        tokens, logprobs = self.runner.run(works)
+        return self.scheduler.record(works, tokens, logprobs or None)

@@ -1,0 +1,97 @@
+"""A thread that owns an engine, so that several conversations can stream from it at a time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from queue import SimpleQueue
+
+from runtime.engine import Engine
+from runtime.errors import EngineStopped, RequestRefused, RuntimeFault
+from runtime.request import Request, TokenOut
+
+
+class Worker:
+    """Owns the engine's thread. ``stream`` may be called from any number of threads.
+
+    A fault in a step ends every stream with EngineStopped that names it, and so does ``close``.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._inbox: SimpleQueue[Request | str | None] = SimpleQueue()  # a request, an id to abort, None to stop
+        self._streams: dict[str, SimpleQueue[TokenOut | RuntimeFault]] = {}
+        self._lock = threading.Lock()
+        self._stopped: EngineStopped | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def stream(self, request: Request) -> Iterator[TokenOut]:
+        """Yield the request's tokens as they are sampled; closing the iterator cancels the request.
+
+        Raises RequestRefused for a request that can't be served, EngineStopped when the engine ends before it does.
+        """
+        outs: SimpleQueue[TokenOut | RuntimeFault] = SimpleQueue()
+        with self._lock:
+            if self._stopped is not None:
+                raise self._stopped
+            if request.id in self._streams:
+                raise RequestRefused(f"a request with the id {request.id!r} is already running")
+            self._streams[request.id] = outs
+            self._inbox.put(request)
+        ended = False
+        try:
+            while not ended:
+                out = outs.get()
+                if isinstance(out, RuntimeFault):
+                    ended = True
+                    raise out
+                ended = out.finish is not None
+                yield out
+        finally:
+            with self._lock:
+                self._streams.pop(request.id, None)
+            if not ended:
+                self._inbox.put(request.id)
+
+    def close(self) -> None:
+        """Stop the thread after the step under way. May be called twice."""
+        self._inbox.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        reason = "the engine stopped on a fault of its own: see the traceback on standard error"
+        try:
+            while self._receive():
+                for out in self._engine.step():
+                    self._send(out.id, out)
+            reason = "the engine was closed"
+        except RuntimeError as error:  # what torch raises: out of memory, a failing kernel
+            reason = f"the engine stopped: {error}"
+        finally:
+            with self._lock:
+                self._stopped = EngineStopped(reason)
+                for outs in self._streams.values():
+                    outs.put(self._stopped)
+
+    def _receive(self) -> bool:
+        """Take in what was asked meanwhile, waiting when there is nothing to do; False to stop."""
+        while self._engine.idle or not self._inbox.empty():
+            asked = self._inbox.get()
+            match asked:
+                case None:
+                    return False
+                case Request():
+                    try:
+                        self._engine.add(asked)
+                    except RuntimeFault as refusal:
+                        self._send(asked.id, refusal)
+                case str():
+                    self._engine.abort(asked)
+        return True
+
+    def _send(self, request_id: str, out: TokenOut | RuntimeFault) -> None:
+        with self._lock:
+            outs = self._streams.get(request_id)
+        if outs is not None:
+            outs.put(out)
