@@ -210,8 +210,9 @@ def load(
     flags: Mapping[str, object] | None = None,
     repository: Path | None = None,
     environ: Mapping[str, str] | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> Loaded:
-    """Merge all sources; ``flags`` whose value is None were not given. Raises ConfigError."""
+    """Merge all sources; ``flags`` whose value is None were not given, ``names`` spell them. Raises ConfigError."""
     env = os.environ if environ is None else environ
     values: dict[str, Any] = {
         "runs_dir": base_dir(env, "XDG_STATE_HOME", ".local/state") / "runs",
@@ -223,7 +224,7 @@ def load(
         layers.append(_from_file(repository / REPOSITORY_FILE, personal=False))
     layers.append(_from_environment(env))
     given = {key: value for key, value in (flags or {}).items() if value is not None}
-    layers.append((given, {key: f"flag --{key.replace('_', '-')}" for key in given}))
+    layers.append((given, {key: f"flag {(names or {}).get(key, key)}" for key in given}))
     for found, places in layers:
         for key, value in found.items():
             values[key] = _checked(key, value, places[key])

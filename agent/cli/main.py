@@ -1,11 +1,125 @@
-"""The command line: groups of commands, no logic."""
+"""The command line: a table of commands, each loaded when it is used, and the one place where errors become exit codes."""
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from types import TracebackType
+
 import click
 
+from agent.config import debug_wanted
+from agent.errors import AgentError
+from agent.events import EXIT_CODES, Outcome
+from agent.lines import clean
+from runtime.errors import RuntimeFault
+from sandbox.errors import DiffRefused, SandboxError, WorktreeError
 
-@click.group()
-@click.version_option(package_name="gpt-oss-agent")
+# name: (module, its click command, one line of help). The help stands here so that `agent --help` loads no command.
+COMMANDS: Mapping[str, tuple[str, str, str]] = {
+    "config": ("agent.cli.config", "config", "Show the configuration and where each value comes from."),
+}
+
+INTERRUPTED = EXIT_CODES[Outcome.INTERRUPTED]
+PIPE_CLOSED = 128 + 13  # what a shell reports for a program that SIGPIPE ended
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are named."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Return the names in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        """Import the command, or None where there is no such name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
+        """Write the table from its own lines of help."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; an unknown one is answered with the nearest name."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], COMMANDS, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else 'To mend something: agent fix "what is wrong".'
+            ctx.fail(f"No such command {args[0]!r}. {hint}")
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; whoever reads our output may go away before its end (`agent runs | head -1`)."""
+        try:
+            result: object = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # The interpreter must not find the closed pipe again at its exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(PIPE_CLOSED)
+        return result
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="gpt-oss-agent", prog_name="agent", message="%(prog)s %(version)s")
+def cli() -> None:
+    """The coding agent for open-weight models: it mends in a sandbox and hands back a branch, with evidence."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Carry out one command line and return its exit code. What is raised on purpose becomes one message."""
+    try:
+        result = cli.main(list(arguments), prog_name="agent", standalone_mode=False)
+    except click.ClickException as error:
+        error.show(sys.stderr)
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except (AgentError, SandboxError, DiffRefused, WorktreeError, RuntimeFault) as error:
+        if debug_wanted():
+            raise
+        click.echo(f"agent: {clean(str(error))}", err=True)
+        return exit_code(error)
+    return result if isinstance(result, int) else 0
+
+
+def exit_code(error: Exception) -> int:
+    """The exit code of an error that was raised on purpose."""
+    match error:
+        case AgentError():
+            return error.exit_code
+        case SandboxError():
+            return EXIT_CODES[Outcome.SANDBOX]
+        case DiffRefused():
+            return EXIT_CODES[Outcome.REFUSED]
+        case RuntimeFault():
+            return EXIT_CODES[Outcome.ENDPOINT]
+        case _:
+            return EXIT_CODES[Outcome.INTERNAL]
+
+
+def _unforeseen(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What nobody raised on purpose: one line, and the way to the traceback. The interpreter then exits with 1."""
+    if debug_wanted():
+        sys.__excepthook__(kind, error, trace)
+    else:
+        click.echo(f"agent: internal error: {kind.__name__}: {clean(str(error))}\nAGENT_DEBUG=1 shows where.", err=True)
+
+
 def main() -> None:
-    """Fix bugs with open-weight models, in a sandbox, with evidence."""
+    """Entry point of the console script."""
+    sys.excepthook = _unforeseen
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal without UTF-8 shall show less, not end the run.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    sys.exit(run(sys.argv[1:]))

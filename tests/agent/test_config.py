@@ -52,6 +52,7 @@ def test_each_source_overrides_the_one_before(tmp_path: Path, home: dict[str, st
         {"max_turns": 4, "seed": None},
         tmp_path / "repo",
         {**home, "AGENT_MAX_TURNS": "3", "AGENT_MAX_ANSWER_TOKENS": "300"},
+        {"max_turns": "--max-turns"},
     )
     config = loaded.config
     assert (config.max_turns, config.max_answer_tokens, config.temperature, config.top_p) == (4, 300, 0.2, 0.5)

@@ -1,0 +1,130 @@
+"""The flags of a run, made from the configuration's own rules, and what turns them into a configuration."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from agent.config import RULES, Loaded, Rule, load
+from agent.errors import UsageError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+# Key of the configuration: its flag and how the value is called in the help.
+FLAGS: Mapping[str, tuple[str, str | None]] = {
+    "endpoint": ("--endpoint", "URL"),
+    "model": ("--model", "NAME"),
+    "wire": ("--wire", None),
+    "script": ("--script", "FILE"),
+    "checks": ("--check", "CMD"),
+    "check_timeout_s": ("--check-timeout", "S"),
+    "effort": ("--effort", None),
+    "temperature": ("--temperature", "T"),
+    "top_p": ("--top-p", "P"),
+    "seed": ("--seed", "N"),
+    "context_tokens": ("--context", "N"),
+    "tools": ("--tools", None),
+    "python": ("--python", None),
+    "sandbox": ("--sandbox", None),
+    "image": ("--image", "REF"),
+    "network": ("--network", None),
+    "memory_bytes": ("--memory", "SIZE"),
+    "pids": ("--pids", "N"),
+    "cpus": ("--cpus", "N"),
+    "disk_bytes": ("--disk", "SIZE"),
+    "include_uncommitted": ("--uncommitted/--no-uncommitted", None),
+    "max_turns": ("--max-turns", "N"),
+    "max_tokens": ("--max-tokens", "N"),
+    "max_answer_tokens": ("--max-answer-tokens", "N"),
+    "timeout_s": ("--timeout", "S"),
+    "command_timeout_s": ("--command-timeout", "S"),
+    "silence_timeout_s": ("--silence-timeout", "S"),
+    "endpoint_timeout_s": ("--endpoint-timeout", "S"),
+    "max_output_bytes": ("--max-output", "SIZE"),
+    "branch": ("--branch", "NAME"),
+    "runs_dir": ("--runs-dir", "DIR"),
+}
+ACKNOWLEDGEMENT = "--i-know-this-runs-on-my-machine"
+
+
+def _type(rule: Rule) -> click.Choice[str] | click.Path | type[Any] | None:
+    match rule.kind:
+        case "choice":
+            return click.Choice(rule.choices)
+        case "integer":
+            return int
+        case "number":
+            return float
+        case "path":
+            return click.Path(path_type=Path)
+        case "flag":
+            return None
+        case _:
+            return str
+
+
+def config_options(*keys: str) -> Callable[[Command], Command]:
+    """Add the flags of these keys (all of them, if none is named) to a command."""
+
+    def decorate(command: Command) -> Command:
+        for key in reversed(keys or tuple(FLAGS)):
+            rule, (flag, metavar) = RULES[key], FLAGS[key]
+            if rule.kind == "flag":
+                command = click.option(flag, key, default=None, help=rule.help)(command)
+            else:
+                command = click.option(
+                    flag,
+                    key,
+                    type=_type(rule),
+                    metavar=metavar,
+                    multiple=rule.kind == "list",
+                    default=None,
+                    help=rule.help,
+                )(command)
+        return command
+
+    return decorate
+
+
+def configured(flags: Mapping[str, object], repository: Path | None) -> Loaded:
+    """Merge the given flags with all other sources. Raises ConfigError."""
+    given = {key: value for key, value in flags.items() if value is not None and value != ()}
+    return load(given, repository, names={key: FLAGS[key][0].partition("/")[0] for key in given if key in FLAGS})
+
+
+def find_repository(start: Path) -> Path:
+    """The top folder of the git repository that holds ``start``. Raises UsageError."""
+    if not start.is_dir():
+        raise UsageError(f"{start} is not a folder. --repo names a folder inside a git repository.")
+    top = start.resolve()
+    for folder in (top, *top.parents):
+        if (folder / ".git").exists():
+            return folder
+    raise UsageError(
+        f"{top} is not in a git repository, and the change comes back as a branch. "
+        "Go to one, name one with --repo, or make one: git init && git add -A && git commit -m start."
+    )
+
+
+def read_text(argument: str) -> str:
+    """The text itself, ``@FILE``'s content, or standard input for ``-``. Raises UsageError."""
+    try:
+        if argument == "-":
+            text = sys.stdin.buffer.read().decode()
+        elif argument.startswith("@"):
+            text = Path(argument[1:]).read_bytes().decode()
+        else:
+            text = argument
+    except OSError as error:
+        raise UsageError(
+            f"{argument[1:]} cannot be read: {error.strerror}. @FILE names a file with the text."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"The text is not UTF-8: {error}.") from error
+    if not text.strip():
+        raise UsageError('The text is empty. Say what is wrong: agent fix "slugify drops the last word".')
+    return text.strip()

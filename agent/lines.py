@@ -1,0 +1,262 @@
+"""Events as lines of plain text, safe to print: what the screen, a pipe and `agent show` say about a run.
+
+Everything a model, a tool or a repository wrote is hostile until ``clean`` has seen it: escape sequences that move the
+cursor, rewrite the title or fill the clipboard, and characters that make a line read as something it is not.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+
+from agent.conversation import Channel, Message
+from agent.events import (
+    Checked,
+    CheckResult,
+    Compacted,
+    Delta,
+    Event,
+    MessageAdded,
+    Outcome,
+    PlanChanged,
+    PlanStep,
+    Repaired,
+    Resumed,
+    Retried,
+    RunEnded,
+    RunStarted,
+    Sampled,
+    State,
+    StepState,
+    ToolFinished,
+    ToolResult,
+    ToolStarted,
+    step,
+)
+
+# Colours are dropped without a trace; every other sequence is shown, so that an attempt is seen.
+COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
+LINE_END = re.compile(r"\r\n?|[\x0b\x0c\x85\u2028\u2029]")
+# The zero-width joiners and the soft hyphen belong to honest text; other format characters reorder or hide it.
+HARMLESS_FORMAT = "\u200c\u200d\u00ad"
+MARKS = {StepState.PENDING: "[ ]", StepState.IN_PROGRESS: "[>]", StepState.COMPLETED: "[x]"}
+TITLE_CHARS = 160
+TAIL_LINES = 6
+PATCH_FILE = re.compile(r"^\*\*\* (Add|Update|Delete) File: *(.+)$", re.MULTILINE)
+VERDICTS = {
+    Outcome.PASSED: "mended, and the checks say so",
+    Outcome.ANSWERED: "answered",
+    Outcome.UNVERIFIED: "changed, and no check could be observed",
+    Outcome.INTERNAL: "internal error",
+    Outcome.ENDPOINT: "the model could not be asked",
+    Outcome.LIMIT: "a limit was reached",
+    Outcome.CHECKS_FAILED: "changed, but the checks fail",
+    Outcome.NO_CHANGE: "no change was made",
+    Outcome.REFUSED: "the change was refused by policy",
+    Outcome.SANDBOX: "the sandbox is not available",
+    Outcome.INTERRUPTED: "interrupted",
+}
+
+
+def clean(text: str) -> str:
+    r"""Text that a terminal can only show: newlines and tabs stay, other control characters become ``\x1b``-like."""
+    text = LINE_END.sub("\n", COLOUR.sub("", text))
+    if text.isascii() and text.replace("\n", "").replace("\t", "").isprintable():
+        return text
+    return "".join(character if _shows(character) else _escaped(character) for character in text)
+
+
+def _shows(character: str) -> bool:
+    if character in "\n\t" or character in HARMLESS_FORMAT:
+        return True
+    return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def one_line(text: str, width: int = TITLE_CHARS) -> str:
+    """The text's words on one line, cut at ``width`` characters."""
+    joined = " ".join(clean(text[: 4 * width]).split())
+    return joined if len(joined) <= width else joined[: width - 1] + "…"
+
+
+def call_title(tool: str, text: str) -> str:
+    """What a call asks for, on one line, whatever shape its body has."""
+    body = _arguments(text)
+    match tool:
+        case "shell":
+            command = body.get("command", body.get("cmd", text))
+            if isinstance(command, list):
+                words = [str(word) for word in command]
+                command = words[2] if len(words) == 3 and words[1] in ("-c", "-lc") else " ".join(words)
+            return "$ " + one_line(str(command))
+        case "apply_patch":
+            changes = PATCH_FILE.findall(patch_text(text))
+            return one_line("apply_patch " + ", ".join(f"{kind.lower()} {path}" for kind, path in changes))
+        case "python":
+            return "python: " + one_line(str(body.get("code", text)))
+        case _:
+            values = ", ".join(str(value) for value in body.values()) if body else text
+            return one_line(f"{tool} {values}".rstrip())
+
+
+def patch_text(text: str) -> str:
+    """The patch in the body of an apply_patch call, bare or as an argument."""
+    body = _arguments(text)
+    return str(body.get("patch", body.get("input", text)))
+
+
+def _arguments(text: str) -> dict[str, object]:
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def seconds(duration_s: float) -> str:
+    """A duration as people read it."""
+    if duration_s < 9.95:
+        return f"{duration_s:.1f} s" if duration_s >= 0.05 else f"{duration_s * 1000:.0f} ms"
+    minutes, rest = divmod(round(duration_s), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def tail(text: str, lines: int = TAIL_LINES) -> list[str]:
+    """The last lines that say something, and before them how many there were."""
+    all_lines = [line for line in clean(text).rstrip().split("\n") if line.strip()]
+    kept = [line if len(line) <= 400 else line[:399] + "…" for line in all_lines[-lines:]]
+    left_out = len(all_lines) - len(kept)
+    return [f"… {left_out} lines before", *kept] if left_out else kept
+
+
+def result_line(result: ToolResult) -> str:
+    """How a call went, on one line."""
+    state = (
+        "ok"
+        if result.ok and not result.exit_code
+        else "failed"
+        if result.exit_code is None
+        else f"exit {result.exit_code}"
+    )
+    cut = f", {result.cut_bytes} bytes cut" if result.cut_bytes else ""
+    return f"{state} in {seconds(result.duration_s)}{cut}"
+
+
+def check_line(check: CheckResult) -> str:
+    """What one check did, on one line."""
+    state = (
+        "out of time"
+        if check.exit_code is None
+        else "passes"
+        if check.exit_code == 0
+        else f"fails (exit {check.exit_code})"
+    )
+    counts = {
+        name: sum(1 for value in check.tests.values() if value == name)
+        for name in ("failed", "error", "passed", "skipped")
+    }
+    tests = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    return f"{one_line(check.command)}: {state}{': ' + tests if tests else ''} ({seconds(check.duration_s)})"
+
+
+def plan_lines(steps: Sequence[PlanStep]) -> list[str]:
+    """The plan, a line a step."""
+    return [f"{MARKS[step.state]} {one_line(step.text)}" for step in steps]
+
+
+def model_line(config: object) -> str:
+    """Which model speaks, from the recorded configuration."""
+    known = config if isinstance(config, dict) else {}
+    if known.get("wire") == "scripted":
+        return f"a recorded model plays {one_line(str(known.get('script')))}: nothing is sampled, all else is real"
+    where = known.get("endpoint") or "the first local port that answers"
+    return one_line(f"{known.get('model') or 'the model'} at {where}")
+
+
+def ended_lines(ended: RunEnded) -> list[str]:
+    """How a run ended: what was observed first, what the model claimed after it."""
+    lines = [f"{ended.outcome}: {VERDICTS[ended.outcome]}", *([one_line(ended.reason, 600)] if ended.reason else [])]
+    if ended.changed_paths:
+        lines.append(
+            f"changed: {', '.join(one_line(path) for path in ended.changed_paths[:20])}" + _more(ended.changed_paths)
+        )
+    if ended.test_paths:
+        lines.append(
+            f"tests changed: {', '.join(one_line(path) for path in ended.test_paths[:20])}" + _more(ended.test_paths)
+        )
+    if ended.branch:
+        lines.append(f"branch: {one_line(ended.branch)}")
+    return lines
+
+
+def _more(paths: Sequence[str]) -> str:
+    return f" and {len(paths) - 20} more" if len(paths) > 20 else ""
+
+
+def event_lines(event: Event, state: State) -> list[str]:
+    """What to say about an event; ``state`` is the run's state before it. Every line is clean, whatever the event holds."""
+    return [clean(line).replace("\n", " ") for line in _described(event, state)]
+
+
+def _described(event: Event, state: State) -> list[str]:
+    match event:
+        case RunStarted():
+            return [f"run {event.run} ({event.mode}): {one_line(event.task)}", f"model: {model_line(event.config)}"]
+        case Resumed(note):
+            return ["resumed" + (f": {one_line(note)}" if note else "")]
+        case Retried():
+            return [f"asked again in {seconds(event.wait_s)} (attempt {event.attempt}): {one_line(event.reason, 400)}"]
+        case Repaired():
+            return [f"mended the model's output: {one_line(event.kind)} {one_line(event.detail)}".rstrip()]
+        case MessageAdded(message):
+            return message_lines(message)
+        case ToolStarted():
+            return [] if event.tool == "plan" else [call_title(event.tool, call_text(state, event.call))]
+        case ToolFinished(_, tool, result):
+            if tool == "plan" and result.ok:
+                return []
+            shown = tail(result.text) if not result.ok or result.exit_code else tail(result.text, 3)
+            return [result_line(result), *("  | " + line for line in shown)]
+        case PlanChanged(steps):
+            return ["plan:", *("  " + line for line in plan_lines(steps))]
+        case Compacted():
+            return [
+                f"the window filled: {event.tokens_before} tokens became {event.tokens_after} ({one_line(event.reason)})"
+            ]
+        case Checked(when, results):
+            return [f"check {when}: {check_line(check)}" for check in results] or [f"check {when}: there is none"]
+        case RunEnded():
+            return ended_lines(event)
+        case Sampled() | Delta():
+            return []
+
+
+def message_lines(message: Message) -> list[str]:
+    """A whole message: reasoning folded to its first line, calls left to their ToolStarted, the rest in full."""
+    if message.is_call or not message.text.strip():
+        return []
+    if message.channel is Channel.ANALYSIS:
+        return [f"thought: {one_line(message.text)}"]
+    return clean(message.text).strip().split("\n")
+
+
+def call_text(state: State, call: int) -> str:
+    """The body of the call with this index, or nothing where the conversation does not hold it."""
+    messages = state.conversation.messages
+    return messages[call].text if 0 <= call < len(messages) else ""
+
+
+def transcript(events: Iterable[tuple[float, Event]]) -> Iterator[str]:
+    """A whole recorded run as lines, each entry with the seconds since its start."""
+    state, start = State(), None
+    for at, event in events:
+        start = at if start is None else start
+        lines = event_lines(event, state)
+        state = step(state, event)
+        for number, line in enumerate(lines):
+            yield (f"{at - start:8.1f}  " if number == 0 else " " * 10) + line
