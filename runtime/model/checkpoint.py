@@ -1,0 +1,209 @@
+"""Checkpoints in safetensors: found, accounted for tensor by tensor, streamed to a device, and written.
+
+Nothing is loaded before every name, shape and type has been checked in the headers. Shards are mapped, not read whole,
+one at a time, and each tensor goes straight to its place on the device: the host holds one shard at most. MXFP4 bytes
+stay what they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from runtime.errors import CheckpointError
+from runtime.model.config import ModelConfig, hugging_face_json, original_json, read_config
+from runtime.model.memory import require_weights
+from runtime.model.weights import Layout, Weights, allocate, destinations
+
+# Called with the bytes that are on the device so far and the bytes that will be there in the end.
+Progress = Callable[[int, int], None]
+
+SCALE_NAN = 255  # the OCP format's NaN, which no trained weight can be
+DENSE_TYPES = frozenset({"BF16", "F16", "F32"})
+ORIGINAL_PREFIXES = ("block.", "embedding.", "unembedding.", "norm.")
+HUGGING_FACE_PREFIXES = ("model.", "lm_head.")
+INDEX = "model.safetensors.index.json"
+NAMES_SHOWN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where a tensor is and what its header says of it."""
+
+    shard: Path
+    shape: tuple[int, ...]
+    kind: str  # safetensors' name of the type: BF16, U8 …
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint whose every tensor is known to be there, in the right shape and type."""
+
+    directory: Path
+    config: ModelConfig
+    layout: Layout
+    entries: Mapping[str, Entry]
+
+
+def open_checkpoint(directory: Path) -> Checkpoint:
+    """Read the config and all headers of a checkpoint's folder and account for every tensor.
+
+    A folder that keeps its weights in ``original/`` only is followed there. Raises CheckpointError naming the file,
+    the key or the tensor that is missing, extra, misshapen, of a wrong type, twice there, or of the other layout.
+    """
+    if not directory.is_dir():
+        raise CheckpointError(
+            f"{directory} is not a folder: a checkpoint is a folder with config.json and *.safetensors"
+        )
+    shards = sorted(directory.glob("*.safetensors"))
+    if not shards and (directory / "original").is_dir():
+        return open_checkpoint(directory / "original")
+    if not shards:
+        raise CheckpointError(
+            f"{directory} has no *.safetensors: it is not a checkpoint, or nothing was downloaded yet"
+        )
+    config = read_config(directory / "config.json")
+    _check_index(directory, shards)
+    entries = _headers(shards)
+    layout = detect_layout(entries)
+    _account(entries, config, layout)
+    return Checkpoint(directory, config, layout, entries)
+
+
+def detect_layout(names: Collection[str]) -> Layout:
+    """Tell the layouts apart by tensor names. Raises CheckpointError for a mix of both, or neither."""
+    original = next((name for name in names if name.startswith(ORIGINAL_PREFIXES)), None)
+    hugging_face = next((name for name in names if name.startswith(HUGGING_FACE_PREFIXES)), None)
+    match original, hugging_face:
+        case str(), str():
+            raise CheckpointError(
+                f"the checkpoint mixes two layouts: {original!r} is of the original one, {hugging_face!r} of Hugging "
+                "Face's. Keep the shards of one of them in the folder"
+            )
+        case str(), None:
+            return Layout.ORIGINAL
+        case None, str():
+            return Layout.HUGGING_FACE
+        case _:
+            raise CheckpointError(f"no tensor has a name of gpt-oss: {_some(names)}")
+
+
+def load_weights(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, progress: Progress | None = None
+) -> Weights:
+    """Load a checkpoint to a device: dense tensors in ``dtype``, gains and sinks in fp32, MXFP4 as it is.
+
+    Raises DoesNotFit before anything is allocated, and CheckpointError for a shard that cannot be read or an MXFP4
+    scale of 255.
+    """
+    require_weights(checkpoint.config, device, dtype)
+    weights = allocate(checkpoint.config, device, dtype)
+    into = destinations(weights, checkpoint.config, checkpoint.layout)
+    total = sum(tensor.nbytes for tensor in into.values())
+    done = 0
+    for shard in sorted({entry.shard for entry in checkpoint.entries.values()}):
+        with _reading(shard), safe_open(shard, framework="pt") as file:
+            for name in (name for name, entry in checkpoint.entries.items() if entry.shard == shard):
+                target = into[name]
+                target.copy_(file.get_tensor(name))
+                if name.endswith("scales") and int(target.max()) == SCALE_NAN:
+                    raise CheckpointError(
+                        f"{name} in {shard.name} has a scale byte of 255, which is no number: the file is damaged"
+                    )
+                done += target.nbytes
+                if progress is not None:
+                    progress(done, total)
+    return weights
+
+
+def save_weights(weights: Weights, config: ModelConfig, directory: Path, layout: Layout, shards: int = 1) -> None:
+    """Write a checkpoint as the published ones are: dense tensors in bf16, an index beside several shards."""
+    directory.mkdir(parents=True, exist_ok=True)
+    found = {
+        name: (tensor if tensor.dtype is torch.uint8 else tensor.to(torch.bfloat16)).cpu().clone()
+        for name, tensor in destinations(weights, config, layout).items()
+    }
+    form = original_json(config) if layout is Layout.ORIGINAL else hugging_face_json(config)
+    (directory / "config.json").write_text(json.dumps(form, indent=2) + "\n", encoding="utf-8")
+    names = sorted(found)
+    places: dict[str, str] = {}
+    for number in range(shards):
+        file = "model.safetensors" if shards == 1 else f"model-{number + 1:05}-of-{shards:05}.safetensors"
+        part = {name: found[name] for name in names[number::shards]}
+        save_file(part, directory / file, metadata={"format": "pt"})
+        places |= dict.fromkeys(part, file)
+    if shards > 1:
+        size = sum(tensor.nbytes for tensor in found.values())
+        index = {"metadata": {"total_size": size}, "weight_map": places}
+        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _check_index(directory: Path, shards: list[Path]) -> None:
+    """Name the shards that the index promises and the folder lacks: better than a list of hundreds of tensors."""
+    path = directory / INDEX
+    if not path.exists():
+        return
+    try:
+        promised = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} cannot be read as an index of shards: {error!r}") from error
+    missing = promised - {shard.name for shard in shards}
+    if missing:
+        raise CheckpointError(f"{directory} lacks {_some(missing)}, which {INDEX} names: the download is incomplete")
+
+
+def _headers(shards: list[Path]) -> dict[str, Entry]:
+    entries: dict[str, Entry] = {}
+    for shard in shards:
+        with _reading(shard), safe_open(shard, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                if name in entries:
+                    raise CheckpointError(f"{name} is in {entries[name].shard.name} and again in {shard.name}")
+                header = file.get_slice(name)
+                entries[name] = Entry(shard, tuple(header.get_shape()), header.get_dtype())
+    return entries
+
+
+def _account(entries: Mapping[str, Entry], config: ModelConfig, layout: Layout) -> None:
+    expected = destinations(allocate(config, torch.device("meta"), torch.bfloat16), config, layout)
+    missing, extra = expected.keys() - entries.keys(), entries.keys() - expected.keys()
+    if any(name.endswith(("gate_up_proj", "down_proj")) for name in extra):
+        raise CheckpointError(
+            f"the experts are not in MXFP4 ({_some(extra)}): take the published checkpoint, or quantise this one"
+        )
+    if missing:
+        raise CheckpointError(f"{len(missing)} of {len(expected)} tensors are missing: {_some(missing)}")
+    if extra:
+        raise CheckpointError(f"{len(extra)} tensors are not of this model ({config.layers} layers): {_some(extra)}")
+    for name, tensor in expected.items():
+        entry = entries[name]
+        if entry.shape != tuple(tensor.shape):
+            raise CheckpointError(
+                f"{name} has shape {list(entry.shape)}, the config asks for {list(tensor.shape)} ({entry.shard.name})"
+            )
+        allowed = {"U8"} if tensor.dtype is torch.uint8 else DENSE_TYPES
+        if entry.kind not in allowed:
+            raise CheckpointError(f"{name} is of type {entry.kind}, not {' or '.join(sorted(allowed))}")
+
+
+@contextmanager
+def _reading(shard: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{shard} cannot be read ({error}): it is damaged or its download is incomplete"
+        ) from error
+
+
+def _some(names: Collection[str]) -> str:
+    shown = sorted(names)[:NAMES_SHOWN]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")

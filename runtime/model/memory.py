@@ -1,0 +1,88 @@
+"""What a model needs and what a device has, said before anything is allocated."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from runtime.errors import DoesNotFit
+from runtime.model.config import ModelConfig, gpt_oss_20b
+from runtime.model.weights import allocate, size_bytes
+
+GIB = 1 << 30
+# Tokens of the step that room is kept for besides weights and cache.
+WORKSPACE_TOKENS = 512
+
+
+def weights_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+    """Return the bytes of a model's weights."""
+    return size_bytes(allocate(config, torch.device("meta"), dtype))
+
+
+def workspace_bytes(config: ModelConfig) -> int:
+    """Return about what a step needs besides weights and cache: fp32 logits, activations and one decoded expert."""
+    activations = config.experts_per_token * 3 * config.intermediate + 8 * config.hidden
+    expert = 3 * config.intermediate * config.hidden
+    return 4 * (WORKSPACE_TOKENS * (config.vocabulary + activations) + expert)
+
+
+def cache_bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
+    """Return the bytes of keys and values of one token over all layers."""
+    return 2 * config.layers * config.kv_heads * config.head_dim * dtype.itemsize
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Return what can still be allocated on a device, or None where nobody says."""
+    match device.type:
+        case "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            return int(free)
+        case "mps":
+            return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+        case "cpu":
+            return _available_host_bytes()
+        case _:
+            return None
+
+
+def require_weights(config: ModelConfig, device: torch.device, dtype: torch.dtype, free: int | None = None) -> None:
+    """Raise DoesNotFit where the weights and a step's workspace are more than a device has free.
+
+    ``free`` None asks the device. The message says how much is missing and what would fit.
+    """
+    have = free_bytes(device) if free is None else free
+    need, step = weights_bytes(config, dtype), workspace_bytes(config)
+    if have is None or need + step <= have:
+        return
+    raise DoesNotFit(
+        f"the weights need {_gib(need)} and a step about {_gib(step)} more, but {device} has {_gib(have)} free: "
+        f"{_gib(need + step - have)} are missing. {_advice(config, dtype, have)}"
+    )
+
+
+def _advice(config: ModelConfig, dtype: torch.dtype, have: int) -> str:
+    """Say what would fit in ``have`` bytes, or how large a device would have to be."""
+    if dtype is not torch.bfloat16 and weights_bytes(config, torch.bfloat16) + workspace_bytes(config) <= have:
+        return "In bf16 it fits."
+    small = weights_bytes(gpt_oss_20b(), torch.bfloat16) + workspace_bytes(gpt_oss_20b())
+    if small <= have:
+        return f"gpt-oss-20b in bf16 fits: it needs {_gib(small)}."
+    return f"gpt-oss-20b, the smallest, needs {_gib(small)} in bf16: use a larger device, or free memory on this one."
+
+
+def _available_host_bytes() -> int | None:
+    """Return MemAvailable (Linux: free pages and what the kernel can drop), else the free pages."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    if "SC_AVPHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def _gib(count: int) -> str:
+    return f"{count / GIB:.1f} GiB"

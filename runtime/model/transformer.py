@@ -1,0 +1,74 @@
+"""The layers over a record of kernels: token ids and paged caches in, logits out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from runtime.kernels.base import Kernels, LayerCache, Shapes, StepInputs
+from runtime.model.config import ModelConfig
+from runtime.model.rope import rope_table
+from runtime.model.weights import Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Transformer:
+    """A model ready to run: weights, kernels, and the table of rotations, all on one device."""
+
+    config: ModelConfig
+    shapes: Shapes
+    weights: Weights
+    kernels: Kernels
+    rope: torch.Tensor  # fp32 [positions, D]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return self.weights.embedding.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in, and what its cache holds."""
+        return self.weights.embedding.dtype
+
+
+def build_transformer(
+    config: ModelConfig, weights: Weights, kernels: Kernels, positions: int | None = None
+) -> Transformer:
+    """Put a model together. ``positions`` bounds the table of rotations (None: the whole context)."""
+    count = config.context_tokens if positions is None else positions
+    rope = rope_table(config, count, weights.embedding.device)
+    return Transformer(config, config.shapes(), weights, kernels, rope)
+
+
+def new_cache(model: Transformer, pages: int, page_size: int) -> tuple[LayerCache, ...]:
+    """Return an empty cache: for each layer keys and values [pages, page_size, Nk, D]."""
+    config = model.config
+    shape = (pages, page_size, config.kv_heads, config.head_dim)
+
+    def empty() -> torch.Tensor:
+        return torch.zeros(shape, dtype=model.dtype, device=model.device)
+
+    return tuple(LayerCache(empty(), empty()) for _ in range(config.layers))
+
+
+@torch.no_grad()
+def forward(model: Transformer, inputs: StepInputs, caches: Sequence[LayerCache]) -> torch.Tensor:
+    """Run one step and return fp32 logits [S, V] of the rows ``inputs.sample_rows``; the caches are written.
+
+    Nothing here reads a value back to the host or depends on one, so with kernels that do not either, a step can be
+    captured in a CUDA graph and replayed on other inputs of the same shape.
+    """
+    run, shapes, weights = model.kernels, model.shapes, model.weights
+    x = weights.embedding[inputs.token_ids]
+    for number, (layer, cache) in enumerate(zip(weights.layers, caches, strict=True)):
+        window = model.config.layer_window(number)
+        qkv = run.norm_qkv(x, layer.attention_gain, layer.qkv_weight, layer.qkv_bias, shapes)
+        attended = run.attend(qkv, model.rope, layer.sinks, cache, inputs, window, shapes)
+        x = run.project(attended, layer.out_weight, layer.out_bias, x)
+        normalised, ids, shares = run.route(x, layer.mlp_gain, layer.router_weight, layer.router_bias, shapes)
+        activated = run.experts_up(normalised, ids, layer.up, layer.up_bias, shapes)
+        x = run.experts_down(activated, ids, shares, layer.down, layer.down_bias, x, shapes)
+    return run.unembed(x[inputs.sample_rows], weights.final_gain, weights.unembedding, shapes)
