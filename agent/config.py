@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -240,6 +241,20 @@ def user_file(environ: Mapping[str, str] | None = None) -> Path:
         if env.get("AGENT_CONFIG")
         else base_dir(env, "XDG_CONFIG_HOME", ".config") / "config.toml"
     )
+
+
+@contextmanager
+def exported(variable: str, value: str) -> Iterator[None]:
+    """Set an environment variable while a library loads that can be told in no other way; then put it back."""
+    before = os.environ.get(variable)
+    os.environ[variable] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before
 
 
 def debug_wanted(environ: Mapping[str, str] | None = None) -> bool:

@@ -32,6 +32,7 @@ class ToolSpec:
 
     ``name`` may be dotted (``container.exec``): the part before the dot is harmony's namespace. A name without a dot
     is a plain function. ``parameters`` is a JSON schema object; None declares a freeform tool whose body is raw text.
+    ``python`` and ``browser`` without parameters are the built-in tools; an empty description means the trained text.
     """
 
     name: str
@@ -43,9 +44,11 @@ class ToolSpec:
 class Message:
     """One message. An assistant message with a recipient is a *call*.
 
-    ``name`` is the tool that speaks, for role TOOL. ``tokens`` are the ids the message was sampled as, verbatim, header
-    and end token included; empty for what the harness wrote or a wire without ids delivered. The ``tokens`` of the
-    consecutive messages of one completion concatenate to that completion exactly.
+    ``name`` is the tool that speaks, for role TOOL. ``content_type`` is the bare word (``json``, ``code``), without
+    harmony's marker. ``tokens`` are the ids the message was sampled as, verbatim, header and end token included; empty
+    for what the harness wrote or a wire without ids delivered. The ``tokens`` of the consecutive messages of one
+    completion concatenate exactly to the opening that the prompt ended in (``<|start|>assistant``, or a longer prefill)
+    and that completion, so that concatenating them is all it takes to continue.
     """
 
     role: Role

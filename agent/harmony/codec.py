@@ -1,0 +1,260 @@
+"""Conversation → token ids, the way the model was trained to read it; ids → text.
+
+The prompt is an append-only token log: what was sampled is repeated verbatim, everything else is rendered once and the
+same way each time. So the prompt of turn n+1 begins with prompt and completion of turn n, id for id, and a server's
+prefix cache holds. Only two things rewrite what was sent: a new final answer, which retires the reasoning before it, and
+a compaction.
+
+Text becomes text ids only. A control id comes from this module's own layout or from what the model sampled itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from agent.conversation import Channel, Conversation, Message, Role, ToolSpec
+from agent.harmony.tokens import (
+    CALL,
+    CHANNEL,
+    CONSTRAIN,
+    END,
+    ENDOFTEXT,
+    ENDS,
+    MESSAGE,
+    OPENING,
+    RETURN,
+    START,
+    is_text,
+)
+from agent.harmony.vocabulary import load_encoding
+
+if TYPE_CHECKING:
+    import openai_harmony
+    from openai_harmony import HarmonyEncoding
+
+Ids = tuple[int, ...]
+
+BUILT_IN: Final = ("python", "browser")
+EFFORTS: Final = ("low", "medium", "high")
+# Byte pair encoding takes time quadratic in the length of a word: 100,000 times the same letter takes 4 s. Longer runs
+# than this without a space, or without a letter or digit, are encoded in pieces (1 ms for every one).
+RUN_CHARS: Final = 2048
+_LONG_RUN = re.compile(rf"\S{{{RUN_CHARS}}}|\W{{{RUN_CHARS}}}")
+_WORD = re.compile(r"[\w/+.\-]+")
+
+
+def open_codec(cache_dir: Path) -> Codec:
+    """Load the vocabulary (0.3 s) and return the codec over it. Raises AgentError when the vocabulary cannot be had."""
+    return Codec(load_encoding(cache_dir))
+
+
+class Codec:
+    """Renders conversations and decodes ids. Safe to use from several threads.
+
+    What was rendered last is remembered message by message; that is a cache and nothing else: a fresh codec gives the
+    same ids.
+    """
+
+    def __init__(self, encoding: HarmonyEncoding) -> None:
+        self._encoding = encoding
+        self._bytes: dict[int, bytes] = {}
+        self._head: tuple[tuple[str, tuple[ToolSpec, ...], str], Ids] | None = None
+        self._rendered: dict[int, tuple[Message, Message | None, Ids]] = {}
+
+    def prompt(self, conversation: Conversation, opening: Sequence[int] = OPENING) -> list[int]:
+        """Return the ids to be continued: the conversation, then ``opening`` (``<|start|>assistant``, or a longer prefill)."""
+        ids = list(self._render_head(conversation))
+        kept: dict[int, tuple[Message, Message | None, Ids]] = {}
+        for message, call in _with_calls(prune(conversation.messages)):
+            known = self._rendered.get(id(message))
+            if known is None or known[0] is not message or known[1] is not call:
+                known = (message, call, self.render(_answering(message, call)))
+            kept[id(message)] = known
+            ids += known[2]
+        self._rendered = kept
+        ids += opening
+        return ids
+
+    def render(self, message: Message) -> Ids:
+        """Return one message's ids: as it was sampled, or as openai-harmony lays it out."""
+        if message.tokens:
+            return _closed(message)
+        ids = [START, *self._header_start(message)]
+        if message.channel is not None:
+            ids += [CHANNEL, *self.encode(message.channel.value)]
+        if message.content_type == "json":
+            ids += [*self.encode(" "), CONSTRAIN, *self.encode("json")]
+        elif message.content_type and _WORD.fullmatch(message.content_type):
+            ids += self.encode(f" {message.content_type}")
+        ids += [MESSAGE, *self.encode(message.text), CALL if message.is_call else END]
+        return tuple(ids)
+
+    def encode(self, text: str) -> list[int]:
+        """Encode text as text: whatever it spells, no control id comes out."""
+        ids: list[int] = []
+        for piece in _pieces(text):
+            ids += self._encoding.encode(piece, disallowed_special=())
+        return ids
+
+    def encode_sampled(self, text: str) -> list[int]:
+        """Encode what a *model* sampled and a server gave back as text with its control tokens spelt out.
+
+        Never for anything else: in text from a file, a tool or a person this would forge structure.
+        """
+        ids: list[int] = self._encoding.encode(text, allowed_special="all")
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, control tokens spelt out, invalid UTF-8 replaced: for people and for logs, never for a prompt."""
+        return b"".join(map(self._spell, ids)).decode("utf-8", "replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one text id; empty for any other id, known or not."""
+        return self._spell(token) if is_text(token) else b""
+
+    def _spell(self, token: int) -> bytes:
+        known = self._bytes.get(token)
+        if known is None:
+            from openai_harmony import HarmonyError
+
+            try:
+                known = self._encoding.decode([token], errors="surrogateescape").encode("utf-8", "surrogateescape")
+            except (HarmonyError, OverflowError):  # an id that the vocabulary does not have
+                known = "\ufffd".encode()
+            self._bytes[token] = known
+        return known
+
+    def _header_start(self, message: Message) -> list[int]:
+        match message.role:
+            case Role.TOOL:
+                return [*self.encode(message.name or "tool"), *self.encode(" to=assistant")]
+            case _ if message.recipient is not None:
+                return [*self.encode(message.role.value), *self.encode(f" to={message.recipient}")]
+            case _:
+                return self.encode(message.role.value)
+
+    def _render_head(self, conversation: Conversation) -> Ids:
+        key = (conversation.instructions, conversation.tools, conversation.effort)
+        if self._head is None or self._head[0] != key:
+            self._head = (key, self._new_head(conversation))
+        return self._head[1]
+
+    def _new_head(self, conversation: Conversation) -> Ids:
+        import openai_harmony as harmony
+
+        named, plain = _by_place(conversation.tools)
+        system = harmony.SystemContent.new().with_reasoning_effort(_effort(conversation.effort))
+        for namespace in _namespaces(named):
+            system = system.with_tools(namespace)
+        messages = [harmony.Message.from_role_and_content(harmony.Role.SYSTEM, system)]
+        if conversation.instructions or plain:
+            developer = harmony.DeveloperContent.new()
+            if conversation.instructions:
+                developer = developer.with_instructions(_clean(conversation.instructions))
+            if plain:
+                developer = developer.with_function_tools([_described(tool.name, tool) for tool in plain])
+            messages.append(harmony.Message.from_role_and_content(harmony.Role.DEVELOPER, developer))
+        config = harmony.RenderConversationConfig(auto_drop_analysis=False)
+        return tuple(self._encoding.render_conversation(harmony.Conversation.from_messages(messages), config))
+
+
+def prune(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Leave out the reasoning that led to an answer already given: all before the last final; all since is kept.
+
+    Calls and what tools answered stay, on whichever channel they were: they are what was done.
+    """
+    last = max((index for index, message in enumerate(messages) if message.is_final), default=0)
+    return tuple(m for index, m in enumerate(messages) if index >= last or not _is_reasoning(m))
+
+
+def recipients(tools: Sequence[ToolSpec]) -> frozenset[str]:
+    """The recipients that the declared tools are called by, as the model was shown them."""
+    return frozenset(
+        tool.name if "." in tool.name or tool.name in BUILT_IN else f"functions.{tool.name}" for tool in tools
+    )
+
+
+def _is_reasoning(message: Message) -> bool:
+    return message.role is Role.ASSISTANT and message.channel is Channel.ANALYSIS and message.recipient is None
+
+
+def _closed(message: Message) -> Ids:
+    """What was sampled, ended the way history is: a call by ``<|call|>``, everything else by ``<|end|>``."""
+    last = message.tokens[-1]
+    if last in (RETURN, ENDOFTEXT):
+        return (*message.tokens[:-1], CALL if message.is_call else END)
+    return message.tokens if last in ENDS else (*message.tokens, CALL if message.is_call else END)
+
+
+def _with_calls(messages: Sequence[Message]) -> Iterator[tuple[Message, Message | None]]:
+    """Each message, and for a tool's answer the call that it answers: the newest one before it."""
+    call: Message | None = None
+    for message in messages:
+        if message.is_call:
+            call = message
+        yield message, call if message.role is Role.TOOL else None
+
+
+def _answering(message: Message, call: Message | None) -> Message:
+    """A tool answers on the channel of its call, under the name that it was called by."""
+    if call is None:
+        return message
+    return replace(message, channel=message.channel or call.channel, name=message.name or call.recipient)
+
+
+def _by_place(tools: Sequence[ToolSpec]) -> tuple[list[ToolSpec], list[ToolSpec]]:
+    """Tools of a namespace and built-in tools belong to the system message, plain functions to the developer message."""
+    named = [tool for tool in tools if "." in tool.name or (tool.name in BUILT_IN and tool.parameters is None)]
+    return named, [tool for tool in tools if tool not in named]
+
+
+def _namespaces(tools: Sequence[ToolSpec]) -> Iterator[openai_harmony.ToolNamespaceConfig]:
+    from openai_harmony import ToolNamespaceConfig
+
+    grouped: dict[str, list[ToolSpec]] = {}
+    for tool in tools:
+        grouped.setdefault(tool.name.partition(".")[0], []).append(tool)
+    for name, members in grouped.items():
+        if name in BUILT_IN and members[0].name == name:
+            trained = ToolNamespaceConfig.python() if name == "python" else ToolNamespaceConfig.browser()
+            described = members[0].description or trained.description
+            yield ToolNamespaceConfig(name=name, description=described, tools=trained.tools)
+        else:
+            described_members = [_described(tool.name.partition(".")[2], tool) for tool in members]
+            yield ToolNamespaceConfig(name=name, description=None, tools=described_members)
+
+
+def _described(name: str, tool: ToolSpec) -> openai_harmony.ToolDescription:
+    from openai_harmony import ToolDescription
+
+    parameters: Mapping[str, Any] = {"type": "string"} if tool.parameters is None else tool.parameters
+    return ToolDescription.new(name, _clean(tool.description), dict(parameters))
+
+
+def _effort(effort: str) -> openai_harmony.ReasoningEffort:
+    from openai_harmony import ReasoningEffort
+
+    if effort not in EFFORTS:
+        raise ValueError(f"The reasoning effort is {effort!r}; harmony knows {', '.join(EFFORTS)}.")
+    return ReasoningEffort(effort.capitalize())
+
+
+def _clean(text: str) -> str:
+    """Text that can cross into Rust as JSON: lone surrogates are replaced."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Cut long runs; concatenates to ``text``."""
+    at = 0
+    for run in _LONG_RUN.finditer(text):
+        if run.start() > at:
+            yield text[at : run.start()]
+        yield run.group()
+        at = run.end()
+    if at < len(text):
+        yield text[at:]

@@ -1,0 +1,179 @@
+"""Read one message header, well formed or not. Pure: a list of text segments in, what they mean out.
+
+A header is ``<|start|>`` role [`` to=``recipient] [``<|channel|>``channel] [`` to=``recipient] [type] ``<|message|>``,
+where type is `` <|constrain|>json`` or `` code``. What a model at temperature 1 makes of it is in the tests.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from agent.conversation import Channel
+from agent.harmony.repair import Kind
+from agent.harmony.tokens import CHANNEL, CONSTRAIN
+
+NAME: Final = r"[\w.\-/]+"
+NOBODY: Final = frozenset({"", "assistant", "all", "user", "system", "developer"})  # a recipient that is not a tool
+TYPES: Final = ("json", "code")
+
+_CHANNEL = re.compile(r"analysis|commentary|final")
+_CHANNELS = re.compile(rf"\s*(?:assistant)*(?:({_CHANNEL.pattern}))+")
+_PIECES = frozenset({"", "comment", "ary"})  # `commentary` is two tokens
+_RECIPIENT = re.compile(rf"\s?to\s*=\s*({NAME})")
+_FOREIGN = re.compile(r"user|system|developer|tool|\S+\s+to\s*=\s*assistant")
+_TYPE = re.compile(rf"(?<![\w]){'|'.join(TYPES)}(?![\w])")
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Header text and the control id that opened it (None for text at the very beginning)."""
+
+    control: int | None
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a header means. ``hint`` is a declared tool whose name stands in it without being addressed properly.
+
+    ``body`` is message text found in the header: its marker stood too late or was missing.
+    """
+
+    channel: Channel | None = None
+    recipient: str | None = None
+    content_type: str | None = None
+    body: str = ""
+    hint: str | None = None
+    kinds: tuple[Kind, ...] = ()
+
+
+def is_foreign(segments: Sequence[Segment], recipients: Collection[str]) -> bool:
+    """Whether the message is written under another's name: a role that is not the model's, or a tool's answer."""
+    role = _role(segments).strip()
+    rest = re.sub(r"to\s*=\s*assistant", "", role)
+    return "assistant" not in rest and (_FOREIGN.match(role) is not None or role in recipients)
+
+
+def is_header(segments: Sequence[Segment]) -> bool:
+    """Whether text that never reached a ``<|message|>`` is a header all the same, and not a piece of the text before."""
+    after_channel = [s.text for s in segments if s.control == CHANNEL]
+    return _role(segments).lstrip().startswith("assistant") or any(_CHANNELS.match(text) for text in after_channel)
+
+
+def read_header(segments: Sequence[Segment], recipients: Collection[str]) -> Header:
+    """Read a header that was ended by ``<|message|>``. ``recipients`` are the names that were declared to the model."""
+    kinds: list[Kind] = []
+    channel, glued = _read_channel(segments)
+    if channel is None:
+        kinds.append(Kind.CHANNEL)
+    rest = " ".join(s.text for s in segments if s.control != CONSTRAIN)
+    recipient, rest = _read_recipient(rest, recipients)
+    constrained = " ".join(s.text for s in segments if s.control == CONSTRAIN)
+    content_type, type_rest, early = _read_type(constrained)
+    if recipient is None and "=" in constrained:  # the words of the header changed places
+        recipient, type_rest = _read_recipient(constrained, recipients)
+    if content_type is None and (found := _TYPE.search(rest)):
+        content_type = found.group()
+        rest = rest[: found.start()] + rest[found.end() :]
+    body = early
+    if glued and not early and not any(s.control == CONSTRAIN for s in segments):
+        rest, body = rest.replace(glued, "", 1), glued
+    words = _words(rest) + type_rest.split()
+    if words:
+        kinds.append(Kind.HEADER_WORDS)
+    if body:
+        kinds.append(Kind.MISSING_MESSAGE)
+    if any(s.control == CONSTRAIN for s in segments) and content_type is None:
+        kinds.append(Kind.CONTENT_TYPE)
+    hint = None if recipient is not None else _hint(segments, content_type, recipients)
+    return Header(channel, recipient, content_type, body, hint, tuple(kinds))
+
+
+def read_unmarked(segments: Sequence[Segment], recipients: Collection[str]) -> Header:
+    """Read a header that was never ended by ``<|message|>``: the message's text stands in its last segment."""
+    *before, last = segments
+    match last.control:
+        case control if control == CONSTRAIN:
+            pattern = rf"\s*(?:{'|'.join(TYPES)}|[A-Za-z]*)\s*"
+        case control if control == CHANNEL:
+            pattern = rf"\s*(?:{_CHANNEL.pattern})?(?:\s*to\s*=\s*{NAME})?(?:\s+(?:{'|'.join(TYPES)})(?![a-z]))?"
+        case _:
+            pattern = rf"\s*(?:assistant)?(?:\s*to\s*=\s*{NAME})?"
+    found = re.match(pattern, last.text)
+    cut = found.end() if found else 0
+    head, body = last.text[:cut], last.text[cut:]
+    if addressed := _RECIPIENT.search(head):
+        name = addressed.group(1)
+        known = max((r for r in recipients if name.startswith(r)), key=len, default=name)
+        body = name[len(known) :] + head[addressed.end() :] + body if known != name else body
+        head = head[: addressed.start()] + f" to={known}" if known != name else head
+    header = read_header([*before, Segment(last.control, head)], recipients)
+    kinds = (*(kind for kind in header.kinds if kind is not Kind.MISSING_MESSAGE), Kind.MISSING_MESSAGE)
+    if body.strip() in _PIECES:
+        body = ""
+    text = header.body + (body.lstrip() if last.control == CONSTRAIN or header.recipient else body)
+    return Header(header.channel, header.recipient, header.content_type, text, header.hint, kinds)
+
+
+def _role(segments: Sequence[Segment]) -> str:
+    texts = []
+    for segment in segments:
+        if segment.control in (CHANNEL, CONSTRAIN):
+            break
+        texts.append(segment.text)
+    return " ".join(texts)
+
+
+def _read_channel(segments: Sequence[Segment]) -> tuple[Channel | None, str]:
+    """The channel, and the text that sticks to its name without a space (message text whose marker came too late)."""
+    for segment in reversed(segments):
+        if segment.control == CHANNEL and (found := _CHANNELS.match(segment.text)):
+            rest = segment.text[found.end() :]
+            sticks = rest != "" and not rest[0].isspace() and not _RECIPIENT.search(rest)
+            return Channel(found.group(1)), rest if sticks else ""
+    everything = "".join(segment.text for segment in segments)
+    if names := _CHANNEL.findall(everything):
+        return Channel(names[-1]), ""
+    if re.search(r"comment|ary\b", everything):  # a piece of it
+        return Channel.COMMENTARY, ""
+    return None, ""
+
+
+def _read_recipient(text: str, recipients: Collection[str]) -> tuple[str | None, str]:
+    """The recipient, and the text without it."""
+    found = [match for match in _RECIPIENT.finditer(text) if match.group(1).strip(".-/") not in NOBODY]
+    if not found:
+        return None, _RECIPIENT.sub("", text)
+    best = next((match for match in found if match.group(1) in recipients), found[-1])
+    return best.group(1), _RECIPIENT.sub("", text)
+
+
+def _read_type(text: str) -> tuple[str | None, str, str]:
+    """The content type after ``<|constrain|>``, stray words, and message text that stands before its marker."""
+    found = re.match(r"\s*([A-Za-z][\w/+\-]*)", text)
+    if found is None:
+        start = text.lstrip()
+        return None, "", start if start[:1] in ("{", "[", '"') else ""
+    word, rest = found.group(1), text[found.end() :]
+    known = next((name for name in TYPES if word.startswith(name)), word)
+    begin = re.search(r"[{\[]", rest)
+    early = rest[begin.start() :] if begin else ""
+    stray = word[len(known) :] + (rest[: begin.start()] if begin else rest)
+    return known, stray, early
+
+
+def _words(text: str) -> list[str]:
+    """What is left of a header's text once role and channel are taken out of it."""
+    return re.sub(rf"assistant|{_CHANNEL.pattern}", " ", text).split()
+
+
+def _hint(segments: Sequence[Segment], content_type: str | None, recipients: Collection[str]) -> str | None:
+    everything = " ".join(segment.text for segment in segments)
+    for name in sorted(recipients, key=len, reverse=True):
+        border = "" if "." in name else r"(?<![\w.])"
+        if re.search(rf"{border}{re.escape(name)}(?!\w)", everything):
+            return name
+    return "python" if content_type == "code" and "python" in recipients else None

@@ -1,0 +1,336 @@
+"""Ids in, messages out: a token state machine that never raises on anything a model may emit.
+
+::
+
+                 START                    MESSAGE
+    BETWEEN ───────────────► HEADER ───────────────────► BODY
+       ▲    anything else ──►   │ ▲    CHANNEL, START ◄──  │
+       │    (start was missing) │ └────────────────────────│
+       └────────────────────────┴──────────────────────────┘
+                      END, RETURN, CALL, ENDOFTEXT
+
+Messages that are complete are kept whatever follows. Every id belongs to exactly one message: ids of garbage belong to
+the message after them, so the ``tokens`` of the messages concatenate to what was fed, up to the end of the last one.
+What never became a message (a header that was cut, a message under another's name) is in nobody's ``tokens``.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
+
+from agent.conversation import Channel, Message, Role
+from agent.events import Delta, Repaired
+from agent.harmony.header import Header, Segment, is_foreign, is_header, read_header, read_unmarked
+from agent.harmony.repair import Kind, repaired
+from agent.harmony.tokens import CALL, CHANNEL, CONSTRAIN, END, ENDS, MESSAGE, RETURN, START, STOPS, is_text
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """What a stream held. ``open`` are the ids after the last whole message: what a continuation would extend.
+
+    ``partial`` is the message that ``open`` amounts to, where there is one; it was not ended.
+    """
+
+    messages: tuple[Message, ...]
+    repairs: tuple[Repaired, ...]
+    open: tuple[int, ...] = ()
+    partial: Message | None = None
+
+
+class _State(Enum):
+    BETWEEN = auto()
+    HEADER = auto()
+    BODY = auto()
+
+
+@dataclass(slots=True)
+class _Draft:
+    """The message being read."""
+
+    ids: list[int] = field(default_factory=list)
+    header_ids: list[int] = field(default_factory=list)
+    header: Header = field(default_factory=Header)
+    text: list[str] = field(default_factory=list)
+    follows_end: bool = True  # whether the text before it was properly ended
+
+
+class Parser:
+    """One answer's parser. Feed it the prompt's opening first (``<|start|>assistant``), then what is sampled.
+
+    ``decode`` gives the bytes of one text id. ``recipients`` are the names declared to the model; they help to read a
+    damaged header and are no filter: a recipient stays as the model wrote it.
+    """
+
+    def __init__(self, decode: Callable[[int], bytes], recipients: Collection[str] = ()) -> None:
+        self._decode = decode
+        self._recipients = recipients
+        self._state = _State.BETWEEN
+        self._draft = _Draft()
+        self._messages: list[Message] = []
+        self._repairs: list[Repaired] = []
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._deltas: list[Delta] = []
+        self._done = False
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing that may still come can matter: the turn is over, or the model speaks for somebody else."""
+        return self._done
+
+    @property
+    def body_ids(self) -> int:
+        """How many ids the message being read has so far, header included; 0 outside of a message's text."""
+        return len(self._draft.ids) if self._state is _State.BODY else 0
+
+    @property
+    def channel(self) -> Channel | None:
+        """The channel of the text being read; None outside of a message's text or where a call is being written."""
+        ours = self._state is _State.BODY and self._draft.header.recipient is None
+        return self._draft.header.channel if ours else None
+
+    def feed(self, ids: Iterable[int]) -> list[Delta]:
+        """Read more ids; return the text for the eye. Ids after ``done`` are ignored."""
+        for token in ids:
+            if self._done:
+                break
+            self._step(token)
+        deltas, self._deltas = self._deltas, []
+        return deltas
+
+    def finish(self, *, stopped: bool) -> Parsed:
+        """End the stream. ``stopped`` says that the model ended it itself, so that text without an end marker is whole."""
+        if stopped and not self._done:
+            match self._state:
+                case _State.BODY:
+                    self._repair(Kind.MISSING_END)
+                    self._end_body(None)
+                case _State.HEADER:
+                    self._end_header(None)
+                case _State.BETWEEN:
+                    pass
+        messages, repairs = self._last_word()
+        partial = self._partial() if self._state is _State.BODY and self._draft.ids else None
+        return Parsed(messages, repairs, tuple(self._draft.ids), partial)
+
+    def _step(self, token: int) -> None:
+        self._draft.ids.append(token)
+        match self._state:
+            case _State.BETWEEN:
+                self._between(token)
+            case _State.HEADER:
+                self._in_header(token)
+            case _State.BODY:
+                self._in_body(token)
+
+    def _between(self, token: int) -> None:
+        if token in ENDS:
+            self._repair(Kind.STRAY_END)
+            if token in STOPS:
+                self._stop()
+            return
+        if token != START:
+            self._repair(Kind.MISSING_START)
+        self._state = _State.HEADER
+        if token == MESSAGE:
+            self._begin_body()
+        else:
+            self._draft.header_ids = [token]
+
+    def _in_header(self, token: int) -> None:
+        if token == START:
+            self._restart()
+        elif token == MESSAGE:
+            self._begin_body()
+        elif token in ENDS:
+            self._end_header(token)
+        elif token in (CHANNEL, CONSTRAIN) or is_text(token):
+            self._draft.header_ids.append(token)
+        else:
+            self._repair(Kind.STRAY_CONTROL)
+
+    def _in_body(self, token: int) -> None:
+        if is_text(token):
+            self._say(self._utf8.decode(self._decode(token)))
+        elif token in ENDS:
+            self._end_body(token)
+        elif token in (START, CHANNEL):
+            # Mostly an end that was left out; if no header follows, the text goes on (see _end_header).
+            self._draft.ids.pop()
+            self._end_body(END)
+            self._draft = _Draft(ids=[token], header_ids=[token], follows_end=False)
+            self._state = _State.HEADER
+        else:
+            self._repair(Kind.STRAY_CONTROL)
+
+    def _restart(self) -> None:
+        """Another start inside a header: bare text before it goes on with the message before; else that header is void."""
+        segments = self._segments()
+        if self._segments_hold_text():
+            if self._messages and not is_header(segments):
+                started = self._draft.ids.pop()
+                self._join(segments, END)
+                self._draft.ids.append(started)
+                self._state = _State.HEADER
+            else:
+                self._repair(Kind.STRAY_HEADER, self._spelling())
+        self._draft.header_ids = [START]
+
+    def _begin_body(self) -> None:
+        segments = self._segments()
+        if is_foreign(segments, self._recipients):
+            self._repair(Kind.FOREIGN_ROLE, self._spelling())
+            self._stop()
+        elif self._messages and self._messages[-1].is_call:
+            self._repair(Kind.AFTER_CALL, self._spelling())
+            self._stop()
+        else:
+            if not self._draft.follows_end:
+                self._repair(Kind.MISSING_END)
+            self._draft.header = read_header(segments, self._recipients)
+            self._state = _State.BODY
+            self._say(self._draft.header.body)
+
+    def _end_header(self, token: int | None) -> None:
+        """A header was ended without ``<|message|>``: it holds the text, or is a piece of the text before it, or is nothing."""
+        segments = self._segments()
+        if is_foreign(segments, self._recipients):
+            self._repair(Kind.FOREIGN_ROLE, self._spelling())
+            self._stop()
+        elif is_header(segments):
+            header = read_unmarked(segments, self._recipients)
+            if header.body.strip() and not (self._messages and self._messages[-1].is_call):
+                self._whole(header, token)
+            else:
+                self._end_nothing(token)
+        elif not self._segments_hold_text() or not self._messages:
+            self._end_nothing(token)
+        elif token == RETURN and self._messages[-1].channel is Channel.ANALYSIS:
+            text = "".join(segment.text for segment in segments)
+            self._whole(Header(channel=Channel.FINAL, body=text, kinds=(Kind.MISSING_MESSAGE,)), token)
+        else:
+            self._join(segments, token)
+
+    def _whole(self, header: Header, token: int | None) -> None:
+        self._draft.header = header
+        self._say(header.body)
+        self._end_body(token)
+
+    def _end_nothing(self, token: int | None) -> None:
+        """An end, and nothing to be ended: read past it; where it stopped the stream, the header can be continued."""
+        self._repair(Kind.STRAY_END)
+        if token in STOPS:
+            self._draft.ids.pop()
+            self._done = True
+
+    def _join(self, segments: Sequence[Segment], token: int | None) -> None:
+        """The text of the newest message went on behind a marker that did not belong there."""
+        last = self._messages.pop()
+        self._repair(Kind.SPLIT_BODY)
+        more = "".join(segment.text for segment in segments)
+        self._deltas.append(Delta(last.channel, more))
+        self._messages.append(replace(last, text=last.text + more, tokens=(*last.tokens, *self._draft.ids)))
+        self._begin_next(token)
+
+    def _end_body(self, token: int | None) -> None:
+        """The message is whole."""
+        self._say(self._utf8.decode(b"", final=True))
+        header, kinds, text = _settle(self._draft.header, "".join(self._draft.text), token)
+        for kind in kinds:
+            self._repair(kind, self._spelling())
+        message = Message(
+            role=Role.ASSISTANT,
+            text=text,
+            channel=header.channel,
+            recipient=header.recipient,
+            content_type=header.content_type,
+            tokens=tuple(self._draft.ids),
+        )
+        self._messages.append(message)
+        self._begin_next(token)
+
+    def _begin_next(self, token: int | None) -> None:
+        self._draft = _Draft()
+        self._state = _State.BETWEEN
+        self._done = token in STOPS
+
+    def _stop(self) -> None:
+        """Nothing that follows matters, and what was begun is nobody's."""
+        self._draft = _Draft()
+        self._state = _State.BETWEEN
+        self._done = True
+
+    def _partial(self) -> Message:
+        header = self._draft.header
+        return Message(
+            role=Role.ASSISTANT,
+            text="".join(self._draft.text),
+            channel=header.channel or Channel.COMMENTARY,
+            recipient=header.recipient,
+            content_type=header.content_type,
+            tokens=tuple(self._draft.ids),
+        )
+
+    def _last_word(self) -> tuple[tuple[Message, ...], tuple[Repaired, ...]]:
+        """Only the last message can be the answer: a final before a call, or before another, was a word on the way."""
+        repairs = list(self._repairs)
+        messages = list(self._messages)
+        for index, message in enumerate(messages[:-1]):
+            if message.is_final:
+                messages[index] = replace(message, channel=Channel.COMMENTARY)
+                repairs.append(repaired(Kind.FINAL_BEFORE_CALL, message.text))
+        return tuple(messages), tuple(repairs)
+
+    def _segments(self) -> list[Segment]:
+        """The header's text, cut at its markers."""
+        segments: list[tuple[int | None, bytearray]] = []
+        for token in self._draft.header_ids:
+            if not is_text(token):
+                segments.append((token, bytearray()))
+            else:
+                if not segments:
+                    segments.append((None, bytearray()))
+                segments[-1][1].extend(self._decode(token))
+        return [Segment(control, text.decode("utf-8", "replace")) for control, text in segments] or [Segment(None, "")]
+
+    def _segments_hold_text(self) -> bool:
+        return any(is_text(token) for token in self._draft.header_ids)
+
+    def _spelling(self) -> str:
+        return " | ".join(segment.text for segment in self._segments())
+
+    def _say(self, text: str) -> None:
+        if text:
+            self._draft.text.append(text)
+            self._deltas.append(Delta(self._draft.header.channel, text))
+
+    def _repair(self, kind: Kind, detail: str = "") -> None:
+        self._repairs.append(repaired(kind, detail))
+
+
+def _settle(header: Header, text: str, token: int | None) -> tuple[Header, tuple[Kind, ...], str]:
+    """Decide, now that a message is whole, what its header alone left open."""
+    kinds = list(header.kinds)
+    channel, recipient, content_type = header.channel, header.recipient, header.content_type
+    if recipient is None and token == CALL and header.hint is not None:
+        recipient = header.hint
+        kinds.append(Kind.RECIPIENT)
+    if channel is None:  # the marker may have slipped before the name
+        for name in Channel:
+            if text.startswith(name.value):
+                channel, text = name, text[len(name.value) :]
+                break
+    if Kind.CONTENT_TYPE in kinds and text.startswith("json") and text[4:].lstrip().startswith(("{", "[")):
+        content_type, text = "json", text[4:]
+    if channel is None:
+        match token:
+            case _ if recipient is not None:
+                channel = Channel.COMMENTARY
+            case t if t == RETURN or t is None:
+                channel = Channel.FINAL
+            case _:
+                channel = Channel.ANALYSIS
+    return Header(channel, recipient, content_type, "", None), tuple(kinds), text
