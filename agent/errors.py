@@ -10,6 +10,7 @@
     │   ├── EndpointRefused       3  the endpoint answered with a refusal that asking again does not cure (400, 401, 404 …)
     │   ├── ContextOverflow       3  the prompt does not fit the model's window (the loop compacts and asks again)
     │   └── ModelUnfit            3  the endpoint answers, but not with what a run needs
+    ├── PatchError              2|5  the text is no patch, or does not fit the files (in agent/patch/model.py)
     ├── LogError                  1  a run's log cannot be read or written
     └── PolicyRefused             7  the result is not allowed to leave the sandbox
 
