@@ -54,7 +54,7 @@ FILE = b"def a():\n    x = 1\n    return x\n\ndef b():\n    x = 1\n    return x\
     [
         ("@@\n-b\n+B", b"a\nb\nc\n", b"a\nB\nc\n"),
         ("-b\n+B", b"a\nb\nc\n", b"a\nB\nc\n"),
-        ("@@ def b():\n-    x = 1\n+    x = 2", FILE, FILE[:-25] + b" x = 2\n    return x\n"),
+        ("@@ def b():\n-    x = 1\n+    x = 2", FILE, FILE.replace(b"b():\n    x = 1", b"b():\n    x = 2")),
         ("@@\n-a\n@@\n-c\n+C", b"a\nb\nc\n", b"b\nC\n"),
         ("@@\n+x", b"a\n", b"a\nx\n"),
         ("@@\n a\n+b", b"a", b"a\nb\n"),
