@@ -1,0 +1,46 @@
+# Two commands on a fresh machine (Python >= 3.11, git, make): `make demo` and `make test`. A second run takes seconds.
+PYTHON ?= python3
+PYTEST_PROCESSES ?= 2
+BIN := .venv/bin
+
+.PHONY: help demo test check lint golden engine clean
+
+help:
+	@echo 'make demo    mend a bug in a sample repository: all real, but for a recorded model'
+	@echo 'make test    set everything up and run the tests'
+	@echo 'make check   lint, format, types and tests'
+	@echo 'make golden  renew the golden files, then look at the diff'
+
+# One environment, two depths: the demo needs the product, the tests also the runtime and the test tools.
+.venv/.product: pyproject.toml constraints.txt scripts/environment
+	@echo 'setting up .venv (the first time only)'
+	@scripts/environment '$(PYTHON)' ''
+	@touch $@
+
+.venv/.everything: pyproject.toml constraints.txt scripts/environment
+	@echo 'setting up .venv with the runtime and the test tools (the first time only)'
+	@scripts/environment '$(PYTHON)' 'runtime,test'
+	@touch .venv/.product $@
+
+engine:
+	@scripts/engine
+
+demo: .venv/.product engine
+	@$(BIN)/python scripts/demo.py
+
+test: .venv/.everything engine
+	$(BIN)/python -m pytest -n $(PYTEST_PROCESSES) $(TESTS)
+
+lint: .venv/.everything
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint test
+
+golden: .venv/.everything engine
+	GOLDEN_RENEW=1 $(BIN)/python -m pytest -q tests -k golden
+	git diff --stat -- tests
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build dist
