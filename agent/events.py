@@ -223,6 +223,20 @@ Durable = (
 Event = Durable | Delta
 
 
+CALL_TEXT_CHARS = 400
+
+
+@dataclass(frozen=True, slots=True)
+class CallRecord:
+    """What is remembered of a finished call when its messages are compacted away (``text``: the head of its body)."""
+
+    tool: str
+    text: str
+    ok: bool
+    exit_code: int | None
+    changed_paths: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class State:
     """Where a run stands: everything the loop needs to know, and nothing that is not in the events."""
@@ -237,9 +251,11 @@ class State:
     pending: ToolStarted | None = None  # a call that started and has not finished: its effect is unknown after a crash
     plan: tuple[PlanStep, ...] = ()
     checks_before: tuple[CheckResult, ...] | None = None
-    checks_after: tuple[CheckResult, ...] | None = None
+    checks_after: tuple[CheckResult, ...] | None = None  # of the work as it stands: void once something is said
+    checks_latest: tuple[CheckResult, ...] = ()  # the newest that were seen, before or after
+    calls: tuple[CallRecord, ...] = ()  # every finished call of the run, oldest first
     turns: int = 0
-    prompt_tokens: int = 0  # of the newest answer: how full the window is
+    prompt_tokens: int = 0  # of the newest answer; 0: not known, as after a compaction
     completion_tokens: int = 0  # over the whole run
     total_tokens: int = 0  # prompt and completion over the whole run
     repairs: Mapping[str, int] = field(default_factory=dict)
@@ -274,15 +290,30 @@ def step(state: State, event: Event) -> State:
         case ToolStarted():
             return replace(state, pending=event)
         case ToolFinished():
-            return replace(state, pending=None, conversation=state.conversation.add(event.message))
+            messages = state.conversation.messages
+            body = messages[event.call].text if 0 <= event.call < len(messages) else ""
+            result = event.result
+            record = CallRecord(event.tool, body[:CALL_TEXT_CHARS], result.ok, result.exit_code, result.changed_paths)
+            return replace(
+                state,
+                pending=None,
+                conversation=state.conversation.add(event.message),
+                calls=(*state.calls, record),
+                plan=state.plan if result.plan is None else result.plan,
+            )
         case PlanChanged(steps):
             return replace(state, plan=steps)
-        case Compacted(messages):
-            return replace(state, conversation=replace(state.conversation, messages=messages), pending=None)
+        case Compacted():
+            return replace(
+                state,
+                conversation=replace(state.conversation, messages=event.messages),
+                pending=None,
+                prompt_tokens=0,
+            )
         case Checked(when, results):
             if when == "before":
-                return replace(state, checks_before=results)
-            return replace(state, checks_after=results)
+                return replace(state, checks_before=results, checks_latest=results)
+            return replace(state, checks_after=results, checks_latest=results)
         case RunEnded():
             return replace(state, ended=event)
         case Resumed():

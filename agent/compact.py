@@ -1,0 +1,207 @@
+"""When the window fills: the conversation made short again from what the State knows, without asking a model.
+
+First old tool output goes. If that is not enough, everything between the person's words and the newest turns is
+replaced by a summary: plan, changed files, commands, checks, next step. It is built from the State each time, never
+from an earlier summary, so compacting again loses nothing more. Instructions (the rules) are not messages: they stay.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from agent.conversation import Conversation, Message, Role
+from agent.events import CallRecord, CheckResult, Compacted, State, StepState
+from agent.position import HARNESS, is_harness
+
+SUMMARY_HEAD = (
+    f"{HARNESS}The conversation grew too long and was shortened. The task and all rules stand. What is known:"
+)
+LOOK_AGAIN = "Look at the workspace (git status, git diff) and go on from there."
+PRUNED_CHARS = 200
+MESSAGE_OVERHEAD_TOKENS = 8
+LISTED_COMMANDS = 40
+LISTED_FILES = 200
+LISTED_TESTS = 50
+_MARKS = {StepState.PENDING: "[ ]", StepState.IN_PROGRESS: "[>]", StepState.COMPLETED: "[x]"}
+
+
+def text_tokens(text: str) -> int:
+    """Return about how many tokens a text is: three and a half bytes each, rounded up."""
+    size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+    return -(-size * 2 // 7)
+
+
+def message_tokens(message: Message) -> int:
+    """Return how many tokens a message is: exactly for what was sampled with ids, else about."""
+    return len(message.tokens) or text_tokens(message.text) + MESSAGE_OVERHEAD_TOKENS
+
+
+def estimate(conversation: Conversation) -> int:
+    """Return about how many tokens a conversation is as a prompt."""
+    tools = sum(
+        text_tokens(spec.name + spec.description + json.dumps(spec.parameters, default=dict))
+        for spec in conversation.tools
+    )
+    return text_tokens(conversation.instructions) + tools + sum(map(message_tokens, conversation.messages))
+
+
+def used_tokens(state: State) -> int:
+    """Return about how many tokens the next prompt is: what the model counted last, and what came since."""
+    messages = state.conversation.messages
+    if not state.prompt_tokens:
+        return estimate(state.conversation)
+    start = len(messages)
+    while start and messages[start - 1].role is not Role.ASSISTANT:
+        start -= 1
+    while start and messages[start - 1].role is Role.ASSISTANT:
+        start -= 1
+    return state.prompt_tokens + sum(map(message_tokens, messages[start:]))
+
+
+def room_tokens(window_tokens: int, answer_tokens: int) -> int:
+    """Return what a prompt may be: the window without an answer (a quarter of it at most) and one large tool result."""
+    return window_tokens - min(answer_tokens, window_tokens // 4) - min(4096, window_tokens // 8)
+
+
+def is_full(state: State, window_tokens: int | None, answer_tokens: int) -> bool:
+    """Whether the conversation must be compacted before the model is asked again."""
+    return window_tokens is not None and used_tokens(state) > room_tokens(window_tokens, answer_tokens)
+
+
+def compact(state: State, target_tokens: int, digests: Mapping[str, str], reason: str) -> Compacted:
+    """Return the event that makes the conversation about ``target_tokens`` long (more only where it cannot be less).
+
+    ``digests`` are the changed files with a short hash each ("" for a removed one). Pure.
+    """
+    conversation = state.conversation
+    before = estimate(conversation)
+    goal = [m for m in conversation.messages if m.role is Role.USER and not is_harness(m)]
+    turns = _turns(conversation.messages)
+    pruned = [*_without_turns(conversation.messages), *_prune(turns, target_tokens // 4)]
+    if estimate(replace(conversation, messages=tuple(pruned))) > target_tokens:
+        fixed = estimate(replace(conversation, messages=tuple(goal)))
+        summary = Message(Role.USER, summarize(state, digests, max(200, (target_tokens - fixed) // 2)))
+        room = target_tokens - fixed - message_tokens(summary)
+        pruned = [*goal, summary, *_newest(turns, room)]
+    after = estimate(replace(conversation, messages=tuple(pruned)))
+    return Compacted(tuple(pruned), reason, before, after)
+
+
+def _turns(messages: Sequence[Message]) -> list[list[Message]]:
+    """Cut messages into turns: an answer with what follows it. What comes before the first answer is in none."""
+    turns: list[list[Message]] = []
+    previous: Message | None = None
+    for message in messages:
+        if message.role is Role.ASSISTANT and (previous is None or previous.role is not Role.ASSISTANT):
+            turns.append([])
+        if turns:
+            turns[-1].append(message)
+        previous = message
+    return turns
+
+
+def _without_turns(messages: Sequence[Message]) -> list[Message]:
+    return list(messages[: len(messages) - sum(map(len, _turns(messages)))])
+
+
+def _prune(turns: Sequence[Sequence[Message]], keep_tokens: int) -> list[Message]:
+    """Return the turns' messages, long tool output cut out of all but the newest (``keep_tokens`` worth, at least one)."""
+    pruned: list[list[Message]] = []
+    for index, turn in enumerate(reversed(turns)):
+        keep_tokens -= sum(map(message_tokens, turn))
+        pruned.append(list(turn) if index == 0 or keep_tokens >= 0 else [_shorten(m, PRUNED_CHARS) for m in turn])
+    return [message for turn in reversed(pruned) for message in turn]
+
+
+def _newest(turns: Sequence[Sequence[Message]], room_tokens: int) -> list[Message]:
+    """Return the newest turns that fit, without the person's words (they are kept apart) and earlier summaries.
+
+    The last one is shortened to fit, as far as its tool output can be.
+    """
+    kept: list[Message] = []
+    for turn in reversed(turns):
+        messages = [m for m in turn if m.role is not Role.USER or (is_harness(m) and not _is_summary(m))]
+        size = sum(map(message_tokens, messages))
+        if size > room_tokens and not kept:
+            messages = [_shorten(m, PRUNED_CHARS) for m in messages]
+            size = sum(map(message_tokens, messages))
+        if size > room_tokens:
+            break
+        room_tokens -= size
+        kept = [*messages, *kept]
+    return kept
+
+
+def _is_summary(message: Message) -> bool:
+    return message.text.startswith(SUMMARY_HEAD)
+
+
+def _shorten(message: Message, chars: int) -> Message:
+    """Cut the middle out of a tool's long output. What is short already stays as it is, so cutting twice is cutting once."""
+    if message.role is not Role.TOOL or len(message.text) <= chars + PRUNED_CHARS:
+        return message
+    head, tail = message.text[: chars // 2], message.text[len(message.text) - chars // 2 :]
+    left_out = len(message.text) - len(head) - len(tail)
+    return replace(message, text=f"{head}\n[{left_out} characters of old output left out]\n{tail}")
+
+
+def summarize(state: State, digests: Mapping[str, str], most_tokens: int) -> str:
+    """Return what the State knows as text of at most about ``most_tokens``: the oldest commands are left out first."""
+    commands = [_command(record) for record in state.calls if record.tool not in {"plan"}][-LISTED_COMMANDS:]
+    while True:
+        sections = (
+            ("Plan", [f"{_MARKS[each.state]} {each.text}" for each in state.plan]),
+            ("Files changed so far (with a hash of their content now)", _files(digests)),
+            ("Newest calls, oldest first, with exit codes", commands),
+            ("Checks", _checks(state)),
+            ("Next step", [_next_step(state)]),
+        )
+        text = "\n\n".join(
+            [
+                SUMMARY_HEAD,
+                *(f"## {title}\n" + "\n".join(f"- {line}" for line in lines) for title, lines in sections if lines),
+            ]
+        )
+        if not commands or text_tokens(text) <= most_tokens:
+            return text
+        commands = commands[(len(commands) + 1) // 2 :]
+
+
+def _files(digests: Mapping[str, str]) -> list[str]:
+    lines = [f"{path} ({digest or 'removed'})" for path, digest in sorted(digests.items())]
+    return _first(lines, LISTED_FILES, "files")
+
+
+def _command(record: CallRecord) -> str:
+    body = " ".join(record.text.split())[:160]
+    end = "ok" if record.ok else "failed"
+    if record.exit_code is not None:
+        end = f"exit code {record.exit_code}"
+    changed = f", changed {', '.join(record.changed_paths[:5])}" if record.changed_paths else ""
+    return f"{record.tool} {body} → {end}{changed}"
+
+
+def _checks(state: State) -> list[str]:
+    lines = [f"before any change: {_observed(each)}" for each in state.checks_before or ()]
+    if state.checks_latest != (state.checks_before or ()):
+        lines += [f"last seen: {_observed(each)}" for each in state.checks_latest]
+    return lines
+
+
+def _observed(result: CheckResult) -> str:
+    end = "ran out of time" if result.exit_code is None else f"exit code {result.exit_code}"
+    failing = sorted(test for test, how in result.tests.items() if how in {"failed", "error"})
+    named = f"; failing: {', '.join(_first(failing, LISTED_TESTS, 'tests'))}" if failing else ""
+    return f"`{result.command}` → {end}{named}"
+
+
+def _next_step(state: State) -> str:
+    undone = [each.text for each in state.plan if each.state is not StepState.COMPLETED]
+    return f"{undone[0]} ({LOOK_AGAIN})" if undone else LOOK_AGAIN
+
+
+def _first(lines: Iterable[str], most: int, what: str) -> list[str]:
+    found = list(lines)
+    return found if len(found) <= most else [*found[:most], f"and {len(found) - most} more {what}"]

@@ -1,0 +1,145 @@
+"""A run's log: one JSON line per durable event, on the disk before anything acts on it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from agent.errors import LogError
+from agent.events import Delta, Event
+from agent.record import Entry, dump, load
+
+LOG_NAME = "events.jsonl"
+
+
+def read(path: Path) -> list[Entry]:
+    """Return every whole entry of a log. A torn last line is dropped.
+
+    Raises LogError when the file is not there, a line is not an event record, or a number is missing.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise LogError(f"the log {path} cannot be read: {error.strerror}") from error
+    return parse(data, str(path))[0]
+
+
+def parse(data: bytes, name: str) -> tuple[list[Entry], int]:
+    """Return the entries of a log's bytes and where the last whole line ends (a byte offset).
+
+    Lines end at the newline *byte* and nothing else: tool output may hold U+2028 and its like. What follows the last
+    newline was being written when the process died and never took effect.
+    """
+    end = data.rfind(b"\n") + 1
+    entries: list[Entry] = []
+    for number, line in enumerate(data[:end].split(b"\n")[:-1]):
+        try:
+            entry = load(line)
+        except LogError as error:
+            raise LogError(f"{name}, line {number + 1}: {error}") from error
+        if entry.seq != number:
+            raise LogError(
+                f"{name}, line {number + 1}: its number is {entry.seq}: the log was cut or mixed with another"
+            )
+        entries.append(entry)
+    return entries, end
+
+
+class Log:
+    """The one writer of a run's log. Holds an exclusive lock until closed; a context manager.
+
+    Raises LogError when the file cannot be opened or written, another process works on the run, or (with ``new``) the
+    run exists already.
+    """
+
+    def __init__(self, path: Path, *, new: bool = False, clock: Callable[[], float] = time.time) -> None:
+        self._path = path
+        self._clock = clock
+        try:
+            if new:
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if new else 0)
+            self._file = os.open(path, flags, 0o600)
+        except FileExistsError as error:
+            raise LogError(f"{path} exists already: choose another run id, or resume it") from error
+        except OSError as error:
+            raise LogError(f"the log {path} cannot be opened: {error.strerror}") from error
+        try:
+            self._lock()
+            data = path.read_bytes()
+            self.entries, self._end = parse(data, str(path))
+            if self._end != len(data):
+                self._truncate()
+            if new:
+                _sync_folder(path.parent)
+        except BaseException:
+            os.close(self._file)
+            raise
+        self._seq = len(self.entries)
+        self._open = True
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LogError(
+                f"another process works on the run {self._path.parent.name}: wait for it, or stop it first"
+            ) from error
+
+    def _truncate(self) -> None:
+        os.ftruncate(self._file, self._end)
+        os.fsync(self._file)
+
+    def append(self, event: Event) -> None:
+        """Write an event and return once it is on the disk. A Delta is for the eye only and is not written.
+
+        When this is interrupted or fails, the log is as it was before.
+        """
+        if isinstance(event, Delta):
+            return
+        line = dump(Entry(self._seq, round(self._clock(), 3), event))
+        try:
+            rest = memoryview(line)
+            offset = self._end
+            while rest:
+                written = os.pwrite(self._file, rest, offset)
+                offset, rest = offset + written, rest[written:]
+            os.fdatasync(self._file)
+        except BaseException as error:
+            self._truncate()
+            if isinstance(error, OSError):
+                raise LogError(f"the log {self._path} cannot be written: {error.strerror}") from error
+            raise
+        self._end = offset
+        self._seq += 1
+
+    def close(self) -> None:
+        """Give the lock back. May be called twice."""
+        if self._open:
+            self._open = False
+            os.close(self._file)
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new file's name durable, not only its bytes."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def runs(folder: Path) -> Iterator[Path]:
+    """Yield the run folders below ``folder`` that hold a log, newest first."""
+    if folder.is_dir():
+        logs = sorted(folder.glob(f"*/{LOG_NAME}"), key=lambda path: path.stat().st_mtime, reverse=True)
+        yield from (path.parent for path in logs)

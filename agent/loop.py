@@ -1,0 +1,196 @@
+"""The loop: State in, events out. It looks at the last message, holds nothing, and so goes on from any event.
+
+::
+
+    a call of unknown effect → ToolFinished (it says so)
+    an open call             → Checked{before} once · ToolStarted → ToolFinished
+    a final answer           → Checked{after} → RunEnded, or one more chance with what was observed
+    a limit reached          → RunEnded
+    a window about to fill   → Compacted
+    otherwise                → Delta… · MessageAdded… · Sampled
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import replace
+
+from agent.check import feedback
+from agent.compact import compact, estimate, is_full, room_tokens, used_tokens
+from agent.conversation import Message, Role
+from agent.errors import ContextOverflow
+from agent.events import (
+    Checked,
+    Delta,
+    Event,
+    MessageAdded,
+    Outcome,
+    PlanChanged,
+    Repaired,
+    State,
+    ToolFinished,
+    ToolResult,
+    ToolStarted,
+    step,
+)
+from agent.model.base import Model, SamplingParams
+from agent.position import (
+    GO_ON,
+    MAKE_THE_CALL,
+    NOTHING_CHANGED,
+    REPEATS_AT_MOST,
+    REPEATS_SAID,
+    STALLS_AT_MOST,
+    is_answered,
+    is_stalled,
+    open_call,
+    repeats,
+    repetition_notice,
+    stalls,
+    writes_an_edit,
+)
+from agent.world import Limits, World
+
+EFFECT_UNKNOWN = (
+    "The run was cut off while this call was being made: whether it took effect is unknown. "
+    "Look at the workspace before you repeat it."
+)
+OUT_OF_TIME = "the time is up"
+CHECK_CHANCES = 2
+
+
+def run(state: State, model: Model, params: SamplingParams, world: World, limits: Limits) -> Iterator[Event]:
+    """Yield the events of a run from ``state`` to its RunEnded. Whoever asks for the next has kept the one before.
+
+    Raises ModelError (except ContextOverflow, which compaction cures) and what the world raises.
+    """
+    while state.ended is None:
+        for event in _turn(state, model, params, world, limits):
+            yield event
+            state = step(state, event)
+
+
+def _turn(state: State, model: Model, params: SamplingParams, world: World, limits: Limits) -> Iterator[Event]:
+    said = state.conversation
+    call = open_call(said)
+    limit = _limit(state, limits, world)
+    if state.pending is not None:
+        yield _answer(state, state.pending, ToolResult(EFFECT_UNKNOWN, ok=False))
+    elif call is not None and limit != OUT_OF_TIME:
+        yield from _act(state, call, world)
+    elif call is None and is_answered(said):
+        yield from _conclude(state, world, last_chance=limit is not None)
+    elif limit is not None:
+        yield world.finish(state, Outcome.LIMIT, limit)
+    elif is_stalled(said):
+        yield from _stall(state, world)
+    elif is_full(state, limits.window_tokens, limits.answer_tokens):
+        yield from _compact(state, world, limits, "the window was about to fill")
+    else:
+        yield from _sample(state, model, params, world, limits)
+
+
+def _is_late(limits: Limits, world: World) -> bool:
+    return limits.deadline_s is not None and world.now_s() > limits.deadline_s
+
+
+def _limit(state: State, limits: Limits, world: World) -> str | None:
+    if _is_late(limits, world):
+        return OUT_OF_TIME
+    if state.turns >= limits.turns:
+        return f"{state.turns} turns were made, and that is the limit"
+    if limits.tokens is not None and state.completion_tokens >= limits.tokens:
+        return f"{state.completion_tokens} tokens were sampled, and {limits.tokens} is the limit"
+    if repeats(state.conversation) >= REPEATS_AT_MOST:
+        return f"the model made the same call {REPEATS_AT_MOST} times in a row with the same result"
+    return None
+
+
+def _act(state: State, call: int, world: World) -> Iterator[Event]:
+    """Run an open call. The checks see the workspace before the first one does."""
+    if state.mode == "fix" and state.checks_before is None:
+        yield Checked("before", world.check("before"))
+    action = world.resolve(state.conversation.messages[call])
+    started = ToolStarted(call, action.tool)
+    yield started
+    finished = _answer(state, started, action.run())
+    times = repeats(state.conversation.add(finished.message))
+    if times >= REPEATS_SAID:
+        finished = _answer(
+            state, started, replace(finished.result, text=finished.result.text + repetition_notice(times))
+        )
+    yield finished
+    if finished.result.plan is not None:
+        yield PlanChanged(finished.result.plan)
+
+
+def _answer(state: State, started: ToolStarted, result: ToolResult) -> ToolFinished:
+    call = state.conversation.messages[started.call]
+    message = Message(Role.TOOL, result.text, call.channel, "assistant", name=call.recipient)
+    return ToolFinished(started.call, started.tool, result, message)
+
+
+def _conclude(state: State, world: World, last_chance: bool) -> Iterator[Event]:
+    """End by what is observed, not by what the final message claims; but say first what was observed, and ask again."""
+    final = state.conversation.messages[-1].text
+    if state.mode == "ask":
+        yield world.finish(state, Outcome.ANSWERED, "the question was answered")
+        return
+    outcome, reason = world.verdict(state)
+    if writes_an_edit(final) and not last_chance and not state.repairs.get("edit_in_final"):
+        yield from _tell(MAKE_THE_CALL, "edit_in_final")
+    elif outcome is Outcome.NO_CHANGE and not last_chance and not state.repairs.get("no_change"):
+        yield from _tell(NOTHING_CHANGED, "no_change")
+    elif outcome is not Outcome.NO_CHANGE and state.checks_after is None:
+        yield Checked("after", world.check("after"))
+    elif outcome is Outcome.CHECKS_FAILED and not last_chance and state.repairs.get("checks_failed", 0) < CHECK_CHANCES:
+        yield from _tell(feedback(reason, state.checks_after or ()), "checks_failed")
+    else:
+        yield world.finish(state, outcome, reason)
+
+
+def _stall(state: State, world: World) -> Iterator[Event]:
+    if stalls(state.conversation) >= STALLS_AT_MOST:
+        reason = f"the model stopped {STALLS_AT_MOST + 1} times in a row with neither a call nor a final message"
+        yield world.finish(state, Outcome.LIMIT, reason)
+    else:
+        yield from _tell(GO_ON, "stalled")
+
+
+def _tell(text: str, kind: str) -> Iterator[Event]:
+    """Say something to the model, then count it: a crash in between grants one chance more, but never a standstill."""
+    yield MessageAdded(Message(Role.USER, text))
+    yield Repaired(kind)
+
+
+def _compact(state: State, world: World, limits: Limits, reason: str) -> Iterator[Event]:
+    used, counted = used_tokens(state), estimate(state.conversation)
+    room = room_tokens(limits.window_tokens, limits.answer_tokens) if limits.window_tokens else used
+    event = compact(state, min(room, used) // 2 * counted // max(used, 1), world.digests(), reason)
+    if event.tokens_after < counted:
+        yield event
+    else:
+        yield world.finish(state, Outcome.LIMIT, f"the model's window is too small for this task ({reason})")
+
+
+def _sample(
+    state: State, model: Model, params: SamplingParams, world: World, limits: Limits
+) -> Generator[Event, None, None]:
+    """Ask the model. What it said so far is dropped when the time is up in the middle of its answer."""
+    empty = True
+    answer = model.sample(state.conversation, params)
+    try:
+        for event in answer:
+            yield event
+            empty = empty and not isinstance(event, MessageAdded)
+            if isinstance(event, Delta) and _is_late(limits, world):
+                yield world.finish(state, Outcome.LIMIT, OUT_OF_TIME)
+                return
+    except ContextOverflow as error:
+        yield from _compact(state, world, limits, str(error))
+        return
+    finally:
+        if isinstance(answer, Generator):
+            answer.close()
+    if empty:
+        yield from _stall(state, world)

@@ -1,0 +1,145 @@
+"""Where a conversation stands, read off its last messages: pure functions, so that a resumed run stands at the same place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import islice
+
+from agent.conversation import Conversation, Message, Role
+
+# What the harness itself says starts like this, so that it is told apart from the person's words.
+HARNESS = "[harness] "
+GO_ON = (
+    f"{HARNESS}Your last answer had neither a tool call nor a final message, so nothing happened. "
+    "Go on: make the next tool call now, or give the final message if the work is done."
+)
+MAKE_THE_CALL = (
+    f"{HARNESS}Your final message contains an edit, but writing it there changes nothing. If it is meant to happen, "
+    "make the tool call for it now. If it has happened already, give the final message again without it."
+)
+NOTHING_CHANGED = (
+    f"{HARNESS}You ended, but no file in the workspace has changed. If the task needs a change, make it now with the "
+    "tools. If it truly needs none, give the final message again and say why."
+)
+REPEATED = f"\n{HARNESS}You have made this same call "
+
+STALLS_AT_MOST = 4
+REPEATS_SAID = 3
+REPEATS_AT_MOST = 8
+LONGEST_CYCLE = 3
+
+_EDIT_MARKS = re.compile(
+    r"^\s*\*\*\* Begin Patch\b|^diff --git |^--- \S.*\n\+\+\+ \S|^@@ -\d+(?:,\d+)? \+\d+(?:,\d+)? @@"
+    r"|^<{7} SEARCH\b|apply_patch\s*<<",
+    re.MULTILINE,
+)
+_DURATION = re.compile(r"\d+\.\d+")
+
+
+def open_call(conversation: Conversation) -> int | None:
+    """Return the index of the oldest call of the last answer that has no result yet, or None.
+
+    Results follow their answer in the order of its calls.
+    """
+    messages = conversation.messages
+    end = len(messages)
+    while end and messages[end - 1].role is Role.TOOL:
+        end -= 1
+    answered = len(messages) - end
+    start = end
+    while start and messages[start - 1].role is Role.ASSISTANT:
+        start -= 1
+    calls = [index for index in range(start, end) if messages[index].is_call]
+    return calls[answered] if answered < len(calls) else None
+
+
+def is_answered(conversation: Conversation) -> bool:
+    """Whether the last message is a final answer that says something."""
+    last = conversation.last
+    return last is not None and last.is_final and bool(last.text.strip())
+
+
+def is_stalled(conversation: Conversation) -> bool:
+    """Whether the last answer leads nowhere: reasoning only, or an empty final message."""
+    last = conversation.last
+    return last is not None and last.role is Role.ASSISTANT and not last.is_call and not is_answered(conversation)
+
+
+def stalls(conversation: Conversation) -> int:
+    """Return how often in a row the model was told to go on and did not."""
+    count = 0
+    for message in reversed(conversation.messages):
+        if message.role is Role.USER and message.text == GO_ON:
+            count += 1
+        elif message.role is not Role.ASSISTANT or message.is_call:
+            break
+    return count
+
+
+def is_harness(message: Message) -> bool:
+    """Whether a message in the person's role was said by the harness."""
+    return message.role is Role.USER and message.text.startswith(HARNESS)
+
+
+def writes_an_edit(text: str) -> bool:
+    """Whether a final message holds an edit that should have been a call (a patch, a diff, a heredoc for apply_patch)."""
+    return _EDIT_MARKS.search(text) is not None
+
+
+def repeats(conversation: Conversation) -> int:
+    """Return how often in a row the newest calls were made with the same bodies and the same results.
+
+    A cycle of up to three different calls counts as a repetition too. Numbers with a fraction are taken as equal:
+    they are mostly durations.
+    """
+    newest = list(islice(_exchanges(conversation), LONGEST_CYCLE * REPEATS_AT_MOST))
+    best = min(1, len(newest))
+    for length in range(1, LONGEST_CYCLE + 1):
+        same = 0
+        while length + same < len(newest) and _alike(newest[same], newest[length + same]):
+            same += 1
+        best = max(best, 1 + same // length if len(newest) >= length else 0)
+    return best
+
+
+def _exchanges(conversation: Conversation) -> Iterator[tuple[Message, Message]]:
+    """Yield (call, result) of the answered calls, newest first."""
+    results: list[Message] = []
+    calls: list[Message] = []
+    for message in reversed(conversation.messages):
+        if message.role is Role.ASSISTANT:
+            if message.is_call:
+                calls.append(message)
+            continue
+        if calls:
+            yield from _pairs(calls, results)
+            results, calls = [], []
+        results = [*results, message] if message.role is Role.TOOL else []
+    yield from _pairs(calls, results)
+
+
+def _pairs(calls: list[Message], results: list[Message]) -> Iterator[tuple[Message, Message]]:
+    """Pair one answer's calls with its results, both newest first; the newest calls may have none yet."""
+    return zip(calls[max(0, len(calls) - len(results)) :], results, strict=False)
+
+
+def _alike(one: tuple[Message, Message], other: tuple[Message, Message]) -> bool:
+    (call, result), (other_call, other_result) = one, other
+    return (
+        call.recipient == other_call.recipient
+        and call.text == other_call.text
+        and _bare(result.text) == _bare(other_result.text)
+    )
+
+
+def _bare(result: str) -> str:
+    return _DURATION.sub("#", result.partition(REPEATED)[0])
+
+
+def repetition_notice(times: int) -> str:
+    """Return what a result says, at its end, when the call was made ``times`` times in a row with the same result."""
+    return (
+        f"{REPEATED}{times} times in a row with the same result. Repeating it will not change that: "
+        f"try something else. At {REPEATS_AT_MOST} times the run ends."
+    )
