@@ -235,11 +235,9 @@ def _hugging_face(data: Json) -> ModelConfig:
         raise CheckpointError(
             f"quantization_config.quant_method is {quantization.get('quant_method')!r}: only mxfp4 is supported"
         )
-    _fixed(data, "experts_per_token", data.get("num_experts_per_tok"))
     rope = _rope(data)
-    _fixed(data, "initial_context_length", rope.get("original_max_position_embeddings"))
     layers = _count(data, "num_hidden_layers")
-    return ModelConfig(
+    config = ModelConfig(
         hidden=_count(data, "hidden_size"),
         intermediate=_count(data, "intermediate_size"),
         query_heads=_count(data, "num_attention_heads"),
@@ -260,6 +258,10 @@ def _hugging_face(data: Json) -> ModelConfig:
         swiglu_alpha=_number(data, "swiglu_alpha", 1.702),
         norm_eps=_number(data, "rms_norm_eps", 1e-5),
     )
+    # The published files repeat these two under the original form's names.
+    _fixed(data, "experts_per_token", config.experts_per_token)
+    _fixed(data, "initial_context_length", config.initial_context_tokens)
+    return config
 
 
 def _rope(data: Json) -> Json:

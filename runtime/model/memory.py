@@ -28,11 +28,6 @@ def workspace_bytes(config: ModelConfig) -> int:
     return 4 * (WORKSPACE_TOKENS * (config.vocabulary + activations) + expert)
 
 
-def cache_bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
-    """Return the bytes of keys and values of one token over all layers."""
-    return 2 * config.layers * config.kv_heads * config.head_dim * dtype.itemsize
-
-
 def free_bytes(device: torch.device) -> int | None:
     """Return what can still be allocated on a device, or None where nobody says."""
     match device.type:

@@ -43,17 +43,6 @@ def build_transformer(
     return Transformer(config, config.shapes(), weights, kernels, rope)
 
 
-def new_cache(model: Transformer, pages: int, page_size: int) -> tuple[LayerCache, ...]:
-    """Return an empty cache: for each layer keys and values [pages, page_size, Nk, D]."""
-    config = model.config
-    shape = (pages, page_size, config.kv_heads, config.head_dim)
-
-    def empty() -> torch.Tensor:
-        return torch.zeros(shape, dtype=model.dtype, device=model.device)
-
-    return tuple(LayerCache(empty(), empty()) for _ in range(config.layers))
-
-
 @torch.no_grad()
 def forward(model: Transformer, inputs: StepInputs, caches: Sequence[LayerCache]) -> torch.Tensor:
     """Run one step and return fp32 logits [S, V] of the rows ``inputs.sample_rows``; the caches are written.

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from runtime.kernels.base import StepInputs
-from runtime.model.transformer import Transformer, forward, new_cache
+from runtime.engine import make_caches
+from runtime.kernels.base import LayerCache, StepInputs
+from runtime.model.transformer import Transformer, forward
 
 
 @dataclass(frozen=True)
@@ -46,17 +47,23 @@ def step_inputs(spans: Sequence[Span], page_size: int, rows: Sequence[int] | Non
     )
 
 
-def run_chunks(model: Transformer, ids: Sequence[int], chunks: Sequence[int], page_size: int = 8) -> torch.Tensor:
-    """Run one sequence in chunks of the given sizes over shuffled pages of a poisoned cache: all logits."""
-    pages = -(-len(ids) // page_size)
-    order = [1 + (number * 7 + 3) % pages for number in range(pages)] if pages % 7 else list(range(pages, 0, -1))
-    caches = new_cache(model, pages + 1, page_size)
+def poisoned_caches(model: Transformer, pages: int, page_size: int) -> list[LayerCache]:
+    """Caches full of NaN: whoever reads what was never written gives himself away."""
+    caches = make_caches(model.config.layers, pages, model.shapes, page_size, model.dtype, model.device)
     for cache in caches:
         cache.keys.fill_(float("nan"))
         cache.values.fill_(float("nan"))
+    return caches
+
+
+def run_chunks(model: Transformer, ids: Sequence[int], chunks: Sequence[int], page_size: int = 8) -> torch.Tensor:
+    """Run one sequence in chunks of the given sizes over pages in a mixed order: all logits [T, V]."""
+    count = -(-len(ids) // page_size)
+    pages = torch.randperm(count, generator=torch.Generator().manual_seed(count)).add(1).tolist()
+    caches = poisoned_caches(model, count + 1, page_size)
     logits, start = [], 0
     for size in chunks:
-        span = Span(ids[start : start + size], start, order)
+        span = Span(ids[start : start + size], start, pages)
         logits.append(forward(model, step_inputs([span], page_size), caches))
         start += size
     assert start == len(ids)
