@@ -1,0 +1,114 @@
+"""The Sandbox over a helper: the same for a container and for a folder of this machine."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sandbox import snapshot as snapshots
+from sandbox.base import ExecResult
+from sandbox.errors import DiffRefused, SandboxError
+from sandbox.guest import files
+from sandbox.link import Link, Reply
+from sandbox.snapshot import Snapshot
+
+REPLY_TIMEOUT_S = 120.0
+MAX_DIFF_BYTES = 256 << 20
+
+
+@dataclass(slots=True)
+class Client:
+    """The verbs of a Sandbox, asked of its helper. ``end`` takes the sandbox down."""
+
+    link: Link
+    workspace: str
+    snapshot: Snapshot
+    end: Callable[[], None]
+    _diffing: threading.Lock = field(default_factory=threading.Lock)
+    _closed: bool = False
+
+    def exec(
+        self,
+        argv: Sequence[str],
+        timeout_s: float,
+        stdin: bytes = b"",
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        max_output_bytes: int = 1 << 20,
+    ) -> ExecResult:
+        """Run a command; see Sandbox."""
+        head = {
+            "verb": "exec",
+            "argv": list(argv),
+            "cwd": cwd,
+            "env": dict(env or {}),
+            "timeout_s": timeout_s,
+            "limit_bytes": max_output_bytes,
+        }
+        reply = self.link.request(head, [stdin], timeout_s + REPLY_TIMEOUT_S)
+        status = reply.status
+        return ExecResult(status["exit"], reply.data, status["duration_s"], status["cut_bytes"])
+
+    def read(self, path: str) -> bytes:
+        """Return a file's bytes; see Sandbox."""
+        return self._ask({"verb": "read", "path": path}, path).data
+
+    def write(self, path: str, data: bytes, executable: bool | None = None) -> None:
+        """Write a file whole; see Sandbox."""
+        self._ask({"verb": "write", "path": path, "executable": executable}, path, [data])
+
+    def remove(self, path: str) -> None:
+        """Remove a file; see Sandbox."""
+        self._ask({"verb": "remove", "path": path}, path)
+
+    def diff(self) -> bytes:
+        """Return what changed since the copy, measured against the host's own record of it; see Sandbox.
+
+        Raises DiffRefused when it is more than MAX_DIFF_BYTES, or touches a submodule.
+        """
+        with self._diffing:
+            changes = self._ask({"verb": "changes", "limit_bytes": MAX_DIFF_BYTES}, self.workspace).data
+            return snapshots.diff(self.snapshot, snapshots.result(self.snapshot, changes)) if changes else b""
+
+    def close(self) -> None:
+        """Take it down; see Sandbox."""
+        if not self._closed:
+            self._closed = True
+            self.link.close()
+            self.end()
+
+    def fill(self, parts: Iterable[bytes], excludes: bytes, skip: Sequence[str]) -> None:
+        """Copy the snapshot in. Raises SandboxError when it does not fit."""
+        self._ask({"verb": "begin", "excludes": excludes.decode("utf-8", "surrogateescape"), "skip": list(skip)}, "")
+        self._load(parts, keep=True)
+
+    def restore(self, patch: bytes) -> None:
+        """Bring the workspace from the snapshot to where a patch leads."""
+        tree = snapshots.apply(self.snapshot, patch)
+        before = {item.path: item for item in snapshots.items(self.snapshot)}
+        after = {item.path: item for item in snapshots.items(self.snapshot, tree)}
+        changed = [item for path, item in after.items() if before.get(path) != item]
+        gone = [files.entry(path, files.GONE, b"") for path in before.keys() - after.keys()]
+        self._load([*gone, *snapshots.contents(self.snapshot, changed)], keep=False)
+
+    def _load(self, parts: Iterable[bytes], keep: bool) -> None:
+        try:
+            self._ask({"verb": "load", "keep": keep}, self.workspace, parts)
+        except OSError as error:
+            raise SandboxError(
+                f"the repository could not be copied into the sandbox: {error.strerror}; "
+                "if it is full, raise disk_bytes (and memory_bytes with it)"
+            ) from error
+
+    def _ask(self, head: Mapping[str, Any], path: str, body: Iterable[bytes] = ()) -> Reply:
+        reply = self.link.request(head, body, REPLY_TIMEOUT_S)
+        if "errno" in reply.status:
+            raise OSError(reply.status["errno"], reply.status["error"], path)
+        if "too_large" in reply.status:
+            limit = MAX_DIFF_BYTES >> 20
+            raise DiffRefused(
+                f"{reply.status['too_large']}: the changes are more than {limit} MiB; ignore or remove what was built"
+            )
+        return reply

@@ -1,0 +1,300 @@
+"""The workspace as files: filled from a stream, and asked what has changed since.
+
+Runs inside the sandbox on Python 3.6 and later. The stamps of what was copied in (size, times, inode) stay in this process's
+memory, where a command cannot reach them, and the kernel sets the change time itself: so what changed is known without
+believing the workspace's own ``.git``.
+
+::
+
+    entry    path length (4)  mode (4)  size (8)  path  data          big endian; git's modes; mode 0 = removed
+"""
+
+import contextlib
+import os
+import stat
+import struct
+import time
+from typing import BinaryIO, Dict, Iterator, List, Optional, Set, Tuple
+
+from sandbox.guest import ignore
+
+ENTRY = struct.Struct(">IIQ")
+FILE, PROGRAM, LINK, GONE = 0o100644, 0o100755, 0o120000, 0
+CHUNK_BYTES = 1 << 16
+MAX_IGNORE_BYTES = 1 << 20
+CLOCK_TICK_S = 0.02  # file times are no finer than the kernel's tick (10 ms at worst)
+
+Stamp = Tuple[int, int, int, int, int]
+
+
+class TooLarge(Exception):
+    """What changed is more than may leave."""
+
+
+def entry(path: bytes, mode: int, data: bytes) -> bytes:
+    """Return one file as it goes over the wire."""
+    return ENTRY.pack(len(path), mode, len(data)) + path + data
+
+
+def entries(stream: bytes) -> Iterator[Tuple[bytes, int, bytes]]:
+    """Yield (path, mode, data) of each entry of a whole stream."""
+    at = 0
+    while at < len(stream):
+        length, mode, size = ENTRY.unpack_from(stream, at)
+        at += ENTRY.size
+        yield stream[at : at + length], mode, stream[at + length : at + length + size]
+        at += length + size
+
+
+def read(path: bytes) -> Iterator[bytes]:
+    """Yield a regular file's bytes. A pipe or a device would hold up the helper: refused."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(fd, "rb") as file:
+        kind = os.fstat(fd).st_mode
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError(21, "Is a directory", path)
+        if not stat.S_ISREG(kind):
+            raise PermissionError(1, "Not a regular file", path)
+        while True:
+            data = file.read(CHUNK_BYTES)
+            if not data:
+                return
+            yield data
+
+
+def write(path: bytes, data: bytes, executable: Optional[bool]) -> None:
+    """Write a file whole or not at all; links are followed, the folders above are made."""
+    path = os.path.realpath(path)
+    if os.path.isdir(path):
+        raise IsADirectoryError(21, "Is a directory", path)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    try:
+        mode = stat.S_IMODE(os.stat(path).st_mode)
+    except FileNotFoundError:
+        mode = 0o644
+    if executable is not None:
+        mode = mode | 0o111 if executable else mode & ~0o111
+    beside = path + b".%d~" % os.getpid()
+    try:
+        with open(beside, "wb") as file:
+            file.write(data)
+        os.chmod(beside, mode)
+        os.replace(beside, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(beside)
+        raise
+
+
+class Tree:
+    """The workspace and what it was when it was copied in."""
+
+    def __init__(self, root: bytes) -> None:
+        self.root = root
+        self._stamps: Dict[bytes, Tuple[int, Stamp]] = {}
+        self._folders: Set[bytes] = set()
+        self._skip: Set[bytes] = set()
+        self._rules: List[ignore.Rule] = []
+
+    def path(self, path: bytes) -> bytes:
+        """Return a path of the protocol as one of this file system."""
+        return os.path.join(self.root, path)
+
+    def begin(self, excludes: bytes, skip: List[bytes]) -> None:
+        """Take the ignore rules that are no file of the repository, and the paths that are not its own (mounts)."""
+        self._rules = ignore.parse(excludes, b"")
+        self._skip = set(skip)
+
+    def record(self, path: bytes, mode: int) -> None:
+        """Remember how a copied file looks now."""
+        if path.split(b"/", 1)[0] == b".git":
+            return
+        self._stamps[path] = (mode, _stamp(os.lstat(self.path(path))))
+        while b"/" in path:
+            path = path.rsplit(b"/", 1)[0]
+            if path in self._folders:
+                return
+            self._folders.add(path)
+
+    def settle(self) -> None:
+        """Let the clock move on, so that no later change can have the time of the copy."""
+        time.sleep(CLOCK_TICK_S)
+
+    def changes(self, limit_bytes: int) -> Iterator[bytes]:
+        """Yield an entry for each path that is not as it was copied: ignored new ones left out, removed ones first.
+
+        Raises TooLarge when the entries would be more than ``limit_bytes``.
+        """
+        changed: List[bytes] = []
+        seen: Set[bytes] = set()
+        for path, status in self._walk():
+            seen.add(path)
+            before = self._stamps.get(path)
+            if before is None or before[1] != _stamp(status):
+                changed.append(path)
+        total = 0
+        for path in sorted(self._stamps.keys() - seen):
+            yield entry(path, GONE, b"")
+        for path in changed:
+            found = self._load(path, limit_bytes - total)
+            if found is None:
+                if path in self._stamps:
+                    yield entry(path, GONE, b"")
+                continue
+            total += len(found[1]) + len(path)
+            if total > limit_bytes:
+                raise TooLarge(path)
+            yield entry(path, found[0], found[1])
+
+    def _walk(self) -> Iterator[Tuple[bytes, os.stat_result]]:
+        """Yield every file and link that is tracked or not ignored, with its status."""
+        todo: List[Tuple[bytes, List[ignore.Rule], bool]] = [(b"", self._rules, False)]
+        while todo:
+            prefix, rules, tracked_only = todo.pop()
+            names = _names(self.path(prefix))
+            if b".gitignore" in names and not tracked_only:
+                rules = rules + ignore.parse(_small_file(self.path(prefix + b".gitignore")), prefix)
+            for name in names:
+                path = prefix + name
+                if name.lower() == b".git" or path in self._skip:
+                    continue
+                try:
+                    status = os.lstat(self.path(path))
+                except OSError:  # gone meanwhile, or a path too long to be named
+                    continue
+                if stat.S_ISDIR(status.st_mode):
+                    hidden = tracked_only or ignore.ignored(rules, path, folder=True)
+                    if not hidden or path in self._folders:
+                        todo.append((path + b"/", rules, hidden))
+                elif stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
+                    hidden = tracked_only or ignore.ignored(rules, path, folder=False)
+                    if path in self._stamps or not hidden:
+                        yield path, status
+
+    def _load(self, path: bytes, limit_bytes: int) -> Optional[Tuple[int, bytes]]:
+        """Return a path's mode and bytes, or None if it is gone. A file that its owner made unreadable is read all the same."""
+        full = self.path(path)
+        try:
+            status = os.lstat(full)
+            if stat.S_ISLNK(status.st_mode):
+                return LINK, os.readlink(full)
+            if status.st_size > limit_bytes:
+                raise TooLarge(path)
+            mode = PROGRAM if status.st_mode & 0o100 else FILE
+            if not status.st_mode & 0o400:
+                os.chmod(full, stat.S_IMODE(status.st_mode) | 0o400)
+            return mode, b"".join(read(full))
+        except FileNotFoundError:
+            return None
+
+
+class Loader:
+    """Entries in, files out: chunk by chunk, so that a large repository is never held in memory."""
+
+    def __init__(self, tree: Tree, keep: bool) -> None:
+        self._tree = tree
+        self._keep = keep  # whether the files are the base that changes are measured against
+        self._buffer = bytearray()
+        self._file: Optional[BinaryIO] = None
+        self._left = 0
+        self._path, self._mode = b"", 0
+
+    def feed(self, data: bytes) -> None:
+        """Take the next piece of the stream."""
+        if self._file is not None and len(data) <= self._left and not self._buffer:  # the middle of a large file
+            self._file.write(data)
+            self._left -= len(data)
+            if not self._left:
+                self._close()
+            return
+        self._buffer += data
+        while self._step():
+            pass
+
+    def _step(self) -> bool:
+        """Use up one entry's beginning or the rest of one, if it is there."""
+        buffer = self._buffer
+        if self._file is None:
+            if len(buffer) < ENTRY.size:
+                return False
+            length, mode, size = ENTRY.unpack_from(buffer)
+            start = ENTRY.size + length
+            whole = mode in (LINK, GONE)
+            if len(buffer) < start + (size if whole else 0):
+                return False
+            self._path, self._mode, self._left = bytes(buffer[ENTRY.size : start]), mode, size
+            full = self._tree.path(self._path)
+            if whole:
+                self._place(full, bytes(buffer[start : start + size]))
+                del buffer[: start + size]
+                return True
+            del buffer[:start]
+            self._file = self._open(full)
+        took = min(self._left, len(buffer))
+        self._file.write(memoryview(buffer)[:took])
+        self._left -= took
+        del buffer[:took]
+        if self._left:
+            return False
+        self._close()
+        return True
+
+    def _open(self, full: bytes) -> BinaryIO:
+        permissions = 0o755 if self._mode == PROGRAM else 0o644
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        if not self._keep:  # over what is there: its mode, and its being a link, must not survive
+            _unlink(full)
+        try:
+            return open(os.open(full, flags, permissions), "wb", buffering=0)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(full), exist_ok=True)
+            return open(os.open(full, flags, permissions), "wb", buffering=0)
+
+    def _place(self, full: bytes, target: bytes) -> None:
+        if self._mode == GONE or not self._keep:
+            _unlink(full)
+        if self._mode == LINK:
+            os.makedirs(os.path.dirname(full), exist_ok=True)
+            os.symlink(target, full)
+            if self._keep:
+                self._tree.record(self._path, self._mode)
+
+    def _close(self) -> None:
+        assert self._file is not None
+        self._file.close()
+        self._file = None
+        if self._keep:
+            self._tree.record(self._path, self._mode)
+
+
+def _stamp(status: os.stat_result) -> Stamp:
+    return (status.st_mode, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+
+def _unlink(full: bytes) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(full)
+
+
+def _names(folder: bytes) -> List[bytes]:
+    """Return the names in a folder, also in one that its owner closed; none if it is gone."""
+    try:
+        return sorted(os.listdir(folder))
+    except PermissionError:
+        with contextlib.suppress(OSError):
+            os.chmod(folder, 0o700)
+            return sorted(os.listdir(folder))
+    except OSError:
+        pass
+    return []
+
+
+def _small_file(full: bytes) -> bytes:
+    """Return an ignore file's text; a link or a giant is none, as in git."""
+    try:
+        status = os.lstat(full)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_IGNORE_BYTES:
+            return b""
+        return b"".join(read(full))
+    except OSError:
+        return b""

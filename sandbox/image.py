@@ -1,0 +1,239 @@
+"""Which image a sandbox starts from, and what of the host is mounted into it (read-only)."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sandbox.errors import ImageUnavailable
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+HOST = "host"
+DEFAULT = "python:3.12"
+NOBODY = 65534
+REPOSITORY = "gpt-oss-agent/host"
+SYSTEM = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32")
+# What programs under /usr need of /etc to run at all; nothing there that names this machine or its people.
+ETC = (
+    "alternatives",
+    "ssl",
+    "ca-certificates",
+    "pki",
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "fonts",
+    "mime.types",
+)
+DEBIAN_PACKAGES = ("python3", "git", "ca-certificates")
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What a container is made of. ``mounts`` are (host path, path inside), all read-only."""
+
+    image: str
+    python: str = "python3"
+    mounts: tuple[tuple[str, str], ...] = ()
+    env: dict[str, str] = field(default_factory=dict)
+    user: int = NOBODY
+
+
+def choose(client: DockerClient, image: str | None, repository: Path, workspace: str) -> Base:
+    """Return what to start from: the image asked for, or the default where it can be had, or the host's own programs.
+
+    Raises ImageUnavailable when an image that was asked for is not there and cannot be pulled.
+    """
+    if image == HOST:
+        return host(client, repository, workspace)
+    if _present(client, image or DEFAULT):
+        return Base(image or DEFAULT)
+    problem = _pull(client, image or DEFAULT)
+    if problem is None:
+        return Base(image or DEFAULT)
+    if image is None and sys.platform == "linux" and _is_local(client):
+        return host(client, repository, workspace)
+    raise ImageUnavailable(
+        f"the image {image or DEFAULT} is not here and could not be pulled ({problem}); build one with `agent sandbox "
+        "build`, name one that is here with --image, or on Linux use --image host"
+    )
+
+
+def host(client: DockerClient, repository: Path, workspace: str) -> Base:
+    """Return an empty image with the host's programs, and the repository's environment, mounted read-only.
+
+    Raises ImageUnavailable where that cannot work: not on Linux, or with an engine on another machine.
+    """
+    if sys.platform != "linux" or not _is_local(client):
+        raise ImageUnavailable("--image host needs Linux and an engine on this machine; name an image with --image")
+    environment = _environment(repository)
+    prefix = _base_prefix(environment)
+    mounts = [
+        (f"/{name}", f"/{name}") for name in SYSTEM if Path("/", name).is_dir() and not Path("/", name).is_symlink()
+    ]
+    mounts += [(f"/etc/{name}", f"/etc/{name}") for name in ETC if Path("/etc", name).exists()]
+    links = {name: str(Path("/", name).readlink()) for name in SYSTEM if Path("/", name).is_symlink()}
+    if not prefix.is_relative_to("/usr"):
+        mounts.append((str(prefix), str(prefix)))
+    path = [f"{prefix}/bin", "/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"]
+    env = {}
+    if environment is not None:
+        inside = _inside(environment, repository, workspace)
+        mounts.append((str(environment), inside))
+        env["VIRTUAL_ENV"] = inside
+        path.insert(0, f"{inside}/bin")
+    if (repository / "node_modules").is_dir():
+        mounts.append((str(repository / "node_modules"), f"{workspace}/node_modules"))
+    if not _covered(repository, mounts):  # an editable install names the checkout's own path
+        links[str(repository).lstrip("/")] = workspace
+    env["PATH"] = ":".join(path)
+    python = next(
+        (p for name in ("python3", "python") if (p := prefix / "bin" / name).exists()), prefix / "bin/python3"
+    )
+    user = os.getuid() or NOBODY
+    return Base(_import(client, links, user), str(python), tuple(mounts), env, user)
+
+
+def skipped(base: Base, workspace: str) -> list[str]:
+    """Return the paths in the workspace that are mounts, relative to it: no part of what changed."""
+    return [inside[len(workspace) + 1 :] for _, inside in base.mounts if inside.startswith(workspace + "/")]
+
+
+def build_from_dockerfile(client: DockerClient, folder: Path, tag: str) -> str:
+    """Build an image from a folder's Dockerfile; return its id. Raises ImageUnavailable with the build's last words."""
+    from docker.errors import APIError, BuildError
+
+    try:
+        image, _ = client.images.build(path=str(folder), tag=tag, rm=True)
+    except BuildError as error:
+        said = "".join(str(line.get("stream", "")) for line in error.build_log)[-2000:]
+        raise ImageUnavailable(f"the image {tag} could not be built: {error}\n{said}") from error
+    except (APIError, TypeError) as error:
+        raise ImageUnavailable(f"the image {tag} could not be built from {folder}: {error}") from error
+    return str(image.id)
+
+
+def build_from_debian(client: DockerClient, packages: Sequence[str], tag: str, suite: str = "stable") -> str:
+    """Make an image of Debian packages with debootstrap (needs root), where no registry answers; return its id.
+
+    Raises ImageUnavailable when debootstrap is missing or fails.
+    """
+    if shutil.which("debootstrap") is None:
+        raise ImageUnavailable("an image of Debian packages needs debootstrap; install it: apt-get install debootstrap")
+    with tempfile.TemporaryDirectory(prefix="gpt-oss-agent-image-") as folder:
+        wanted = ",".join(dict.fromkeys((*DEBIAN_PACKAGES, *packages)))
+        command = ["debootstrap", "--variant=minbase", f"--include={wanted}", suite, folder]
+        done = subprocess.run(command, capture_output=True, check=False)
+        if done.returncode:
+            said = (done.stdout + done.stderr).decode("utf-8", "replace")[-2000:]
+            raise ImageUnavailable(f"debootstrap could not make {tag} (it needs root and a Debian mirror): {said}")
+        archive = subprocess.Popen(["tar", "-C", folder, "--exclude=./dev/*", "-c", "."], stdout=subprocess.PIPE)
+        with archive:
+            assert archive.stdout is not None
+            name, _, version = tag.partition(":")
+            client.api.import_image_from_stream(archive.stdout, repository=name, tag=version or "latest")
+    return str(client.images.get(tag).id)
+
+
+def _present(client: DockerClient, image: str) -> bool:
+    from docker.errors import ImageNotFound
+
+    try:
+        client.images.get(image)
+    except ImageNotFound:
+        return False
+    return True
+
+
+def _pull(client: DockerClient, image: str) -> str | None:
+    """Pull an image; return why that was not possible, or None."""
+    from docker.errors import APIError
+
+    name, _, tag = image.partition(":")
+    try:
+        client.images.pull(name, tag=tag or "latest")
+    except APIError as error:
+        return str(error.explanation or error)
+    return None
+
+
+def _is_local(client: DockerClient) -> bool:
+    """Whether the engine sees this machine's files: Docker Desktop's and remote ones do not."""
+    return (
+        str(client.api.base_url).startswith("http+docker://")
+        and client.info().get("OperatingSystem") != "Docker Desktop"
+    )
+
+
+def _environment(repository: Path) -> Path | None:
+    """Return the virtual environment that the repository's tests run in, if there is one."""
+    active = os.environ.get("VIRTUAL_ENV")
+    candidates = [repository / ".venv", repository / "venv", repository / "env", *([Path(active)] if active else [])]
+    if sys.prefix != sys.base_prefix:
+        candidates.append(Path(sys.prefix))
+    return next((path for path in candidates if (path / "pyvenv.cfg").is_file()), None)
+
+
+def _base_prefix(environment: Path | None) -> Path:
+    """Return the installation whose interpreter a virtual environment (or this process) uses."""
+    if environment is not None:
+        for name in ("python3", "python"):
+            python = environment / "bin" / name
+            if python.exists():
+                return python.resolve().parent.parent
+    return Path(sys.base_prefix)
+
+
+def _inside(environment: Path, repository: Path, workspace: str) -> str:
+    """Return where an environment is mounted: in the workspace if it is the repository's, else at its own path."""
+    if environment.is_relative_to(repository):
+        return f"{workspace}/{environment.relative_to(repository)}"
+    return str(environment)
+
+
+def _covered(path: Path, mounts: Sequence[tuple[str, str]]) -> bool:
+    taken = ("/proc", "/sys", "/dev", "/tmp", "/workspace", *(inside for _, inside in mounts))  # noqa: S108 — inside
+    return any(path == Path(other) or path.is_relative_to(other) or Path(other).is_relative_to(path) for other in taken)
+
+
+def _import(client: DockerClient, links: dict[str, str], user: int) -> str:
+    """Return the tag of an image that holds only links, mount points and a minimal /etc; made once per content."""
+    people = f"root:x:0:0:root:/root:/bin/sh\nagent:x:{user}:{user}:agent:/tmp/home:/bin/sh\n"
+    texts = {
+        "etc/passwd": people,
+        "etc/group": f"root:x:0:\nagent:x:{user}:\n",
+        "etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
+        "etc/shells": "/bin/sh\n/bin/bash\n",
+    }
+    tag = hashlib.sha256(repr((sorted(links.items()), sorted(texts.items()))).encode()).hexdigest()[:16]
+    name = f"{REPOSITORY}:{tag}"
+    if _present(client, name):
+        return name
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for path in ("etc", "tmp", "workspace", "proc", "sys", "dev"):
+            folder = tarfile.TarInfo(path)
+            folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+            archive.addfile(folder)
+        for path, text in texts.items():
+            file = tarfile.TarInfo(path)
+            file.size, file.mode = len(text), 0o644
+            archive.addfile(file, io.BytesIO(text.encode()))
+        for path, target in links.items():
+            link = tarfile.TarInfo(path)
+            link.type, link.linkname = tarfile.SYMTYPE, target
+            archive.addfile(link)
+    client.api.import_image_from_data(buffer.getvalue(), repository=REPOSITORY, tag=tag)
+    return name

@@ -1,0 +1,79 @@
+"""Open a sandbox: the one function that chooses."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sandbox import snapshot as snapshots
+from sandbox.base import Sandbox
+from sandbox.client import Client
+from sandbox.docker import Limits
+from sandbox.snapshot import Snapshot
+
+# What every command finds in its environment, whatever the host has in its own.
+ENVIRONMENT = {"LANG": "C.UTF-8", "TERM": "dumb", "PAGER": "cat", "GIT_PAGER": "cat", "GIT_TERMINAL_PROMPT": "0"}
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxOptions:
+    """What a sandbox is to be. ``kind`` is docker, or none for this machine itself, unprotected."""
+
+    run: str
+    kind: str = "docker"
+    image: str | None = None  # a reference, "host", or None for the default
+    limits: Limits = field(default_factory=Limits)
+    env: Mapping[str, str] = field(default_factory=lambda: ENVIRONMENT)
+
+
+def open_sandbox(options: SandboxOptions, snapshot: Snapshot, patch: bytes = b"") -> Sandbox:
+    """Start a sandbox and copy the snapshot in; with ``patch``, bring it to where a lost one was. Blocks; call it from a thread.
+
+    Raises EngineUnavailable, ImageUnavailable, SandboxError, and WorktreeError when git cannot read the repository.
+    """
+    with tempfile.TemporaryDirectory(prefix="gpt-oss-agent-pack-") as scratch, ThreadPoolExecutor(1) as beside:
+        started = beside.submit(_start, options, snapshot)
+        try:
+            snapshots.write_metadata(snapshot, Path(scratch))
+            listed = snapshots.items(snapshot)
+        except BaseException:
+            if started.exception() is None:
+                started.result()[0].close()
+            raise
+        client, skip = started.result()
+        try:
+            parts = itertools.chain(snapshots.metadata(Path(scratch)), snapshots.contents(snapshot, listed))
+            client.fill(parts, snapshots.excludes(snapshot), skip)
+            if patch:
+                client.restore(patch)
+        except BaseException:
+            client.close()
+            raise
+    return client
+
+
+def attach(options: SandboxOptions, snapshot: Snapshot) -> Sandbox | None:
+    """Return the sandbox that a killed run left behind, or None when there is none (then open one with its last patch)."""
+    if options.kind == "none":
+        return None
+    from sandbox import docker
+
+    return docker.attach(snapshot, options.run, options.limits.grace_s)
+
+
+def _start(options: SandboxOptions, snapshot: Snapshot) -> tuple[Client, list[str]]:
+    match options.kind:
+        case "docker":
+            from sandbox import docker
+
+            return docker.start(snapshot, options.run, options.image, options.limits, options.env)
+        case "none":
+            from sandbox import local
+
+            return local.start(snapshot, options.env), []
+        case _:
+            raise ValueError(f"sandbox kind {options.kind!r}: one of docker, none")

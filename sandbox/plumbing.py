@@ -1,0 +1,59 @@
+"""git on the host, run so that nothing but the person's own configuration can steer it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from sandbox.errors import WorktreeError
+
+# No hook, no background maintenance, no file monitor: these may belong to the person, and yet none has a part in a run.
+SETTINGS = (
+    "core.hooksPath=/dev/null",
+    "core.fsmonitor=false",
+    "gc.auto=0",
+    "maintenance.auto=false",
+    "advice.addEmbeddedRepo=false",
+    "protocol.file.allow=always",
+)
+PREFIX = ["git", *(part for setting in SETTINGS for part in ("-c", setting))]
+# For our own bare repositories: not even the person's configuration has a say.
+ISOLATED = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "GIT_ATTR_NOSYSTEM": "1"}
+
+
+def environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """Return this process's environment without the variables that point git somewhere else."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    quiet = {"GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "GIT_NO_LAZY_FETCH": "1", "LC_ALL": "C"}
+    return {**kept, **quiet, **extra}
+
+
+def attempt(
+    arguments: Sequence[str], folder: Path, env: Mapping[str, str] | None = None, stdin: bytes = b""
+) -> subprocess.CompletedProcess[bytes]:
+    """Run git in a folder and return how it went. Raises WorktreeError only when there is no git."""
+    try:
+        return subprocess.run(
+            [*PREFIX, *arguments], cwd=folder, env=environment(env or {}), input=stdin, capture_output=True, check=False
+        )
+    except FileNotFoundError as error:
+        missing = "git" if folder.is_dir() else str(folder)
+        raise WorktreeError(
+            f"cannot run git: {missing} is not there; install git, and give an existing folder"
+        ) from error
+
+
+def run(arguments: Sequence[str], folder: Path, env: Mapping[str, str] | None = None, stdin: bytes = b"") -> bytes:
+    """Run git in a folder and return its output. Raises WorktreeError with what git said."""
+    done = attempt(arguments, folder, env, stdin)
+    if done.returncode:
+        said = done.stderr.decode("utf-8", "replace").strip()[-2000:]
+        raise WorktreeError(f"git {arguments[0]} failed in {folder}: {said or f'exit code {done.returncode}'}")
+    return done.stdout
+
+
+def bare(git_dir: Path, arguments: Sequence[str], env: Mapping[str, str] | None = None, stdin: bytes = b"") -> bytes:
+    """Run git on one of our own bare repositories, with no configuration but its own."""
+    return run(arguments, git_dir, {**ISOLATED, "GIT_DIR": str(git_dir), **(env or {})}, stdin)

@@ -1,0 +1,337 @@
+"""The state that a run starts from: a tree of git objects beside the person's repository, which is only read.
+
+``state/base.git`` is a bare repository of our own that borrows the objects of the person's (``objects/info/alternates``). The
+snapshot's tree is what ``git add -A`` would record at this moment, made with a copy of the index: HEAD, and by default
+the uncommitted and the untracked-not-ignored changes. Everything that leaves the sandbox is measured against it, here on
+the host, so the sandbox's own ``.git`` need not be believed. Contents are git's own (clean) form: a file under LFS is its
+pointer, line ends are as committed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sandbox import plumbing
+from sandbox.errors import DiffRefused, WorktreeError
+from sandbox.guest import files
+
+FULL_HISTORY_BYTES = 128 << 20  # packs up to here are taken whole; of a longer history the newest commits
+NEWEST_COMMITS = 200
+MAX_BLOB_IN_MEMORY_BYTES = 1 << 30
+GITLINK = 0o160000
+DIFF = ("diff-tree", "-p", "--binary", "--full-index", "-M", "--no-ext-diff", "--no-textconv", "--no-color")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a run started from. ``commit`` is empty in a repository that has none yet."""
+
+    repository: Path  # the top of the person's checkout
+    git_dir: Path  # our bare repository
+    common_dir: Path  # the person's git directory, shared by their worktrees
+    commit: str
+    branch: str  # the person's, "" when HEAD is detached
+    head_tree: str  # the tree of ``commit`` (the empty tree without one)
+    tree: str  # the tree that is copied in
+
+    @property
+    def dirty(self) -> bool:
+        """Whether uncommitted changes are part of it."""
+        return self.tree != self.head_tree
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One file of a tree. ``mode`` is git's."""
+
+    mode: int
+    oid: str
+    path: bytes
+
+
+def take(repository: Path, state: Path, include_uncommitted: bool = True) -> Snapshot:
+    """Record the repository's state in the folder ``state`` (made if need be). The repository is only read.
+
+    Raises WorktreeError when it is no git repository, is bare, or cannot be read.
+    """
+    asked = ["--show-toplevel", "--git-common-dir", "--git-path", "index", "--show-object-format"]
+    done = plumbing.attempt(["rev-parse", "--path-format=absolute", *asked], repository)
+    if done.returncode:
+        said = done.stderr.decode("utf-8", "replace").strip()
+        raise WorktreeError(
+            f"{repository} is not a git working tree ({said}); "
+            "run the agent inside a checkout, or make one with: git init && git add -A && git commit"
+        )
+    top, common, index, object_format = map(os.fsdecode, done.stdout.rstrip(b"\n").split(b"\n"))
+    head = plumbing.attempt(["rev-parse", "HEAD^{commit}", "HEAD^{tree}"], repository)
+    commit, head_tree = head.stdout.decode().split() if not head.returncode else ("", "")
+    branch = plumbing.attempt(["symbolic-ref", "-q", "--short", "HEAD"], repository).stdout.decode().strip()
+    git_dir = state / "base.git"
+    _make_bare(git_dir, Path(common), object_format)
+    head_tree = head_tree or plumbing.bare(git_dir, ["mktree"]).decode().strip()
+    tree = _uncommitted(Path(top), git_dir, Path(common), Path(index), head_tree) if include_uncommitted else head_tree
+    snapshot = Snapshot(Path(top), git_dir, Path(common), commit, branch, head_tree, tree)
+    plain = {key: str(value) for key, value in asdict(snapshot).items()}
+    (state / "base.json").write_text(json.dumps(plain, indent=1), "utf-8")
+    return snapshot
+
+
+def load(state: Path) -> Snapshot:
+    """Return the snapshot that ``take`` left in a folder. Raises WorktreeError when there is none."""
+    try:
+        plain = json.loads((state / "base.json").read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise WorktreeError(
+            f"{state} holds no snapshot: this run was not started here, or its folder was cleaned"
+        ) from error
+    repository, git_dir, common_dir = (Path(plain.pop(key)) for key in ("repository", "git_dir", "common_dir"))
+    return Snapshot(repository, git_dir, common_dir, **plain)
+
+
+def items(snapshot: Snapshot, tree: str | None = None) -> list[Item]:
+    """Return every file of the snapshot (or of another tree of its repository)."""
+    listed = plumbing.bare(snapshot.git_dir, ["ls-tree", "-r", "-z", "--full-tree", tree or snapshot.tree])
+    found = []
+    for line in listed.split(b"\0")[:-1]:
+        meta, path = line.split(b"\t", 1)
+        mode, _, oid = meta.split()
+        found.append(Item(int(mode, 8), oid.decode(), path))
+    return found
+
+
+def contents(snapshot: Snapshot, wanted: Sequence[Item]) -> Iterator[bytes]:
+    """Yield the entries (sandbox/guest/files.py) of the files wanted.
+
+    A checkout's file is read directly where its hash says that it is what git has; the others come from git.
+    """
+    others = []
+    for item in wanted:
+        if item.mode == GITLINK:
+            continue
+        data = _from_checkout(snapshot.repository, item)
+        if data is None:
+            others.append(item)
+        else:
+            yield files.entry(item.path, item.mode, data)
+    if others:
+        yield from _from_git(snapshot, others)
+
+
+def result(snapshot: Snapshot, changes: bytes) -> str:
+    """Return the tree that the snapshot becomes with the entries that came out of the sandbox.
+
+    Raises DiffRefused when one of them lies in a submodule or in a git directory.
+    """
+    links = {item.path for item in items(snapshot) if item.mode == GITLINK}
+    removed, added = [], []
+    for path, mode, data in files.entries(changes):
+        _admit(path, links)
+        if mode == files.GONE:
+            removed.append(b"D %s\n" % _quoted(path))
+        else:
+            added.append(b"M %o inline %s\ndata %d\n" % (mode, _quoted(path), len(data)) + data + b"\n")
+    start = b"commit refs/agent/result\ncommitter agent <agent> 0 +0000\ndata 0\n"
+    whole = start + b'M 040000 %s ""\n' % snapshot.tree.encode() + b"".join(removed) + b"".join(added) + b"done\n"
+    plumbing.bare(snapshot.git_dir, ["fast-import", "--quiet", "--force", "--done"], stdin=whole)
+    return plumbing.bare(snapshot.git_dir, ["rev-parse", "refs/agent/result^{tree}"]).decode().strip()
+
+
+def diff(snapshot: Snapshot, tree: str) -> bytes:
+    """Return the unified diff (binary, modes, renames) from the snapshot to a tree of its repository."""
+    return plumbing.bare(snapshot.git_dir, [*DIFF, snapshot.tree, tree])
+
+
+def apply(snapshot: Snapshot, patch: bytes) -> str:
+    """Return the tree that the snapshot becomes with a patch: in an index only, so no filter or attribute has a say.
+
+    Raises WorktreeError when the patch does not apply.
+    """
+    index = snapshot.git_dir / f"index.{os.getpid()}"
+    env = {"GIT_INDEX_FILE": str(index)}
+    try:
+        plumbing.bare(snapshot.git_dir, ["read-tree", snapshot.tree], env)
+        plumbing.bare(snapshot.git_dir, ["apply", "--cached", "--binary", "--whitespace=nowarn", "-"], env, patch)
+        return plumbing.bare(snapshot.git_dir, ["write-tree"], env).decode().strip()
+    finally:
+        index.unlink(missing_ok=True)
+
+
+def write_metadata(snapshot: Snapshot, folder: Path) -> None:
+    """Write the copy's own ``.git`` into a folder: HEAD's history and tags, an index, and no remote, hook or secret.
+
+    A history of more than FULL_HISTORY_BYTES is cut to the NEWEST_COMMITS, as in a shallow clone.
+    """
+    branch = snapshot.branch or "main"
+    head = snapshot.commit if snapshot.commit and not snapshot.branch else f"ref: refs/heads/{branch}"
+    refs, shallow = list[str](), list[str]()
+    (folder / "objects" / "pack").mkdir(parents=True)
+    if snapshot.commit:
+        shallow, tags = _pack(snapshot, folder / "objects" / "pack", _tags(snapshot))
+        refs = [f"{snapshot.commit} refs/heads/{branch}"] if snapshot.branch else []
+        refs += [f"{oid} {name}" for name, oid in tags]
+    config = (snapshot.git_dir / "config").read_text("utf-8").replace("bare = true", "bare = false")
+    config += "[user]\n\tname = gpt-oss-agent\n\temail = agent@localhost\n[gc]\n\tauto = 0\n"
+    texts = {"HEAD": head, "config": config, "packed-refs": "\n".join(refs), "shallow": "\n".join(shallow)}
+    for name, text in texts.items():
+        if text:
+            (folder / name).write_bytes(text.rstrip("\n").encode("utf-8", "surrogateescape") + b"\n")
+    plumbing.bare(snapshot.git_dir, ["read-tree", snapshot.head_tree], {"GIT_INDEX_FILE": str(folder / "index")})
+
+
+def metadata(folder: Path) -> Iterator[bytes]:
+    """Yield the entries of what ``write_metadata`` wrote, piece by piece."""
+    for name in (b".git/refs/heads/.keep", b".git/objects/.keep"):  # git knows a repository by these folders
+        yield files.entry(name, files.FILE, b"") + files.entry(name, files.GONE, b"")
+    for path in sorted(found for found in folder.rglob("*") if found.is_file()):
+        name = b".git/" + os.fsencode(path.relative_to(folder))
+        with path.open("rb") as file:
+            yield files.ENTRY.pack(len(name), files.FILE, path.stat().st_size) + name
+            while piece := file.read(1 << 20):
+                yield piece
+
+
+def excludes(snapshot: Snapshot) -> bytes:
+    """Return the ignore rules that are no file of the repository: the person's own and the clone's."""
+    named = plumbing.attempt(["config", "--type=path", "core.excludesFile"], snapshot.repository).stdout
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    own = Path(os.fsdecode(named.rstrip(b"\n"))) if named else home / "git" / "ignore"
+    found = [path.read_bytes() for path in (own, snapshot.common_dir / "info" / "exclude") if path.is_file()]
+    return b"\n".join(found)
+
+
+def _make_bare(git_dir: Path, common: Path, object_format: str) -> None:
+    """Make our repository by hand (a process less), with the person's objects to borrow."""
+    if git_dir.exists():
+        shutil.rmtree(git_dir)
+    for folder in ("objects/info", "objects/pack", "refs/heads"):
+        (git_dir / folder).mkdir(parents=True)
+    version, extension = (
+        (0, "") if object_format == "sha1" else (1, f"[extensions]\n\tobjectformat = {object_format}\n")
+    )
+    core = f"[core]\n\trepositoryformatversion = {version}\n\tbare = true\n\tfilemode = true\n"
+    (git_dir / "HEAD").write_text("ref: refs/heads/none\n", "utf-8")
+    (git_dir / "config").write_text(core + extension, "utf-8")
+    (git_dir / "objects/info/alternates").write_bytes(_quoted_line(common / "objects"))
+    if (common / "shallow").is_file():
+        shutil.copyfile(common / "shallow", git_dir / "shallow")
+
+
+def _quoted_line(path: Path) -> bytes:
+    """Return a path as a line of ``alternates`` (quoted where git would take it for something else)."""
+    raw = os.fsencode(path)
+    return (_quoted(raw) if b"\n" in raw or raw.startswith((b'"', b"#")) else raw) + b"\n"
+
+
+def _uncommitted(top: Path, git_dir: Path, common: Path, index: Path, head_tree: str) -> str:
+    """Return the tree that ``git add -A`` would make, without touching the person's index or objects."""
+    copy = git_dir / "index.person"
+    env = {
+        "GIT_INDEX_FILE": str(copy),
+        "GIT_OBJECT_DIRECTORY": str(git_dir / "objects"),
+        "GIT_ALTERNATE_OBJECT_DIRECTORIES": _quoted_line(common / "objects")[:-1].decode("utf-8", "surrogateescape"),
+    }
+    if index.is_file():
+        shutil.copyfile(index, copy)
+    try:
+        own = [f":(exclude,top,literal){name}" for name in environments(top)]
+        plumbing.run(["add", "-A", "--", ":/", *own], top, env)
+        staged = plumbing.run(["ls-files", "-s", "-z"], top, env).split(b"\0")
+        links = {line.split(b"\t", 1)[1] for line in staged if line.startswith(b"160000 ")}
+        if links:  # a repository inside the checkout that is no submodule is no part of this one
+            known = plumbing.run(["ls-tree", "-r", "-z", "--full-tree", head_tree], top, env).split(b"\0")
+            links -= {line.split(b"\t", 1)[1] for line in known if line.startswith(b"160000 ")}
+            gone = b"".join(path + b"\0" for path in links)
+            plumbing.run(["update-index", "-z", "--force-remove", "--stdin"], top, env, gone)
+        return plumbing.run(["write-tree"], top, env).decode().strip()
+    finally:
+        copy.unlink(missing_ok=True)
+
+
+def environments(top: Path) -> list[str]:
+    """Return the names of virtual environments in the checkout: what is installed is no part of the source."""
+    return [name for name in (".venv", "venv", "env", ".env") if (top / name / "pyvenv.cfg").is_file()]
+
+
+def _from_checkout(top: Path, item: Item) -> bytes | None:
+    """Return the checkout's own bytes if they are what the tree says."""
+    path = top / os.fsdecode(item.path)
+    try:
+        if item.mode == files.LINK:
+            data = os.fsencode(path.readlink())
+        else:
+            with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+                data = file.read()
+    except OSError:
+        return None
+    algorithm = hashlib.sha256 if len(item.oid) == 64 else hashlib.sha1
+    return data if algorithm(b"blob %d\0" % len(data) + data).hexdigest() == item.oid else None
+
+
+def _from_git(snapshot: Snapshot, wanted: Sequence[Item]) -> Iterator[bytes]:
+    command = [*plumbing.PREFIX, "cat-file", "--batch"]
+    env = plumbing.environment({**plumbing.ISOLATED, "GIT_DIR": str(snapshot.git_dir)})
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for item in wanted:
+            process.stdin.write(item.oid.encode() + b"\n")
+            process.stdin.flush()
+            answer = process.stdout.readline().split()
+            if len(answer) != 3:
+                name = os.fsdecode(item.path)
+                raise WorktreeError(
+                    f"git has no content for {name} ({item.oid}): a partial clone? Get it with: git checkout -- {name!r}"
+                )
+            data = process.stdout.read(int(answer[2]))
+            process.stdout.read(1)
+            yield files.entry(item.path, item.mode, data)
+        process.stdin.close()
+
+
+def _tags(snapshot: Snapshot) -> list[tuple[str, str]]:
+    """Return (name, object) of the tags on HEAD's history: versions are often derived from them."""
+    arguments = ["for-each-ref", "--merged", snapshot.commit, "--format=%(objectname) %(refname)", "refs/tags"]
+    listed = plumbing.run(arguments, snapshot.repository).decode("utf-8", "surrogateescape").splitlines()
+    return [(line.split(" ", 1)[1], line.split(" ", 1)[0]) for line in listed]
+
+
+def _pack(snapshot: Snapshot, folder: Path, tags: list[tuple[str, str]]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Write HEAD's history as a pack into a folder; return the commits without their parents, and the tags in it."""
+    source = snapshot.git_dir / "shallow"
+    shallow = source.read_text("utf-8").split() if source.is_file() else []
+    packs = snapshot.common_dir / "objects" / "pack"
+    size_bytes = sum(path.stat().st_size for path in packs.glob("*.pack")) if packs.is_dir() else 0
+    wanted = [snapshot.commit, *(oid for _, oid in tags)]
+    if size_bytes > FULL_HISTORY_BYTES:
+        arguments = ["rev-list", "--parents", f"--max-count={NEWEST_COMMITS}", snapshot.commit]
+        lines = [line.split() for line in plumbing.bare(snapshot.git_dir, arguments).decode().splitlines()]
+        taken = {line[0] for line in lines}
+        cut = {line[0] for line in lines if not taken.issuperset(line[1:])}
+        shallow, tags, wanted = sorted(cut | (taken & set(shallow))), [], [snapshot.commit]
+    asked = "".join(f"--shallow {oid}\n" for oid in shallow) + "".join(f"{oid}\n" for oid in wanted)
+    arguments = ["pack-objects", "--revs", "--delta-base-offset", "--threads=2", "-q", str(folder / "pack")]
+    plumbing.bare(snapshot.git_dir, arguments, stdin=asked.encode())
+    return shallow, tags
+
+
+def _admit(path: bytes, links: set[bytes]) -> None:
+    """Refuse what fast-import must not see. The diff's own checks come later and know more rules."""
+    parts = path.split(b"/")
+    name = os.fsdecode(path)
+    if any(part.lower() == b".git" or part in (b"", b".", b"..") for part in parts):
+        raise DiffRefused(f"{name}: a path in a git directory, or that leaves the root, may not leave the sandbox")
+    for end in range(1, len(parts) + 1):
+        if b"/".join(parts[:end]) in links:
+            raise DiffRefused(f"{name}: it lies in a submodule; submodules may not be changed")
+
+
+def _quoted(path: bytes) -> bytes:
+    """Return a path in git's C-style quotes."""
+    return b'"' + b"".join(bytes([c]) if 32 <= c < 127 and c not in b'"\\' else b"\\%03o" % c for c in path) + b'"'
