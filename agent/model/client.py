@@ -1,0 +1,249 @@
+"""The one place that talks HTTP to a model: opens the connection, waits, asks again, and lets only ModelError out."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import httpx2
+
+from agent.errors import EndpointUnreachable, ModelUnfit
+from agent.events import Retried
+from agent.model import sse
+from agent.model.faults import BREAKS, Transient, broken, message_in, refusal
+
+if TYPE_CHECKING:
+    import openai
+
+Item = TypeVar("Item")
+
+_CONNECT_TIMEOUT_S = 10.0
+_WRITE_TIMEOUT_S = 60.0
+_FIRST_WAIT_S = 0.5
+_LONGEST_WAIT_S = 8.0
+_PROMPT_RETRIES = 4
+_MOST_ERROR_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a model is asked. ``url`` is the base (usually with /v1), without a slash at its end.
+
+    ``silence_timeout_s`` is the longest wait for a next byte, before the answer and inside it. ``patience_s`` bounds how
+    long failures that come at once (no connection, 429, 5xx) are answered by asking again; a silence is tried twice and
+    an answer that breaks off five times.
+    """
+
+    url: str
+    model: str
+    api_key: str | None = field(default=None, repr=False)
+    silence_timeout_s: float = 120.0
+    patience_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Time as the client sees it, so that tests need not wait. ``jitter`` gives a number from 0 to 1."""
+
+    now: Callable[[], float] = time.monotonic
+    wall: Callable[[], float] = time.time
+    sleep: Callable[[float], None] = time.sleep
+    jitter: Callable[[], float] = random.random
+
+
+class _OpenAIResponse(Protocol):
+    """What the openai package gives for a request whose body has not been read."""
+
+    @property
+    def http_response(self) -> httpx2.Response: ...
+
+
+def persist(attempt: Callable[[], Iterator[Item]], endpoint: Endpoint, clock: Clock) -> Iterator[Item | Retried]:
+    """Give what ``attempt`` gives; when it fails with Transient, say so with a Retried and run it anew.
+
+    What the failed attempt gave is void. Raises EndpointUnreachable when patience has run out, and whatever else
+    ``attempt`` raises at once. Closing the iterator closes the attempt.
+    """
+    failing_s = 0.0
+    bounded = 0
+    asked = 0
+    while True:
+        asked += 1
+        began = clock.now()
+        try:
+            with closing_iterator(attempt()) as items:
+                yield from items
+        except Transient as error:
+            took_s = clock.now() - began
+            wait_s = _wait_s(error, asked, clock)
+            if error.most is not None:
+                bounded += 1
+                over = bounded >= error.most
+            else:
+                failing_s += took_s
+                # The next attempt may take as long as this one did: the stated time is an upper bound, not a hint.
+                over = failing_s + wait_s + took_s > endpoint.patience_s
+            if over:
+                raise EndpointUnreachable(_gave_up(error, endpoint, asked, wait_s)) from error
+            yield Retried(str(error), asked, wait_s)
+            clock.sleep(wait_s)
+            failing_s += wait_s
+        else:
+            return
+
+
+@contextmanager
+def closing_iterator(items: Iterator[Item]) -> Iterator[Iterator[Item]]:
+    """Close an iterator at the end if it is a generator, so that the connection under it is given back at once."""
+    if isinstance(items, Generator):
+        with closing(items):
+            yield items
+    else:
+        yield items
+
+
+def _wait_s(error: Transient, asked: int, clock: Clock) -> float:
+    """Exponential backoff with half of it random, so that many clients do not come back as one; or what the server asked for."""
+    if error.retry_after_s is not None:
+        # A server that says "at once" for ever is not hammered.
+        return error.retry_after_s if asked <= _PROMPT_RETRIES else max(error.retry_after_s, _FIRST_WAIT_S)
+    longest = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0 ** (asked - 1))
+    return longest * (0.5 + 0.5 * clock.jitter())
+
+
+def _gave_up(error: Transient, endpoint: Endpoint, asked: int, wait_s: float) -> str:
+    told = f"{error}; asked {asked} times"
+    if error.retry_after_s is not None and error.retry_after_s > endpoint.patience_s:
+        return f"{told}, and it wants {wait_s:.0f} s of rest, which is more than endpoint_timeout_s = {endpoint.patience_s:g}"
+    if error.most is not None:
+        return told
+    return f"{told} within endpoint_timeout_s = {endpoint.patience_s:g}. Is the model server running at {endpoint.url}?"
+
+
+class Client:
+    """HTTP to one endpoint. Its methods make one attempt each; ``persist`` is what asks again."""
+
+    def __init__(self, endpoint: Endpoint, clock: Clock | None = None) -> None:
+        self.endpoint = endpoint
+        self.clock = clock or Clock()
+        self._openai: openai.OpenAI | None = None
+        headers = {"Authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {}
+        self._http = httpx2.Client(
+            headers=headers,
+            timeout=httpx2.Timeout(
+                endpoint.silence_timeout_s,
+                connect=min(_CONNECT_TIMEOUT_S, endpoint.patience_s),
+                write=_WRITE_TIMEOUT_S,
+            ),
+        )
+
+    def openai(self) -> openai.OpenAI:
+        """Return the openai package's client over the same connections. Its own retries are off: ``persist`` does them."""
+        if self._openai is None:
+            import openai
+
+            self._openai = openai.OpenAI(
+                base_url=self.endpoint.url,
+                api_key=self.endpoint.api_key or "none",
+                http_client=self._http,
+                max_retries=0,
+            )
+        return self._openai
+
+    def post(self, path: str, body: Mapping[str, Any]) -> Iterator[sse.ServerEvent]:
+        """Send ``body`` and give the answer's events. ``path`` starts with a slash and is put behind the base URL."""
+        return self._events(self._http.stream("POST", self._url(path), json=body))
+
+    def post_through_openai(self, call: AbstractContextManager[_OpenAIResponse]) -> Iterator[sse.ServerEvent]:
+        """Give the events of a request made by ``client.….with_streaming_response.create(…)`` of the openai package."""
+        return self._events(_through_openai(call))
+
+    def get(self, path: str, timeout_s: float) -> dict[str, Any]:
+        """Return the JSON object at ``path``, or at a path of the server's root if it starts with two slashes.
+
+        Raises ModelError, ModelUnfit among them when the answer is no JSON object.
+        """
+        return self._exchange("GET", path, None, timeout_s)
+
+    def ask(self, path: str, body: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+        """Post ``body`` and return the JSON object it gives, read whole: for probes. Raises as ``get`` does."""
+        return self._exchange("POST", path, body, timeout_s)
+
+    def close(self) -> None:
+        """Close the connections. May be called twice."""
+        self._http.close()
+
+    def _exchange(self, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float) -> dict[str, Any]:
+        url = self._url(path)
+        try:
+            response = self._http.request(method, url, json=body, timeout=timeout_s)
+        except BREAKS as error:
+            raise broken(error, url) from error
+        if not response.is_success:
+            raise refusal(response.status_code, response.headers, response.text, wall_s=self.clock.wall())
+        found: object = None
+        with suppress(ValueError):
+            found = response.json()
+        if not isinstance(found, dict):
+            raise ModelUnfit(_no_json(url, response.headers.get("content-type", ""), response.text))
+        return found
+
+    def _url(self, path: str) -> str:
+        if path.startswith("//"):
+            parts = httpx2.URL(self.endpoint.url)
+            return str(parts.copy_with(raw_path=path[1:].encode()))
+        return self.endpoint.url.rstrip("/") + path
+
+    def _events(self, opening: AbstractContextManager[httpx2.Response]) -> Iterator[sse.ServerEvent]:
+        """One attempt: open, refuse what is no success, and decode the stream (or the one document) that comes back."""
+        try:
+            with opening as response:
+                if not response.is_success:
+                    body = _start_of(response)
+                    raise refusal(response.status_code, response.headers, body, wall_s=self.clock.wall())
+                kind = response.headers.get("content-type", "")
+                if kind.startswith("text/html"):
+                    raise ModelUnfit(_no_json(self.endpoint.url, kind, _start_of(response)))
+                if kind.startswith("application/json"):  # a server that does not stream answers whole
+                    yield sse.ServerEvent("", response.read().decode("utf-8", "replace"))
+                else:
+                    yield from sse.events(sse.lines(response.iter_bytes()))
+        except BREAKS as error:
+            raise broken(error, self.endpoint.url) from error
+
+
+@contextmanager
+def _through_openai(call: AbstractContextManager[_OpenAIResponse]) -> Iterator[httpx2.Response]:
+    """Make the openai package's request look like one of ours: its errors become the response, or the cause, they wrap."""
+    import openai
+
+    try:
+        response = call.__enter__()
+    except openai.APIStatusError as error:
+        yield error.response
+        return
+    except openai.APIConnectionError as error:
+        raise error.__cause__ or httpx2.TransportError(str(error)) from error
+    try:
+        yield response.http_response
+    finally:
+        call.__exit__(None, None, None)
+
+
+def _start_of(response: httpx2.Response) -> str:
+    if response.is_stream_consumed:
+        return response.text[:_MOST_ERROR_BYTES]
+    body = b""
+    for piece in response.iter_bytes():
+        body += piece
+        if len(body) >= _MOST_ERROR_BYTES:
+            break
+    return body.decode("utf-8", "replace")
+
+
+def _no_json(url: str, kind: str, body: str) -> str:
+    return f"{url} answered with {kind or 'something'} that is no JSON object: {message_in(body)!r}. Does the URL end in /v1?"

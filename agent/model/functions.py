@@ -1,0 +1,116 @@
+"""Tools as the chat and responses wires know them: functions whose names have no dot and whose arguments are JSON objects. Pure.
+
+Harmony's names may be dotted (``container.exec``) and its bodies may be plain text; servers take neither. This is the
+two-way table between both, and the guard that keeps what is replayed valid: one malformed call in the history makes many
+servers refuse every later request.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from agent.conversation import ToolSpec
+
+_NAMESPACE = "functions."
+_FREEFORM = "input"
+_FREEFORM_SCHEMA: Mapping[str, Any] = {
+    "type": "object",
+    "properties": {_FREEFORM: {"type": "string", "description": "The whole input, as plain text."}},
+    "required": [_FREEFORM],
+}
+_MOST_NAME_CHARS = 64
+
+
+class Functions:
+    """The declared tools under the names that a server accepts."""
+
+    def __init__(self, tools: Sequence[ToolSpec]) -> None:
+        self._by_wire: dict[str, ToolSpec] = {}
+        for tool in tools:
+            name = safe_name(tool.name)
+            while name in self._by_wire:
+                name = f"{name[: _MOST_NAME_CHARS - 1]}_"
+            self._by_wire[name] = tool
+        self._to_wire = {tool.name: name for name, tool in self._by_wire.items()}
+
+    def declarations(self) -> list[dict[str, Any]]:
+        """Return name, description and parameters of every tool, in the order they were declared."""
+        return [
+            {
+                "name": name,
+                "description": tool.description,
+                "parameters": dict(_FREEFORM_SCHEMA if tool.parameters is None else tool.parameters),
+            }
+            for name, tool in self._by_wire.items()
+        ]
+
+    def recipient(self, name: str) -> str:
+        """Return the recipient that a function name stands for; an undeclared name stays as the model wrote it.
+
+        Servers that fail to parse a header leave pieces of it in the name: all from the first control token on is dropped.
+        """
+        clean = name.split("<|", 1)[0].strip() or name
+        tool = self._by_wire.get(clean.removeprefix(_NAMESPACE))
+        if tool is None:
+            return clean
+        return tool.name if "." in tool.name else _NAMESPACE + tool.name
+
+    def name(self, recipient: str) -> str:
+        """Return the function name for a recipient, always one that servers accept."""
+        bare = recipient.removeprefix(_NAMESPACE)
+        return self._to_wire.get(recipient) or self._to_wire.get(bare) or safe_name(bare)
+
+    def body(self, recipient: str, arguments: str) -> str:
+        """Return a call's body: the plain text for a freeform tool, else the arguments as they are."""
+        if not self._is_freeform(recipient):
+            return arguments
+        found = _object(arguments)
+        text = found.get(_FREEFORM) if found is not None and len(found) == 1 else None
+        return text if isinstance(text, str) else arguments
+
+    def arguments(self, recipient: str, body: str) -> str:
+        """Return a call's body as arguments to replay: a JSON object whatever the model had written."""
+        if self._is_freeform(recipient):
+            return json.dumps({_FREEFORM: body}, ensure_ascii=False)
+        if _object(body) is not None:
+            return body
+        mended = _mended(body)
+        return json.dumps({_FREEFORM: body} if mended is None else mended, ensure_ascii=False)
+
+    def _is_freeform(self, recipient: str) -> bool:
+        tool = self._by_wire.get(self.name(recipient))
+        return tool is not None and tool.parameters is None
+
+
+def safe_name(name: str) -> str:
+    """Return ``name`` with what OpenAI's schema refuses in a function name (``[a-zA-Z0-9_-]{1,64}``) replaced."""
+    return re.sub(r"[^a-zA-Z0-9_-]", "_", name)[:_MOST_NAME_CHARS] or "unnamed"
+
+
+def whole(arguments: str) -> bool:
+    """Whether arguments are a JSON object that arrived to its end."""
+    return _object(arguments) is not None
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _mended(text: str) -> dict[str, Any] | None:
+    """Repair what nearly is a JSON object; None where that would be guessing."""
+    if not text.lstrip().startswith("{"):
+        return None
+    import json_repair
+
+    try:
+        found = json_repair.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and found else None

@@ -1,0 +1,120 @@
+"""Which model a configuration means: finds the endpoint, asks it what it has, and takes the best wire that it offers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from agent.config import RunConfig
+from agent.errors import EndpointRefused, EndpointUnreachable, ModelError, ModelUnfit, UsageError
+from agent.model.base import Model
+from agent.model.client import Client, Clock, Endpoint, persist
+
+# Where the usual local servers listen when nobody says otherwise.
+LOCAL_PORTS: Mapping[str, int] = {"Ollama": 11434, "LM Studio": 1234, "vLLM": 8000, "llama.cpp": 8080}
+_LOOK_TIMEOUT_S = 1.0
+_ASK_TIMEOUT_S = 10.0
+# Under which names servers tell the window of a model: vLLM and SGLang, llama.cpp, gateways.
+_WINDOW_KEYS = ("max_model_len", "n_ctx", "context_length", "context_window", "max_context_length")
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What an endpoint says of one model: its name there, and its window in tokens where it is told."""
+
+    model: str
+    context_tokens: int | None = None
+
+
+def open_model(
+    config: RunConfig,
+    say: Callable[[str], None] = lambda _: None,
+    *,
+    ports: Mapping[str, int] = LOCAL_PORTS,
+    clock: Clock | None = None,
+) -> Model:
+    """Return the model that ``config`` means. ``say`` is told what was found where the configuration left it open.
+
+    Raises ModelError when it cannot be asked, UsageError when the configuration does not say which one it is.
+    """
+    clock = clock or Clock()
+    url = config.endpoint or _look_around(config, ports, clock, say)
+    endpoint = Endpoint(url, config.model or "", config.api_key, config.silence_timeout_s, config.endpoint_timeout_s)
+    client = Client(endpoint, clock)
+    try:
+        offer = _offer(config, client, say)
+        client.endpoint = replace(endpoint, model=offer.model)
+        return _chat(client, config.context_tokens or offer.context_tokens)
+    except BaseException:
+        client.close()
+        raise
+
+
+def offers(listing: Mapping[str, Any]) -> list[Offer]:
+    """Return the models of a ``/models`` document, in the server's order."""
+    entries = listing.get("data") or listing.get("models") or ()
+    return [Offer(str(entry["id"]), _window(entry)) for entry in entries if isinstance(entry, dict) and entry.get("id")]
+
+
+def _chat(client: Client, context_tokens: int | None) -> Model:
+    from agent.model.chat import ChatModel
+
+    return ChatModel(client, context_tokens)
+
+
+def _look_around(config: RunConfig, ports: Mapping[str, int], clock: Clock, say: Callable[[str], None]) -> str:
+    """Return the URL of the first local server that answers."""
+    for server, port in ports.items():
+        url = f"http://127.0.0.1:{port}/v1"
+        client = Client(Endpoint(url, "", config.api_key), clock)
+        try:
+            client.get("/models", _LOOK_TIMEOUT_S)
+        except ModelError:
+            continue
+        finally:
+            client.close()
+        say(f"no endpoint was given: taking the one at {url} ({server}'s usual port)")
+        return url
+    tried = ", ".join(f"{server} {port}" for server, port in ports.items())
+    raise EndpointUnreachable(
+        f"no endpoint was given and nobody answers on the usual local ports ({tried}): "
+        "start a model server, or give its URL with --endpoint or OPENAI_BASE_URL"
+    )
+
+
+def _offer(config: RunConfig, client: Client, say: Callable[[str], None]) -> Offer:
+    """Return the model to ask for: the configured one, or the only one, or the only gpt-oss there is."""
+    if config.model and config.context_tokens:
+        return Offer(config.model, config.context_tokens)
+    try:
+        found = offers(_patiently(client, "/models"))
+    except (EndpointRefused, ModelUnfit):
+        if not config.model:
+            raise
+        return Offer(config.model)  # a gateway without a list may still know the name
+    if config.model:
+        return next((offer for offer in found if offer.model == config.model), Offer(config.model))
+    fitting = [offer for offer in found if "gpt-oss" in offer.model.lower()] or found
+    if len(fitting) != 1:
+        names = ", ".join(offer.model for offer in fitting) or "none at all"
+        raise UsageError(f"{client.endpoint.url} offers several models ({names}): say which with --model")
+    say(f"no model was given: taking {fitting[0].model}")
+    return fitting[0]
+
+
+def _patiently(client: Client, path: str) -> dict[str, Any]:
+    """Get a document as patiently as an answer: the server may be starting."""
+    for found in persist(lambda: iter([client.get(path, _ASK_TIMEOUT_S)]), client.endpoint, client.clock):
+        if isinstance(found, dict):
+            return found
+    raise AssertionError("persist gives a document or raises")
+
+
+def _window(entry: Mapping[str, Any]) -> int | None:
+    for place in (entry, entry.get("meta")):
+        for key in _WINDOW_KEYS:
+            value = place.get(key) if isinstance(place, dict) else None
+            if isinstance(value, int) and value > 0:
+                return value
+    return None

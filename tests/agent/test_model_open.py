@@ -1,0 +1,118 @@
+"""Finding the endpoint, the model and its window."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from agent.config import RunConfig
+from agent.errors import EndpointRefused, EndpointUnreachable, UsageError
+from agent.model.client import Clock
+from agent.model.open import offers, open_model
+from tests.servers import Reply, Request, document, nobody, serving
+
+NO_WAIT = Clock(sleep=lambda _: None)
+
+
+def listing(*models: dict[str, Any]) -> Reply:
+    return document({"object": "list", "data": list(models)})
+
+
+def opened(reply: Reply, **options: Any) -> tuple[str, int | None, list[str]]:
+    said: list[str] = []
+    with serving([reply]) as server:
+        found = open_model(RunConfig(endpoint=server.url, wire="chat", **options), said.append, clock=NO_WAIT)
+        found.close()
+        return found.name.split(" at ")[0], found.context_tokens, said
+
+
+def test_the_only_model_is_taken_and_told() -> None:
+    assert opened(listing({"id": "m", "max_model_len": 4096})) == ("m", 4096, ["no model was given: taking m"])
+
+
+def test_the_only_gpt_oss_is_taken_among_others() -> None:
+    assert opened(listing({"id": "llama"}, {"id": "openai/gpt-oss-20b"}))[0] == "openai/gpt-oss-20b"
+
+
+@pytest.mark.parametrize("models", [["a", "b"], ["gpt-oss-20b", "gpt-oss-120b", "c"], []])
+def test_several_models_have_to_be_told_apart(models: list[str]) -> None:
+    with pytest.raises(UsageError, match="--model") as caught:
+        opened(listing(*({"id": name} for name in models)))
+    assert all(name in str(caught.value) for name in models if "gpt-oss" in name)
+
+
+def test_a_given_name_is_taken_even_if_it_is_not_listed() -> None:
+    assert opened(listing({"id": "a"}), model="b") == ("b", None, [])
+
+
+def test_a_gateway_without_a_list_is_believed() -> None:
+    assert opened(document({"error": "x"}, 404), model="b")[0] == "b"
+    with pytest.raises(EndpointRefused):
+        opened(document({"error": "x"}, 404))
+
+
+def test_the_configured_window_goes_before_the_servers() -> None:
+    assert opened(listing({"id": "m", "max_model_len": 4096}), context_tokens=2048)[1] == 2048
+
+
+def test_with_model_and_window_given_nothing_is_asked() -> None:
+    with serving([]) as server:
+        config = RunConfig(endpoint=server.url, wire="chat", model="m", context_tokens=4096)
+        open_model(config).close()
+        assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("entry", "window"),
+    [
+        ({"max_model_len": 131072}, 131072),
+        ({"meta": {"n_ctx": 1024, "n_ctx_train": 8192}}, 1024),
+        ({"context_length": 8192}, 8192),
+        ({"context_window": 8192}, 8192),
+        ({"max_model_len": None, "meta": None}, None),
+        ({"max_model_len": "many"}, None),
+    ],
+)
+def test_the_window_in_every_servers_words(entry: dict[str, Any], window: int | None) -> None:
+    (offer,) = offers({"data": [{"id": "m", **entry}, "odd", {"no": "id"}]})
+    assert offer.context_tokens == window
+
+
+def test_a_server_that_is_still_starting_is_waited_for() -> None:
+    with serving([document({"error": "Loading model"}, 503), listing({"id": "m"})]) as server:
+        open_model(RunConfig(endpoint=server.url, wire="chat"), clock=NO_WAIT).close()
+        assert len(server.requests) == 2
+
+
+def test_a_local_server_is_found_by_its_port() -> None:
+    said: list[str] = []
+    with serving([listing({"id": "m"})]) as server, nobody() as dead:
+        ports = {"Ollama": int(dead.split(":")[2].split("/")[0]), "vLLM": server.port}
+        found = open_model(RunConfig(wire="chat"), said.append, ports=ports)
+        found.close()
+        assert server.url in found.name
+        assert said[0] == f"no endpoint was given: taking the one at {server.url} (vLLM's usual port)"
+
+
+def test_what_answers_on_a_port_but_is_no_model_server_is_passed_by() -> None:
+    with serving([document({"hello": "world"}, 404)]) as other, serving([listing({"id": "m"})]) as server:
+        found = open_model(RunConfig(wire="chat"), ports={"vLLM": other.port, "llama.cpp": server.port})
+        found.close()
+        assert server.url in found.name
+
+
+def test_nobody_at_home_says_what_to_do() -> None:
+    with nobody() as dead:
+        ports = {"vLLM": int(dead.split(":")[2].split("/")[0])}
+        with pytest.raises(EndpointUnreachable, match=r"vLLM \d+.*--endpoint or OPENAI_BASE_URL"):
+            open_model(RunConfig(wire="chat"), ports=ports)
+
+
+def test_the_key_reaches_the_server() -> None:
+    def reply(request: Request) -> Reply:
+        assert request.headers["authorization"] == "Bearer sesame"
+        return listing({"id": "m"})
+
+    with serving(reply) as server:
+        open_model(RunConfig(endpoint=server.url, wire="chat", api_key="sesame")).close()
