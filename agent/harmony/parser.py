@@ -82,15 +82,15 @@ class Parser:
         return self._done
 
     @property
-    def body_ids(self) -> int:
-        """How many ids the message being read has so far, header included; 0 outside of a message's text."""
-        return len(self._draft.ids) if self._state is _State.BODY else 0
+    def calling(self) -> bool:
+        """Whether the body of a call is being read."""
+        return self._state is _State.BODY and self._draft.header.recipient is not None
 
     @property
-    def channel(self) -> Channel | None:
-        """The channel of the text being read; None outside of a message's text or where a call is being written."""
-        ours = self._state is _State.BODY and self._draft.header.recipient is None
-        return self._draft.header.channel if ours else None
+    def answering(self) -> bool:
+        """Whether the text of a final answer is being read."""
+        header = self._draft.header
+        return self._state is _State.BODY and header.recipient is None and header.channel is Channel.FINAL
 
     def feed(self, ids: Iterable[int]) -> list[Delta]:
         """Read more ids; return the text for the eye. Ids after ``done`` are ignored."""

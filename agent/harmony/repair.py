@@ -1,14 +1,31 @@
 """The kinds of repair, from the lightest to the heaviest. Each one made is an event, so that a run can say how often.
 
-===================  ==================================================================================================
-header               the message is whole; something around its text was wrong and was read past
-boundary             a start, end or message marker was missing or stood where none belongs
-channel              the channel was none of the three and was inferred
-control in text      a control id stood in the text and was left out of it
-truncated            what was sampled after the call, or under somebody else's name, was dropped
-continued            the turn was continued: exactly where it was cut, or from a prefill that asks for an action
-resampled            nothing usable came; the turn was sampled again
-===================  ==================================================================================================
+=================  =====================================================================================
+read past          the message is whole all the same
+header_words       words in a header that mean nothing
+content_type       a ``<|constrain|>`` without a type
+channel            a channel that is none of the three: inferred
+recipient          a call whose header names a declared tool, but not behind ``to=``
+missing_start      a message began without ``<|start|>``
+missing_message    a header ran into its text without ``<|message|>``
+missing_end        a message was not ended before the next began, or the server swallowed the stop token
+stray_header       a header that was begun and then begun again
+stray_end          an end with nothing to be ended
+split_body         a marker in the middle of a text, which went on behind it
+stray_control      another control id in a text or header
+final_before_call  a final that was followed by more: it counts as a word on the way
+dropped            what was sampled is not kept
+after_call         what the model went on to invent after its call
+foreign_role       a message under another's name (system, user, a tool)
+continued          the turn goes on from what it has
+extended           cut by the server: continued exactly there
+prefilled          reasoning only, then a stop: asked for a call, then for an answer
+cut_loop           the same words over and over: cut before they repeat
+cut_thinking       reasoning that would leave no room to act: ended, so that the model acts
+given up           there was nothing left to try
+cut_call           a call that was cut: kept as text, since half a call must not run
+resampled          nothing usable came; the turn was sampled again
+=================  =====================================================================================
 """
 
 from __future__ import annotations
@@ -23,6 +40,7 @@ class Kind(StrEnum):
 
     HEADER_WORDS = "header_words"
     CONTENT_TYPE = "content_type"
+    CHANNEL = "channel"
     RECIPIENT = "recipient"
     MISSING_START = "missing_start"
     MISSING_MESSAGE = "missing_message"
@@ -30,16 +48,15 @@ class Kind(StrEnum):
     STRAY_HEADER = "stray_header"
     STRAY_END = "stray_end"
     SPLIT_BODY = "split_body"
-    CHANNEL = "channel"
     STRAY_CONTROL = "stray_control"
     FINAL_BEFORE_CALL = "final_before_call"
     AFTER_CALL = "after_call"
     FOREIGN_ROLE = "foreign_role"
-    CUT_CALL = "cut_call"
-    CUT_LOOP = "cut_loop"
-    CUT_THINKING = "cut_thinking"
     EXTENDED = "extended"
     PREFILLED = "prefilled"
+    CUT_LOOP = "cut_loop"
+    CUT_THINKING = "cut_thinking"
+    CUT_CALL = "cut_call"
     RESAMPLED = "resampled"
 
 

@@ -1,0 +1,123 @@
+"""What to do with an answer as it was parsed: take it, continue it, or sample again. Pure; the rungs are climbed in order.
+
+1. A call or a final answer is taken.
+2. A stream that the server cut is continued exactly where it was cut.
+3. Reasoning or a preamble alone, or reasoning that was cut for looping or for its length, is continued from a prefill:
+   first on the commentary channel (where calls are made), then on the final one.
+4. Anything else is sampled again.
+5. With nothing left to try, what there is is taken; a call that was cut is taken as text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from agent.conversation import Channel, Message
+from agent.events import Repaired
+from agent.harmony.parser import Parsed
+from agent.harmony.repair import Kind, repaired
+from agent.harmony.tokens import CHANNEL, OPENING
+
+COMMENTARY_IDS: Final = (12606, 815)  # `commentary` in text ids
+FINAL_IDS: Final = (17196,)
+ASK_FOR_A_CALL: Final = (*OPENING, CHANNEL, *COMMENTARY_IDS)
+ASK_FOR_AN_ANSWER: Final = (*OPENING, CHANNEL, *FINAL_IDS)
+
+GRAM: Final = 8  # a loop is seen by its 8-grams …
+VARIETY: Final = 8  # … when fewer than one in 8 of them is new
+LOOP_TOKENS: Final = 1024  # of reasoning or of an answer
+CALL_LOOP_TOKENS: Final = 4096  # of a call, which may hold a table of zeros in good faith
+
+
+@dataclass(frozen=True, slots=True)
+class Tries:
+    """How often each rung may still be taken within one answer."""
+
+    extend: int = 3
+    prefill: tuple[tuple[int, ...], ...] = (ASK_FOR_A_CALL, ASK_FOR_AN_ANSWER)
+    resample: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """The answer is what there is."""
+
+    messages: tuple[Message, ...]
+    repairs: tuple[Repaired, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Continue:
+    """Keep these messages and go on from ``opening``."""
+
+    messages: tuple[Message, ...]
+    opening: tuple[int, ...]
+    repairs: tuple[Repaired, ...]
+    left: Tries
+
+
+@dataclass(frozen=True, slots=True)
+class Resample:
+    """Nothing of this is of use."""
+
+    repair: Repaired
+    left: Tries
+
+
+def decide(parsed: Parsed, finish: str, cut: Kind | None, tries: Tries) -> Take | Continue | Resample:
+    """Choose the rung. ``finish`` is stop, length (the server cut it) or cancelled; ``cut`` says why *we* cut it, if we did."""
+    last = parsed.messages[-1] if parsed.messages else None
+    acts = last is not None and (last.is_call or last.is_final)
+    thought = parsed.partial is not None and _is_thought(parsed.partial)
+    if acts or finish == "cancelled":
+        return Take(parsed.messages)
+    if cut is None and tries.extend and _can_extend(parsed, finish):
+        left = replace(tries, extend=tries.extend - 1)
+        return Continue(parsed.messages, parsed.open, (repaired(Kind.EXTENDED, finish),), left)
+    if tries.prefill and (thought or (parsed.messages and parsed.partial is None)):
+        opening, *rest = tries.prefill
+        messages = (*parsed.messages, parsed.partial) if thought and parsed.partial else parsed.messages
+        left = replace(tries, prefill=tuple(rest))
+        return Continue(messages, opening, (repaired(Kind.PREFILLED),), left)
+    if tries.resample:
+        reason = cut.value if cut else "an answer was cut" if parsed.partial else "neither a call nor an answer"
+        return Resample(repaired(Kind.RESAMPLED, reason), replace(tries, resample=tries.resample - 1))
+    return take_all(parsed)
+
+
+def take_all(parsed: Parsed) -> Take:
+    """Take what there is, the unfinished message included. Half a call must not run: it is kept as text."""
+    partial = parsed.partial
+    if partial is None:
+        return Take(parsed.messages)
+    if partial.recipient is None:
+        return Take((*parsed.messages, partial))
+    text = replace(partial, recipient=None, content_type=None, channel=Channel.COMMENTARY)
+    return Take((*parsed.messages, text), (repaired(Kind.CUT_CALL, partial.recipient),))
+
+
+def is_looping(ids: Sequence[int], *, calling: bool) -> bool:
+    """Whether the newest ids only repeat themselves. Costs about 0.1 µs an id of the window."""
+    window = CALL_LOOP_TOKENS if calling else LOOP_TOKENS
+    if len(ids) < window:
+        return False
+    tail = tuple(ids[-window:])
+    grams = {tail[start : start + GRAM] for start in range(window - GRAM)}
+    return len(grams) <= window // VARIETY
+
+
+def without_loop(ids: Sequence[int], *, calling: bool) -> Sequence[int]:
+    """What came before the repetition that ``is_looping`` saw, and the beginning of it: as much as can be new in it."""
+    window = CALL_LOOP_TOKENS if calling else LOOP_TOKENS
+    return ids[: len(ids) - window + window // VARIETY]
+
+
+def _is_thought(message: Message) -> bool:
+    return message.channel is Channel.ANALYSIS and message.recipient is None
+
+
+def _can_extend(parsed: Parsed, finish: str) -> bool:
+    """Whether there is a beginning to go on from: a text that was cut, or a header that a stray stop token ended."""
+    return bool(parsed.open) and (finish == "length" or parsed.partial is None) and parsed.open != OPENING

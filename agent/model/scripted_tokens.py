@@ -1,0 +1,49 @@
+"""A source of tokens that plays a script, as a real server would: for tests, demos and bug reports of the raw wires."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from agent.events import Retried
+from agent.model.base import Chunk, SamplingParams
+
+Script = Callable[[Sequence[int]], Sequence[int]]
+
+
+class ScriptedTokens:
+    """A TokenSource whose ``script`` says how any prompt goes on.
+
+    Keeps to what a server keeps to: it ends behind the first stop id (which is part of the answer) or at ``max_tokens``,
+    and it reads its turn from the prompt, so that a resumed run finds its place. ``chunk_tokens`` is the size of a chunk.
+    """
+
+    def __init__(
+        self, script: Script, *, name: str = "scripted tokens", context_tokens: int | None = None, chunk_tokens: int = 1
+    ) -> None:
+        self._script = script
+        self._name = name
+        self._context_tokens = context_tokens
+        self._chunk_tokens = chunk_tokens
+
+    @property
+    def name(self) -> str:
+        """What the script is called."""
+        return self._name
+
+    @property
+    def context_tokens(self) -> int | None:
+        """The window that it plays, if it plays one."""
+        return self._context_tokens
+
+    def generate(self, prompt: Sequence[int], params: SamplingParams, stop: Sequence[int]) -> Iterator[Chunk | Retried]:
+        """Play the script's continuation of ``prompt``."""
+        answer = tuple(self._script(prompt))
+        ends = next((place + 1 for place, token in enumerate(answer) if token in stop), len(answer))
+        most = ends if params.max_tokens is None else params.max_tokens
+        ids = answer[: min(ends, most)]
+        for start in range(0, len(ids), self._chunk_tokens):
+            yield Chunk(ids[start : start + self._chunk_tokens])
+        yield Chunk((), "length" if most < ends else "stop", prompt_tokens=len(prompt))
+
+    def close(self) -> None:
+        """Nothing is held."""
