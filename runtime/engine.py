@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 
 from runtime.errors import DoesNotFit
-from runtime.kernels.base import LayerCache, Shapes
+from runtime.kernels.base import LayerCache
+from runtime.model.transformer import Transformer, forward, new_cache
 from runtime.pages import PagePool
 from runtime.request import Request, TokenOut
 from runtime.runner import Forward, Runner
@@ -24,22 +26,6 @@ class EngineOptions:
     cache_bytes: int | None = None
     limits: Limits = field(default_factory=Limits)
     graphs: bool = True
-
-
-def page_bytes(layers: int, shapes: Shapes, page_tokens: int, dtype: torch.dtype) -> int:
-    """Bytes of one cache page over all layers, keys and values."""
-    return 2 * layers * page_tokens * shapes.kv_heads * shapes.head_dim * dtype.itemsize
-
-
-def make_caches(
-    layers: int, pages: int, shapes: Shapes, page_tokens: int, dtype: torch.dtype, device: torch.device
-) -> list[LayerCache]:
-    """Return one cache a layer, each of ``pages`` pages."""
-    shape = (pages, page_tokens, shapes.kv_heads, shapes.head_dim)
-    return [
-        LayerCache(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
-        for _ in range(layers)
-    ]
 
 
 def _pages_that_fit(options: EngineOptions, each_bytes: int, device: torch.device) -> int:
@@ -61,22 +47,26 @@ def _pages_that_fit(options: EngineOptions, each_bytes: int, device: torch.devic
 
 
 class Engine:
-    """Continuous batching over one model on one device. Not thread-safe: one thread owns it (runtime/worker.py)."""
+    """Continuous batching over one model on one device. Not thread-safe: one thread owns it (runtime/worker.py).
+
+    ``new_cache(pages)`` gives one cache a layer; ``page_bytes`` is what one page takes over all layers.
+    """
 
     def __init__(
         self,
         forward: Forward,
+        new_cache: Callable[[int], Sequence[LayerCache]],
         *,
-        layers: int,
-        shapes: Shapes,
-        dtype: torch.dtype,
+        page_bytes: int,
         device: torch.device,
         options: EngineOptions,
     ) -> None:
-        pages = _pages_that_fit(options, page_bytes(layers, shapes, options.page_tokens, dtype), device)
-        caches = make_caches(layers, pages, shapes, options.page_tokens, dtype, device)
+        pages = _pages_that_fit(options, page_bytes, device)
+        self.limits = options.limits
         self.scheduler = Scheduler(PagePool(pages - 1, options.page_tokens), options.limits)
-        self.runner = Runner(forward, caches, page_tokens=options.page_tokens, device=device, graphs=options.graphs)
+        self.runner = Runner(
+            forward, new_cache(pages), page_tokens=options.page_tokens, device=device, graphs=options.graphs
+        )
 
     @property
     def idle(self) -> bool:
@@ -100,3 +90,18 @@ class Engine:
             return []
         tokens, logprobs = self.runner.run(works)
         return self.scheduler.record(works, tokens, logprobs or None)
+
+
+def open_engine(model: Transformer, options: EngineOptions) -> Engine:
+    """Return an engine over a model. Raises DoesNotFit when the device has no room for a cache."""
+    config = model.config
+    return Engine(
+        partial(forward, model),
+        partial(new_cache, model, page_size=options.page_tokens),
+        page_bytes=2 * config.layers * options.page_tokens * config.kv_heads * config.head_dim * model.dtype.itemsize,
+        device=model.device,
+        options=replace(
+            options,
+            limits=replace(options.limits, context_tokens=min(options.limits.context_tokens, config.context_tokens)),
+        ),
+    )

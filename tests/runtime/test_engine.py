@@ -11,26 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.engine import Engine, EngineOptions, page_bytes
+from runtime.engine import Engine, EngineOptions
 from runtime.errors import DoesNotFit, EngineStopped, RequestRefused
-from runtime.kernels.base import LayerCache, Shapes, StepInputs
+from runtime.kernels.base import LayerCache, StepInputs
 from runtime.request import Request, Sampling, TokenOut
 from runtime.scheduler import Limits
 from runtime.worker import Worker
 
 VOCABULARY = 97
 PAGE = 4
-SHAPES = Shapes(
-    hidden=8,
-    intermediate=8,
-    query_heads=1,
-    kv_heads=1,
-    head_dim=2,
-    experts=1,
-    experts_per_token=1,
-    vocabulary=VOCABULARY,
-    window=4,
-)
 
 
 def forward(inputs: StepInputs, caches: Sequence[LayerCache]) -> torch.Tensor:
@@ -52,14 +41,11 @@ def forward(inputs: StepInputs, caches: Sequence[LayerCache]) -> torch.Tensor:
 def engine(cache_pages: int = 64, **limits: int) -> Engine:
     return Engine(
         forward,
-        layers=1,
-        shapes=SHAPES,
-        dtype=torch.float32,
+        lambda pages: [LayerCache(torch.zeros(pages, PAGE, 1, 2), torch.zeros(0))],
+        page_bytes=1000,
         device=torch.device("cpu"),
         options=EngineOptions(
-            page_tokens=PAGE,
-            cache_bytes=cache_pages * page_bytes(1, SHAPES, PAGE, torch.float32),
-            limits=replace(Limits(context_tokens=200), **limits),
+            page_tokens=PAGE, cache_bytes=cache_pages * 1000, limits=replace(Limits(context_tokens=200), **limits)
         ),
     )
 

@@ -1,0 +1,123 @@
+"""The engine over the real arithmetic, fp32 on a tiny model: whatever the schedule, exactly the same tokens.
+
+The truth is the plainest use of the model: the whole prompt in one step, then one token a step, alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from runtime.engine import Engine, EngineOptions, open_engine
+from runtime.kernels.base import StepInputs
+from runtime.kernels.reference import reference_kernels
+from runtime.model.checkpoint import load_weights, open_checkpoint
+from runtime.model.tiny import write_tiny
+from runtime.model.transformer import Transformer, build_transformer, forward, new_cache
+from runtime.request import Request, Sampling, TokenOut
+from runtime.scheduler import Limits
+
+PAGE = 16
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Transformer:
+    folder = tmp_path_factory.mktemp("tiny")
+    config = write_tiny(folder)
+    weights = load_weights(open_checkpoint(folder), torch.device("cpu"), torch.float32)
+    return build_transformer(config, weights, reference_kernels(), 512)
+
+
+def greedy(model: Transformer, prompt: Sequence[int], count: int) -> list[int]:
+    """The truth: every token from a cold cache, the whole context in one step."""
+    tokens = list(prompt)
+    for _ in range(count):
+        n = len(tokens)
+        pages = -(-n // PAGE)
+        inputs = StepInputs(
+            token_ids=torch.tensor(tokens),
+            positions=torch.arange(n, dtype=torch.int32),
+            slots=torch.arange(n),
+            query_start=torch.tensor([0, n], dtype=torch.int32),
+            context_len=torch.tensor([n], dtype=torch.int32),
+            page_table=torch.arange(pages, dtype=torch.int32)[None],
+            sample_rows=torch.tensor([n - 1]),
+            max_query_len=n,
+            max_context_len=n,
+        )
+        tokens.append(int(forward(model, inputs, new_cache(model, pages, PAGE))[0].argmax()))
+    return tokens[len(prompt) :]
+
+
+def engine(model: Transformer, pages: int = 64, **limits: int) -> Engine:
+    config = model.config
+    page_bytes = 2 * config.layers * PAGE * config.kv_heads * config.head_dim * 4
+    limits_ = replace(Limits(context_tokens=400), **limits)
+    return open_engine(model, EngineOptions(page_tokens=PAGE, cache_bytes=pages * page_bytes, limits=limits_))
+
+
+def drain(engine_: Engine, requests: Sequence[Request]) -> dict[str, list[TokenOut]]:
+    outs: dict[str, list[TokenOut]] = {request.id: [] for request in requests}
+    for request in requests:
+        engine_.add(request)
+    while not engine_.idle:
+        for out in engine_.step():
+            outs[out.id].append(out)
+    return outs
+
+
+def prompt(seed: int, length: int) -> tuple[int, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randint(0, 256, (length,), generator=generator).tolist())
+
+
+LENGTHS = (1, 15, 16, 17, 31, 33, 50)  # around the page, which is also the window
+GREEDY = Sampling(temperature=0.0)
+
+
+@pytest.fixture(scope="module")
+def truth(model: Transformer) -> dict[str, list[int]]:
+    return {str(length): greedy(model, prompt(length, length), 20) for length in LENGTHS}
+
+
+@pytest.mark.parametrize(
+    ("name", "pages", "limits"),
+    [
+        ("batched", 64, {}),
+        ("one by one", 64, {"sequences": 1}),
+        ("chunked", 64, {"step_tokens": 5}),
+        ("chunks of one token", 64, {"step_tokens": 1}),
+        ("preempted", 8, {}),
+        ("preempted and chunked", 8, {"step_tokens": 7}),
+    ],
+)
+def test_every_schedule_gives_the_true_tokens(
+    model: Transformer, truth: dict[str, list[int]], name: str, pages: int, limits: dict[str, int]
+) -> None:
+    tested = engine(model, pages, **limits)
+    outs = drain(tested, [Request(str(n), prompt(n, n), 20, sampling=GREEDY) for n in LENGTHS])
+    assert {key: [out.token for out in each] for key, each in outs.items()} == truth
+    assert (tested.scheduler.preemptions > 0) == name.startswith("preempted")
+
+
+@pytest.mark.parametrize("cut", [1, 15, 16, 17, 32, 47, 49])
+def test_a_cached_prefix_of_any_length_gives_the_true_tokens(
+    model: Transformer, truth: dict[str, list[int]], cut: int
+) -> None:
+    tested = engine(model)
+    whole = prompt(50, 50)
+    drain(tested, [Request("warm", whole[:cut], 1, sampling=GREEDY)])
+    outs = drain(tested, [Request("x", whole, 20, sampling=GREEDY)])["x"]
+    assert [out.token for out in outs] == truth["50"]
+    assert outs[0].cached_tokens == cut // PAGE * PAGE
+
+
+def test_sampled_tokens_repeat_over_schedules(model: Transformer) -> None:
+    requests = [Request(str(n), prompt(n, n), 25, sampling=Sampling(1.0, 0.95, seed=n)) for n in LENGTHS]
+    runs = [drain(engine(model, pages, **limits), requests) for pages, limits in ((64, {}), (8, {"step_tokens": 6}))]
+    first, second = ({key: [out.token for out in outs] for key, outs in run.items()} for run in runs)
+    assert first == second
+    assert any(first[str(n)] != first["1"] for n in LENGTHS)
