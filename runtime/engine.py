@@ -10,8 +10,8 @@ from functools import partial
 import torch
 
 from runtime.errors import DoesNotFit
-from runtime.kernels.base import LayerCache
-from runtime.model.transformer import Transformer, forward, new_cache
+from runtime.kernels.base import LayerCache, Shapes
+from runtime.model.transformer import Transformer, forward
 from runtime.pages import PagePool
 from runtime.request import Request, TokenOut
 from runtime.runner import Forward, Runner
@@ -26,6 +26,17 @@ class EngineOptions:
     cache_bytes: int | None = None
     limits: Limits = field(default_factory=Limits)
     graphs: bool = True
+
+
+def make_caches(
+    layers: int, pages: int, shapes: Shapes, page_tokens: int, dtype: torch.dtype, device: torch.device
+) -> list[LayerCache]:
+    """Return an empty cache for each layer: keys and values [pages, page, Nk, D]."""
+    shape = (pages, page_tokens, shapes.kv_heads, shapes.head_dim)
+    return [
+        LayerCache(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
+        for _ in range(layers)
+    ]
 
 
 def _pages_that_fit(options: EngineOptions, each_bytes: int, device: torch.device) -> int:
@@ -97,7 +108,7 @@ def open_engine(model: Transformer, options: EngineOptions) -> Engine:
     config = model.config
     return Engine(
         partial(forward, model),
-        partial(new_cache, model, page_size=options.page_tokens),
+        lambda pages: make_caches(config.layers, pages, model.shapes, options.page_tokens, model.dtype, model.device),
         page_bytes=2 * config.layers * options.page_tokens * config.kv_heads * config.head_dim * model.dtype.itemsize,
         device=model.device,
         options=replace(

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from runtime.engine import Engine, EngineOptions, open_engine
-from runtime.kernels.base import StepInputs
 from runtime.kernels.reference import reference_kernels
 from runtime.model.checkpoint import load_weights, open_checkpoint
 from runtime.model.tiny import write_tiny
-from runtime.model.transformer import Transformer, build_transformer, forward, new_cache
+from runtime.model.transformer import Transformer, build_transformer
 from runtime.request import Request, Sampling, TokenOut
 from runtime.scheduler import Limits
+from tests.runtime.ragged import run_chunks
 
 PAGE = 16
 
@@ -35,20 +35,7 @@ def greedy(model: Transformer, prompt: Sequence[int], count: int) -> list[int]:
     """The truth: every token from a cold cache, the whole context in one step."""
     tokens = list(prompt)
     for _ in range(count):
-        n = len(tokens)
-        pages = -(-n // PAGE)
-        inputs = StepInputs(
-            token_ids=torch.tensor(tokens),
-            positions=torch.arange(n, dtype=torch.int32),
-            slots=torch.arange(n),
-            query_start=torch.tensor([0, n], dtype=torch.int32),
-            context_len=torch.tensor([n], dtype=torch.int32),
-            page_table=torch.arange(pages, dtype=torch.int32)[None],
-            sample_rows=torch.tensor([n - 1]),
-            max_query_len=n,
-            max_context_len=n,
-        )
-        tokens.append(int(forward(model, inputs, new_cache(model, pages, PAGE))[0].argmax()))
+        tokens.append(int(run_chunks(model, tokens, [len(tokens)])[-1].argmax()))
     return tokens[len(prompt) :]
 
 

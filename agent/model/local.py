@@ -1,0 +1,107 @@
+"""The runtime in this process, as a source of tokens: the only place of the agent that knows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agent.errors import ContextOverflow, ModelError, ModelUnfit
+from agent.events import Retried
+from agent.model.base import Chunk, SamplingParams
+
+if TYPE_CHECKING:
+    from runtime.worker import Worker
+
+Progress = Callable[[int, int], None]
+"""(bytes loaded, bytes in all)"""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalOptions:
+    """What the runtime may use. None leaves the choice to it: the first CUDA device, or the CPU."""
+
+    device: str | None = None
+    cache_bytes: int | None = None
+    context_tokens: int | None = None
+
+
+class LocalSource:
+    """A TokenSource over an engine in this process. Any number of conversations may stream from it at a time."""
+
+    def __init__(self, name: str, worker: Worker, context_tokens: int) -> None:
+        self._name = name
+        self._worker = worker
+        self._context_tokens = context_tokens
+        self._ids = count()
+
+    @property
+    def name(self) -> str:
+        """The checkpoint's folder."""
+        return self._name
+
+    @property
+    def context_tokens(self) -> int:
+        """The window in tokens: the model's, or what its cache holds where that is less."""
+        return self._context_tokens
+
+    def generate(self, prompt: Sequence[int], params: SamplingParams, stop: Sequence[int]) -> Iterator[Chunk | Retried]:
+        """Continue ``prompt`` token by token. Raises ContextOverflow for a prompt that does not fit, else ModelError."""
+        from runtime.errors import RuntimeFault
+        from runtime.request import Request, Sampling
+
+        left = self._context_tokens - len(prompt)
+        if left < 1:
+            raise ContextOverflow(
+                f"the prompt has {len(prompt)} tokens and the local engine holds {self._context_tokens}"
+            )
+        try:
+            request = Request(
+                id=f"local-{next(self._ids)}",
+                prompt=tuple(prompt),
+                max_tokens=left if params.max_tokens is None else min(left, params.max_tokens),
+                stop=frozenset(stop),
+                sampling=Sampling(params.temperature, params.top_p, params.seed),
+            )
+            for out in self._worker.stream(request):
+                yield Chunk(
+                    ids=() if out.token is None else (out.token,),
+                    finish=out.finish,
+                    prompt_tokens=len(prompt) if out.finish else None,
+                    cached_tokens=out.cached_tokens if out.finish else None,
+                )
+        except RuntimeFault as fault:
+            raise ModelError(str(fault)) from fault
+
+    def close(self) -> None:
+        """Stop the engine's thread; its memory goes with it."""
+        self._worker.close()
+
+
+def open_local(directory: Path, options: LocalOptions, progress: Progress | None = None) -> LocalSource:
+    """Load a checkpoint and start an engine over it.
+
+    Raises ModelUnfit when the checkpoint is unusable, the device has no room for it, or the runtime is not installed;
+    the message says what to do.
+    """
+    try:
+        from runtime.errors import RuntimeFault
+        from runtime.local import open_worker
+    except ModuleNotFoundError as missing:
+        raise ModelUnfit(
+            f"running {directory} on this machine needs the runtime, and {missing.name} is not installed: "
+            'pip install "gpt-oss-agent[runtime]"'
+        ) from missing
+    try:
+        worker, context_tokens = open_worker(
+            directory,
+            device=options.device,
+            cache_bytes=options.cache_bytes,
+            context_tokens=options.context_tokens,
+            progress=progress,
+        )
+    except RuntimeFault as fault:
+        raise ModelUnfit(str(fault)) from fault
+    return LocalSource(str(directory), worker, context_tokens)

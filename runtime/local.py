@@ -1,0 +1,40 @@
+"""From a checkpoint's folder to a running engine, with defaults that work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from runtime.engine import EngineOptions, open_engine
+from runtime.kernels.open import open_kernels
+from runtime.model.checkpoint import load_weights, open_checkpoint
+from runtime.model.transformer import build_transformer
+from runtime.scheduler import Limits
+from runtime.worker import Worker
+
+
+def open_worker(
+    directory: Path,
+    *,
+    device: str | None = None,
+    cache_bytes: int | None = None,
+    context_tokens: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Worker, int]:
+    """Load a checkpoint and start an engine over it; return its thread and the window in tokens.
+
+    ``device`` None is the first CUDA device, else the CPU. A GPU computes in bf16, the CPU in fp32. The window is the
+    model's, or what the cache holds where that is less. ``progress`` is told (bytes loaded, bytes in all).
+    Raises CheckpointError, DoesNotFit or another RuntimeFault.
+    """
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = torch.float32 if where.type == "cpu" else torch.bfloat16
+    checkpoint = open_checkpoint(directory)
+    weights = load_weights(checkpoint, where, dtype, progress)
+    window = min(checkpoint.config.context_tokens, context_tokens or checkpoint.config.context_tokens)
+    model = build_transformer(checkpoint.config, weights, open_kernels("auto", where), window)
+    engine = open_engine(model, EngineOptions(cache_bytes=cache_bytes, limits=Limits(context_tokens=window)))
+    pool = engine.scheduler.pool
+    return Worker(engine), min(window, pool.total * pool.page_tokens)

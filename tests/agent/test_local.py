@@ -1,0 +1,139 @@
+"""The runtime in this process as a token source, over a tiny checkpoint on the CPU."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.errors import ContextOverflow, ModelUnfit
+from agent.events import Retried
+from agent.model.base import Chunk, SamplingParams
+from agent.model.local import LocalOptions, LocalSource, open_local
+
+PROMPT = (3, 1, 4, 1, 5, 9, 2, 6)
+SEEDED = SamplingParams(seed=11, max_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from runtime.model.tiny import write_tiny
+
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tiny(folder)
+    return folder
+
+
+@pytest.fixture
+def source(checkpoint: Path) -> Iterator[LocalSource]:
+    opened = open_local(checkpoint, LocalOptions(device="cpu", cache_bytes=4 << 20, context_tokens=256))
+    yield opened
+    opened.close()
+
+
+def chunks(stream: Iterator[Chunk | Retried]) -> list[Chunk]:
+    return [chunk for chunk in stream if isinstance(chunk, Chunk)]
+
+
+def ids(stream: Iterator[Chunk | Retried]) -> list[int]:
+    return [token for chunk in chunks(stream) for token in chunk.ids]
+
+
+def test_a_continuation_streams_and_says_how_it_ended(source: LocalSource) -> None:
+    got = chunks(source.generate(PROMPT, SEEDED, ()))
+    assert [len(chunk.ids) for chunk in got] == [1] * 12
+    assert [chunk.finish for chunk in got] == [None] * 11 + ["length"]
+    assert (got[-1].prompt_tokens, got[-1].cached_tokens) == (len(PROMPT), 0)
+
+
+def test_the_stop_token_ends_the_answer_and_is_part_of_it(source: LocalSource) -> None:
+    whole = ids(source.generate(PROMPT, SEEDED, ()))
+    stop = whole[5]
+    got = chunks(source.generate(PROMPT, SEEDED, (stop,)))
+    assert got[-1].finish == "stop"
+    assert [token for chunk in got for token in chunk.ids] == whole[: whole.index(stop) + 1]
+
+
+def test_the_next_turn_finds_its_prefix(source: LocalSource) -> None:
+    prompt = tuple(range(100))
+    answer = ids(source.generate(prompt, SEEDED, ()))
+    again = chunks(source.generate((*prompt, *answer, 7, 8), SEEDED, ()))
+    assert again[-1].cached_tokens == 64
+
+
+def test_closing_the_iterator_stops_the_work(source: LocalSource) -> None:
+    stream = source.generate(PROMPT, SamplingParams(seed=1), ())
+    next(stream)
+    stream.close()
+    assert len(ids(source.generate(PROMPT, SEEDED, ()))) == 12
+
+
+def test_conversations_at_a_time_do_not_mix(source: LocalSource) -> None:
+    prompts = [tuple(range(i, i + 10)) for i in range(6)]
+    alone = [ids(source.generate(prompt, SEEDED, ())) for prompt in prompts]
+    got: dict[int, list[int]] = {}
+
+    def ask(index: int) -> None:
+        got[index] = ids(source.generate(prompts[index], SEEDED, ()))
+
+    threads = [threading.Thread(target=ask, args=(index,)) for index in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [got[index] for index in range(6)] == alone
+
+
+def test_the_answer_is_bounded_by_the_window(source: LocalSource) -> None:
+    prompt = (1,) * 250
+    assert len(ids(source.generate(prompt, SamplingParams(seed=1), ()))) == 6
+
+
+def test_a_prompt_over_the_window_is_an_overflow(source: LocalSource) -> None:
+    with pytest.raises(ContextOverflow, match="300 tokens and the local engine holds 256"):
+        next(source.generate((1,) * 300, SEEDED, ()))
+
+
+def test_a_cache_smaller_than_the_window_bounds_it(checkpoint: Path) -> None:
+    small = open_local(checkpoint, LocalOptions(device="cpu", cache_bytes=300_000))
+    assert 64 <= small.context_tokens < 1000
+    assert len(ids(small.generate((1,), SamplingParams(seed=1), ()))) == small.context_tokens - 1
+    small.close()
+
+
+def test_loading_shows_its_progress(checkpoint: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    options = LocalOptions(device="cpu", cache_bytes=1 << 20)
+    open_local(checkpoint, options, lambda done, total: seen.append((done, total))).close()
+    assert seen == sorted(seen)
+    assert seen[-1][0] == seen[-1][1] > 0
+
+
+def test_an_unusable_checkpoint_says_why(tmp_path: Path) -> None:
+    with pytest.raises(ModelUnfit, match="safetensors"):
+        open_local(tmp_path, LocalOptions(device="cpu"))
+
+
+def test_a_device_without_room_says_so(checkpoint: Path) -> None:
+    with pytest.raises(ModelUnfit, match="give the cache more"):
+        open_local(checkpoint, LocalOptions(device="cpu", cache_bytes=1000))
+
+
+def test_without_the_runtime_the_message_says_what_to_install(checkpoint: Path) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from pathlib import Path\n"
+        "from agent.errors import ModelUnfit\n"
+        "from agent.model.local import LocalOptions, open_local\n"
+        "try: open_local(Path(sys.argv[1]), LocalOptions())\n"
+        "except ModelUnfit as e: print(e)"
+    )
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(checkpoint)], capture_output=True, text=True, cwd=root, check=True
+    )
+    assert 'pip install "gpt-oss-agent[runtime]"' in done.stdout
