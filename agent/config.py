@@ -160,8 +160,17 @@ class RunConfig:
             Rule("number", "CPUs of the container (all, if not set).", low=0.1, optional=True, personal=True)
         ),
     )
-    disk_bytes: int = field(
-        default=8 * GIB, metadata=_rule(Rule("size", "Disk space of the workspace.", low=16 << 20, personal=True))
+    disk_bytes: int | None = field(
+        default=None,
+        metadata=_rule(
+            Rule(
+                "size",
+                "Of that memory, the workspace's (half, if not set).",
+                low=16 << 20,
+                optional=True,
+                personal=True,
+            )
+        ),
     )
     include_uncommitted: bool = field(
         default=True, metadata=_rule(Rule("flag", "Whether uncommitted and untracked files are copied in."))

@@ -195,7 +195,8 @@ class Checked:
 class RunEnded:
     """The last event. ``claimed`` is the model's final text; the outcome is what was observed.
 
-    ``changed_paths`` and ``test_paths`` (those of them that are tests) come from the diff.
+    ``changed_paths`` and ``test_paths`` (those of them that are tests) come from the diff. ``commit`` is what ``branch``
+    was made at, so that a branch that has moved since is not discarded.
     """
 
     outcome: Outcome
@@ -204,6 +205,7 @@ class RunEnded:
     changed_paths: tuple[str, ...] = ()
     test_paths: tuple[str, ...] = ()
     branch: str | None = None
+    commit: str | None = None
 
 
 Durable = (
