@@ -24,7 +24,6 @@ from sandbox.guest import files
 
 FULL_HISTORY_BYTES = 128 << 20  # packs up to here are taken whole; of a longer history the newest commits
 NEWEST_COMMITS = 200
-MAX_BLOB_IN_MEMORY_BYTES = 1 << 30
 GITLINK = 0o160000
 DIFF = ("diff-tree", "-p", "--binary", "--full-index", "-M", "--no-ext-diff", "--no-textconv", "--no-color")
 
@@ -115,13 +114,29 @@ def contents(snapshot: Snapshot, wanted: Sequence[Item]) -> Iterator[bytes]:
     for item in wanted:
         if item.mode == GITLINK:
             continue
-        data = _from_checkout(snapshot.repository, item)
+        data = from_checkout(snapshot.repository, item)
         if data is None:
             others.append(item)
         else:
             yield files.entry(item.path, item.mode, data)
     if others:
         yield from _from_git(snapshot, others)
+
+
+def from_checkout(top: Path, item: Item, crlf: bool = False) -> bytes | None:
+    """Return the checkout's own bytes if they are what the tree says (with ``crlf``, but for the line ends)."""
+    path = top / os.fsdecode(item.path)
+    try:
+        if item.mode == files.LINK:
+            data = os.fsencode(path.readlink())
+        else:
+            with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+                data = file.read()
+    except OSError:
+        return None
+    plain = data.replace(b"\r\n", b"\n") if crlf else data
+    algorithm = hashlib.sha256 if len(item.oid) == 64 else hashlib.sha1
+    return data if algorithm(b"blob %d\0" % len(plain) + plain).hexdigest() == item.oid else None
 
 
 def result(snapshot: Snapshot, changes: bytes) -> str:
@@ -257,21 +272,6 @@ def _uncommitted(top: Path, git_dir: Path, common: Path, index: Path, head_tree:
 def environments(top: Path) -> list[str]:
     """Return the names of virtual environments in the checkout: what is installed is no part of the source."""
     return [name for name in (".venv", "venv", "env", ".env") if (top / name / "pyvenv.cfg").is_file()]
-
-
-def _from_checkout(top: Path, item: Item) -> bytes | None:
-    """Return the checkout's own bytes if they are what the tree says."""
-    path = top / os.fsdecode(item.path)
-    try:
-        if item.mode == files.LINK:
-            data = os.fsencode(path.readlink())
-        else:
-            with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-                data = file.read()
-    except OSError:
-        return None
-    algorithm = hashlib.sha256 if len(item.oid) == 64 else hashlib.sha1
-    return data if algorithm(b"blob %d\0" % len(data) + data).hexdigest() == item.oid else None
 
 
 def _from_git(snapshot: Snapshot, wanted: Sequence[Item]) -> Iterator[bytes]:

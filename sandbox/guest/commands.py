@@ -189,7 +189,7 @@ def _members(command: Command, others: List[Command]) -> Set[int]:
 
 
 def _orphaned(process: Process, command: Command, kept: Set[int]) -> bool:
-    if process.parent != os.getpid() or process.born < command.born:
+    if process.parent != os.getpid() or process.born <= command.born:  # in the same tick: rather an older one's
         return False
     return not kept & {process.group, process.session}
 
