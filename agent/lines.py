@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
-from agent.conversation import Channel, Message
+from agent.conversation import Channel, Message, Role
 from agent.events import (
     Checked,
     CheckResult,
@@ -100,7 +100,7 @@ def call_title(tool: str, text: str) -> str:
         case "python":
             return "python: " + one_line(str(body.get("code", text)))
         case _:
-            values = ", ".join(str(value) for value in body.values()) if body else text
+            values = ", ".join(str(value) for value in body.values() if value not in ("", None)) if body else text
             return one_line(f"{tool} {values}".rstrip())
 
 
@@ -237,9 +237,11 @@ def _described(event: Event, state: State) -> list[str]:
 
 
 def message_lines(message: Message) -> list[str]:
-    """A whole message: reasoning folded to its first line, calls left to their ToolStarted, the rest in full."""
+    """A whole message: reasoning folded to its first words, calls left to their ToolStarted, the rest in full."""
     if message.is_call or not message.text.strip():
         return []
+    if message.role is Role.USER:
+        return [f"told the model: {one_line(message.text)}"]
     if message.channel is Channel.ANALYSIS:
         return [f"thought: {one_line(message.text)}"]
     return clean(message.text).strip().split("\n")

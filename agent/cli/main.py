@@ -10,20 +10,17 @@ from types import TracebackType
 
 import click
 
+from agent.cli.exits import EXPECTED, INTERRUPTED, PIPE_CLOSED, exit_code
 from agent.config import debug_wanted
-from agent.errors import AgentError
-from agent.events import EXIT_CODES, Outcome
 from agent.lines import clean
-from runtime.errors import RuntimeFault
-from sandbox.errors import DiffRefused, SandboxError, WorktreeError
 
 # name: (module, its click command, one line of help). The help stands here so that `agent --help` loads no command.
 COMMANDS: Mapping[str, tuple[str, str, str]] = {
+    "runs": ("agent.cli.runs", "runs", "List the runs, newest first."),
+    "show": ("agent.cli.runs", "show", "Show what happened in a run."),
+    "diff": ("agent.cli.runs", "diff", "Print a run's change as a patch."),
     "config": ("agent.cli.config", "config", "Show the configuration and where each value comes from."),
 }
-
-INTERRUPTED = EXIT_CODES[Outcome.INTERRUPTED]
-PIPE_CLOSED = 128 + 13  # what a shell reports for a program that SIGPIPE ended
 
 
 class LazyGroup(click.Group):
@@ -85,27 +82,12 @@ def run(arguments: Sequence[str]) -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except (AgentError, SandboxError, DiffRefused, WorktreeError, RuntimeFault) as error:
+    except EXPECTED as error:
         if debug_wanted():
             raise
         click.echo(f"agent: {clean(str(error))}", err=True)
         return exit_code(error)
     return result if isinstance(result, int) else 0
-
-
-def exit_code(error: Exception) -> int:
-    """The exit code of an error that was raised on purpose."""
-    match error:
-        case AgentError():
-            return error.exit_code
-        case SandboxError():
-            return EXIT_CODES[Outcome.SANDBOX]
-        case DiffRefused():
-            return EXIT_CODES[Outcome.REFUSED]
-        case RuntimeFault():
-            return EXIT_CODES[Outcome.ENDPOINT]
-        case _:
-            return EXIT_CODES[Outcome.INTERNAL]
 
 
 def _unforeseen(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

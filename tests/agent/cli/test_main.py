@@ -9,7 +9,8 @@ from pathlib import Path
 import click
 import pytest
 
-from agent.cli.main import COMMANDS, cli, exit_code, run
+from agent.cli.exits import exit_code
+from agent.cli.main import COMMANDS, cli, run
 from agent.errors import (
     AgentError,
     ConfigError,
