@@ -7,33 +7,34 @@ uses; one call at a time; sampling is always explicit; and what is replayed is a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from agent.conversation import Channel, Conversation, Message, Role
-from agent.errors import ContextOverflow, EndpointRefused, ModelUnfit
+from agent.errors import ContextOverflow, EndpointRefused
 from agent.events import Delta, MessageAdded, Repaired, Sampled
 from agent.model.base import ModelEvent, SamplingParams
 from agent.model.client import Client, persist
-from agent.model.faults import Transient, cut, error_event
-from agent.model.functions import Functions, whole
+from agent.model.faults import Transient, cut, error_event, refused_field
+from agent.model.functions import Functions, call_id, whole
 from agent.model.sse import ServerEvent
+from agent.model.stream import count, decoded, estimated_tokens
 
 REASONING_FIELDS = ("reasoning", "reasoning_content")
 # What a request can do without: a server that refuses one of these by name is asked again without it.
-_OPTIONAL = (
-    "stream_options",
-    "parallel_tool_calls",
-    "reasoning_effort",
-    "chat_template_kwargs",
-    "top_k",
-    "min_p",
-    "seed",
-    *REASONING_FIELDS,
+_OPTIONAL = frozenset(
+    (
+        "stream_options",
+        "parallel_tool_calls",
+        "reasoning_effort",
+        "chat_template_kwargs",
+        "top_k",
+        "min_p",
+        "seed",
+        *REASONING_FIELDS,
+    )
 )
-# For servers that count nothing: source code runs at three to four bytes a token, and too many is the safe side.
-_BYTES_A_TOKEN = 3
 
 
 class ChatModel:
@@ -149,11 +150,8 @@ class ChatModel:
 
     def _without_refused(self, error: EndpointRefused, body: Mapping[str, Any]) -> Exception:
         """Learn from a refusal that names a field we can do without; any other refusal stays what it is."""
-        if error.status not in {400, 422}:
-            return error
-        said = str(error)
         sent = {*body, *self._reasoning_fields} - self._refused
-        named = next((name for name in sorted(_OPTIONAL, key=len, reverse=True) if name in sent and name in said), None)
+        named = refused_field(error, sent & _OPTIONAL)
         if named is None:
             return error
         self._refused.add(named)
@@ -212,11 +210,13 @@ class _Answer:
         """Return the closing event, with an estimate for what the server did not count."""
         details = self.usage.get("prompt_tokens_details") or {}
         said = [*self.reasoning, *self.content, *(a for c in self.calls for a in c.arguments)]
+        prompt_tokens = count(self.usage.get("prompt_tokens"))
+        completion_tokens = count(self.usage.get("completion_tokens"))
         return Sampled(
-            prompt_tokens=_count(self.usage.get("prompt_tokens"), lambda: estimated_tokens(body)),
-            completion_tokens=_count(self.usage.get("completion_tokens"), lambda: estimated_tokens(said)),
+            prompt_tokens=estimated_tokens(body) if prompt_tokens is None else prompt_tokens,
+            completion_tokens=estimated_tokens(said) if completion_tokens is None else completion_tokens,
             finish=finish,
-            cached_tokens=_count(details.get("cached_tokens"), lambda: 0),
+            cached_tokens=count(details.get("cached_tokens")) or 0,
             duration_s=duration_s,
             first_token_s=first_token_s,
         )
@@ -273,27 +273,6 @@ def chat_messages(conversation: Conversation, functions: Functions, fields: Sequ
     return result
 
 
-def call_id(index: int) -> str:
-    """Return the id of the call at ``index``: the same in every request, and of the nine characters that the strictest servers ask."""
-    return f"call{index:05d}"
-
-
-def decoded(event: ServerEvent) -> dict[str, Any]:
-    """Return an event's JSON object. Raises Transient when it is garbled: the connection mixed something in."""
-    try:
-        found = json.loads(event.data)
-    except (ValueError, RecursionError) as error:
-        raise cut(f"an event is no JSON: {event.data[:100]!r}") from error
-    if not isinstance(found, dict):
-        raise ModelUnfit(f"the endpoint streams {type(found).__name__} where an object belongs: {event.data[:100]!r}")
-    return found
-
-
-def estimated_tokens(value: object) -> int:
-    """Return how many tokens a JSON value may be, for servers that do not count. An estimate on the safe side."""
-    return len(json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")) // _BYTES_A_TOKEN
-
-
 def _messages(answer: _Answer, functions: Functions) -> tuple[list[Message], list[Repaired], str]:
     """Turn a whole answer into messages, what was mended, and the finish. Raises Transient if it is not whole."""
     complete = all(call.name and whole("".join(call.arguments) or "{}") for call in answer.calls)
@@ -345,7 +324,3 @@ def _text(content: object) -> str:
     if isinstance(content, list):
         return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
     return content if isinstance(content, str) else ""
-
-
-def _count(value: object, otherwise: Callable[[], int]) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else otherwise()

@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -119,6 +119,14 @@ def broken(error: Exception, url: str) -> ModelError:
 def cut(what: str) -> Transient:
     """An answer that did not arrive whole."""
     return Transient(f"the answer did not arrive whole: {what}", most=_MOST_CUTS)
+
+
+def refused_field(error: EndpointRefused, fields: Iterable[str]) -> str | None:
+    """Return which of ``fields`` a refusal names, the longest first: the request may do without it."""
+    if error.status not in {400, 422}:
+        return None
+    said = str(error)
+    return next((name for name in sorted(fields, key=lambda name: (-len(name), name)) if name in said), None)
 
 
 def message_in(body: str) -> str:

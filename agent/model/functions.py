@@ -90,6 +90,14 @@ def safe_name(name: str) -> str:
     return re.sub(r"[^a-zA-Z0-9_-]", "_", name)[:_MOST_NAME_CHARS] or "unnamed"
 
 
+def call_id(index: int) -> str:
+    """Return the id of the call at ``index`` of a conversation: the same in every request, so that caches hold.
+
+    Nine letters and digits, which the strictest servers ask for.
+    """
+    return f"call{index:05d}"
+
+
 def whole(arguments: str) -> bool:
     """Whether arguments are a JSON object that arrived to its end."""
     return _object(arguments) is not None

@@ -14,9 +14,9 @@ from agent.conversation import Channel, Conversation, Message, Role, ToolSpec
 from agent.errors import ContextOverflow, EndpointRefused, EndpointUnreachable, ModelUnfit
 from agent.events import Delta, MessageAdded, Repaired, Retried, Sampled
 from agent.model.base import ModelEvent, SamplingParams
-from agent.model.chat import ChatModel, call_id, chat_messages
+from agent.model.chat import ChatModel, chat_messages
 from agent.model.client import Client, Clock, Endpoint
-from agent.model.functions import Functions
+from agent.model.functions import Functions, call_id
 from tests.servers import Pause, Reply, Request, Reset, document, event, head, serving, stream
 
 SHELL = ToolSpec("shell", "Runs a command.", {"type": "object", "properties": {"command": {"type": "string"}}})

@@ -1,0 +1,260 @@
+"""Raw completions over HTTP: token ids go in, and ids come out, or text that is turned back into them with care.
+
+Four dialects. What each server takes and gives was read from its source:
+
+- ``ids``: ``/completions`` with ``return_token_ids`` (vLLM since 0.10.2, SGLang since 0.5.6): each event has its new ids.
+- ``llama.cpp``: its own ``/completion`` with ``return_tokens``. Stop ids are built into the model file. While it streams it keeps
+  back the ids of a character that takes several tokens, all but the last: those are filled in from the text.
+- ``sglang``: its own ``/generate``, whose ids are all so far, or the new ones, depending on a flag of the server.
+- ``text``: ``/completions`` from which only text comes back. A control token is believed only where the server proves that it
+  is one: it stands alone in the list of tokens, or alone in an event. Spelt out inside a longer piece it is text, because
+  a file that the model quotes may spell it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from agent.errors import ContextOverflow
+from agent.events import Retried
+from agent.model.base import Chunk, SamplingParams
+from agent.model.client import Client, persist
+from agent.model.faults import cut, error_event
+from agent.model.stream import count, decoded
+
+_TOKEN_ID = "token_id:"  # noqa: S105  how vLLM writes a token as its id
+
+_STOPPING: Mapping[str, Any] = {"top_k": -1, "skip_special_tokens": False}
+
+
+class Dialect(StrEnum):
+    """How a server speaks raw completions, best first."""
+
+    IDS = "ids"
+    LLAMA = "llama.cpp"
+    SGLANG = "sglang"
+    TEXT = "text"
+
+
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """The vocabulary as far as a source of text needs it: ``encode`` never gives a control id, ``controls`` spells those."""
+
+    encode: Callable[[str], Sequence[int]]
+    controls: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one event brings."""
+
+    ids: tuple[int, ...] = ()
+    finish: str | None = None
+    stopped_by: int | None = None  # the stop id, where the server names it apart from the ids
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+
+
+class CompletionsSource:
+    """A TokenSource over a raw completions server."""
+
+    def __init__(self, client: Client, dialect: Dialect, spelling: Spelling, context_tokens: int | None = None) -> None:
+        self._client = client
+        self._dialect = dialect
+        self._spelling = spelling
+        self._context_tokens = context_tokens
+
+    @property
+    def name(self) -> str:
+        """The model's name, its endpoint and the dialect."""
+        return f"{self._client.endpoint.model} at {self._client.endpoint.url} (completions, {self._dialect})"
+
+    @property
+    def context_tokens(self) -> int | None:
+        """The window in tokens, where it is known."""
+        return self._context_tokens
+
+    def generate(self, prompt: Sequence[int], params: SamplingParams, stop: Sequence[int]) -> Iterator[Chunk | Retried]:
+        """Continue ``prompt``; see ``agent.model.base.TokenSource``."""
+        yield from persist(lambda: self._attempt(prompt, params, stop), self._client.endpoint, self._client.clock)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def _attempt(self, prompt: Sequence[int], params: SamplingParams, stop: Sequence[int]) -> Iterator[Chunk]:
+        path, body = request(self._dialect, self._client.endpoint.model, prompt, params, stop)
+        read = reader(self._dialect, self._spelling)
+        last: tuple[int, ...] = ()
+        stopped = False
+        prompt_tokens: int | None = None
+        cached_tokens: int | None = None
+        finish: str | None = None
+        for event in self._client.post(path, body):
+            if event.data.strip() == "[DONE]":
+                break
+            document = decoded(event)
+            if document.get("error"):
+                raise error_event(document["error"], wall_s=self._client.clock.wall())
+            piece = read(document)
+            prompt_tokens = piece.prompt_tokens if piece.prompt_tokens is not None else prompt_tokens
+            cached_tokens = piece.cached_tokens if piece.cached_tokens is not None else cached_tokens
+            if stopped:
+                if piece.ids:
+                    break  # the server does not know our stop ids: hanging up stops it
+                continue  # its last events only count
+            ids = piece.ids
+            if piece.stopped_by is not None and piece.stopped_by in stop and (*last, *ids)[-1:] != (piece.stopped_by,):
+                ids = (*ids, piece.stopped_by)
+            end = next((place + 1 for place, token in enumerate(ids) if token in stop), None)
+            stopped = end is not None
+            finish = "stop" if stopped else piece.finish or finish
+            if ids:
+                last = ids[-1:]
+                yield Chunk(ids[:end])
+        if finish is None:
+            raise cut("the stream ended without a finish reason")
+        if finish not in {"stop", "length"}:
+            raise cut(f"the server ended it with {finish!r}")
+        if prompt_tokens is not None and prompt_tokens < len(prompt):
+            raise ContextOverflow(
+                f"the server read only {prompt_tokens} of the prompt's {len(prompt)} tokens: its window is smaller than it says"
+            )
+        yield Chunk((), finish, prompt_tokens if prompt_tokens is not None else len(prompt), cached_tokens)
+
+
+def request(
+    dialect: Dialect, model: str, prompt: Sequence[int], params: SamplingParams, stop: Sequence[int]
+) -> tuple[str, dict[str, Any]]:
+    """Return path and body of a streamed request. Every sampling setting that servers ship another default for is given."""
+    ids = list(prompt)
+    sampling: dict[str, Any] = {"temperature": params.temperature, "top_p": params.top_p, "min_p": 0.0}
+    match dialect:
+        case Dialect.LLAMA:
+            seed = {} if params.seed is None else {"seed": params.seed}
+            most = -1 if params.max_tokens is None else params.max_tokens
+            extra = {"n_predict": most, "top_k": 0, "repeat_penalty": 1.0, "return_tokens": True, "cache_prompt": True}
+            return "//completion", {"prompt": ids, "stream": True, **sampling, **extra, **seed}
+        case Dialect.SGLANG:
+            seed = {} if params.seed is None else {"sampling_seed": params.seed}
+            settings = {
+                **sampling,
+                **_STOPPING,
+                "stop_token_ids": list(stop),
+                "max_new_tokens": params.max_tokens,
+                **seed,
+            }
+            return "//generate", {"input_ids": ids, "stream": True, "sampling_params": settings}
+        case Dialect.IDS | Dialect.TEXT:
+            seed = {} if params.seed is None else {"seed": params.seed}
+            stopping = {**_STOPPING, "stop_token_ids": list(stop)}
+            # max_tokens is sent even if it is None: left out it means 16.
+            body = {"model": model, "prompt": ids, "stream": True, "max_tokens": params.max_tokens}
+            usage = {"stream_options": {"include_usage": True}}
+            back: dict[str, Any] = {"return_token_ids": True}
+            if dialect is Dialect.TEXT:
+                spaces = {"spaces_between_special_tokens": False, "include_stop_str_in_output": True}
+                back = {"logprobs": 1, "return_tokens_as_token_ids": True, **spaces}
+            return "/completions", {**body, **sampling, **stopping, **usage, **back, **seed}
+
+
+def reader(dialect: Dialect, spelling: Spelling) -> Callable[[Mapping[str, Any]], Piece]:
+    """Return a function that reads one event of an answer. It may remember: take a new one for each answer."""
+    match dialect:
+        case Dialect.IDS:
+            return lambda document: _openai(document, _token_ids)
+        case Dialect.TEXT:
+            return lambda document: _openai(document, lambda choice: text_ids(choice, spelling))
+        case Dialect.LLAMA:
+            return _LlamaReader(spelling).read
+        case Dialect.SGLANG:
+            return _SGLangReader().read
+
+
+def _openai(document: Mapping[str, Any], ids_of: Callable[[Mapping[str, Any]], tuple[int, ...]]) -> Piece:
+    usage = document.get("usage") or {}
+    details = usage.get("prompt_tokens_details") or {}
+    choices = document.get("choices") or [{}]
+    choice = choices[0]
+    stopped_by = choice.get("stop_reason", choice.get("matched_stop"))
+    return Piece(
+        ids_of(choice),
+        choice.get("finish_reason"),
+        stopped_by if isinstance(stopped_by, int) else None,
+        count(usage.get("prompt_tokens")),
+        count(details.get("cached_tokens")),
+    )
+
+
+def _token_ids(choice: Mapping[str, Any]) -> tuple[int, ...]:
+    if choice.get("text") and choice.get("token_ids") is None:
+        raise cut("the server sent text without the ids that it was asked for")
+    return tuple(choice.get("token_ids") or ())
+
+
+def text_ids(choice: Mapping[str, Any], spelling: Spelling) -> tuple[int, ...]:
+    """Return the ids of one event's text. Exact wherever the server cuts between tokens, as it does when it streams."""
+    logprobs = choice.get("logprobs") or {}
+    tokens = logprobs.get("tokens") or [choice.get("text") or ""]
+    ids: list[int] = []
+    for token in tokens:
+        if token.startswith(_TOKEN_ID) and token[len(_TOKEN_ID) :].isdecimal():
+            ids.append(int(token[len(_TOKEN_ID) :]))
+        elif token in spelling.controls:
+            ids.append(spelling.controls[token])
+        else:
+            ids += spelling.encode(token)
+    return tuple(ids)
+
+
+class _LlamaReader:
+    """Reads llama.cpp's own events, filling in the ids that it keeps back."""
+
+    def __init__(self, spelling: Spelling) -> None:
+        self._spelling = spelling
+        self._predicted = 0
+
+    def read(self, document: Mapping[str, Any]) -> Piece:
+        ids = tuple(document.get("tokens") or ())
+        predicted = count(document.get("tokens_predicted")) or 0
+        if ids and predicted - self._predicted > len(ids):
+            ids = self._filled(ids, str(document.get("content") or ""))
+        self._predicted = max(predicted, self._predicted)
+        if not document.get("stop"):
+            return Piece(ids)
+        limited = document.get("stop_type") == "limit" or document.get("stopped_limit") or document.get("truncated")
+        cached = (document.get("timings") or {}).get("cache_n")
+        read_tokens = count(document.get("tokens_evaluated"))
+        return Piece(ids, "length" if limited else "stop", None, read_tokens, count(cached))
+
+    def _filled(self, ids: tuple[int, ...], text: str) -> tuple[int, ...]:
+        """The ids behind ``text``, of which only the last arrived: it was shown once its last character was whole."""
+        found = tuple(self._spelling.encode(text))
+        return found or ids
+
+
+class _SGLangReader:
+    """Reads SGLang's own events."""
+
+    def __init__(self) -> None:
+        self._seen = 0
+
+    def read(self, document: Mapping[str, Any]) -> Piece:
+        about = document.get("meta_info") or {}
+        output = tuple(document.get("output_ids") or ())
+        total = count(about.get("completion_tokens"))
+        # All ids so far, unless they are fewer than the server has counted: then they are only the new ones.
+        ids = output[self._seen :] if total is None or len(output) == total else output
+        self._seen += len(ids)
+        finish = about.get("finish_reason") or {}
+        stopped_by = finish.get("matched")
+        return Piece(
+            ids,
+            finish.get("type"),
+            stopped_by if isinstance(stopped_by, int) else None,
+            count(about.get("prompt_tokens")),
+            count(about.get("cached_tokens")),
+        )
