@@ -71,10 +71,10 @@ class ChatModel:
         self, conversation: Conversation, functions: Functions, params: SamplingParams
     ) -> Iterator[Delta | Repaired | MessageAdded | Sampled]:
         body = self._body(conversation, functions, params)
+        create = self._client.openai().chat.completions.with_streaming_response.create
         began = self._client.clock.now()
         answer = _Answer()
         first_token_s = 0.0
-        create = self._client.openai().chat.completions.with_streaming_response.create
         try:
             for event in self._client.post_through_openai(create(**_arguments(body))):
                 for delta in self._read(event, answer):

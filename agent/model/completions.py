@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from agent.errors import ContextOverflow
+from agent.errors import ContextOverflow, ModelUnfit
 from agent.events import Retried
 from agent.model.base import Chunk, SamplingParams
 from agent.model.client import Client, persist
@@ -41,10 +41,13 @@ class Dialect(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Spelling:
-    """The vocabulary as far as a source of text needs it: ``encode`` never gives a control id, ``controls`` spells those."""
+    """The vocabulary as far as a source of text needs it.
+
+    ``encode`` never gives a control id; ``control`` gives the one that is spelt so, or None.
+    """
 
     encode: Callable[[str], Sequence[int]]
-    controls: Mapping[str, int]
+    control: Callable[[str], int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +194,7 @@ def _openai(document: Mapping[str, Any], ids_of: Callable[[Mapping[str, Any]], t
 
 def _token_ids(choice: Mapping[str, Any]) -> tuple[int, ...]:
     if choice.get("text") and choice.get("token_ids") is None:
-        raise cut("the server sent text without the ids that it was asked for")
+        raise ModelUnfit("the server sent text without the ids that it was asked for")
     return tuple(choice.get("token_ids") or ())
 
 
@@ -203,8 +206,8 @@ def text_ids(choice: Mapping[str, Any], spelling: Spelling) -> tuple[int, ...]:
     for token in tokens:
         if token.startswith(_TOKEN_ID) and token[len(_TOKEN_ID) :].isdecimal():
             ids.append(int(token[len(_TOKEN_ID) :]))
-        elif token in spelling.controls:
-            ids.append(spelling.controls[token])
+        elif token.startswith("<|") and (control := spelling.control(token)) is not None:
+            ids.append(control)
         else:
             ids += spelling.encode(token)
     return tuple(ids)

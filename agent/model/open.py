@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from agent.config import RunConfig
 from agent.errors import EndpointRefused, EndpointUnreachable, ModelError, ModelUnfit, UsageError
+from agent.harmony.tokens import is_text
 from agent.model.base import Model
 from agent.model.client import Client, Clock, Endpoint, persist
+from agent.model.completions import CompletionsSource, Spelling
+from agent.model.wires import offers_responses, raw_wires
+
+if TYPE_CHECKING:
+    from agent.harmony.codec import Codec
 
 # Where the usual local servers listen when nobody says otherwise.
 LOCAL_PORTS: Mapping[str, int] = {"Ollama": 11434, "LM Studio": 1234, "vLLM": 8000, "llama.cpp": 8080}
@@ -38,6 +46,10 @@ def open_model(
 
     Raises ModelError when it cannot be asked, UsageError when the configuration does not say which one it is.
     """
+    if config.wire == "scripted" or (config.wire == "auto" and config.script is not None):
+        return _scripted(config)
+    if config.wire == "local":
+        return _local(config)
     clock = clock or Clock()
     url = config.endpoint or _look_around(config, ports, clock, say)
     endpoint = Endpoint(url, config.model or "", config.api_key, config.silence_timeout_s, config.endpoint_timeout_s)
@@ -45,7 +57,7 @@ def open_model(
     try:
         offer = _offer(config, client, say)
         client.endpoint = replace(endpoint, model=offer.model)
-        return _chat(client, config.context_tokens or offer.context_tokens)
+        return _over(client, config, config.context_tokens or offer.context_tokens, say)
     except BaseException:
         client.close()
         raise
@@ -57,10 +69,97 @@ def offers(listing: Mapping[str, Any]) -> list[Offer]:
     return [Offer(str(entry["id"]), _window(entry)) for entry in entries if isinstance(entry, dict) and entry.get("id")]
 
 
-def _chat(client: Client, context_tokens: int | None) -> Model:
+def _scripted(config: RunConfig) -> Model:
+    from agent.model.scripted import ScriptedModel, load_script
+
+    if config.script is None:
+        raise UsageError("the scripted wire needs to know what to play: give --script FILE")
+    return ScriptedModel(load_script(config.script), f"a recording ({config.script.name})", config.context_tokens)
+
+
+def _local(config: RunConfig) -> Model:
+    from agent.harmony.codec import open_codec
+    from agent.model.local import LocalOptions, open_local
+    from agent.model.raw import RawModel
+
+    if not config.model:
+        raise UsageError("the local wire needs a checkpoint: give its folder with --model")
+    source = open_local(Path(config.model), LocalOptions(context_tokens=config.context_tokens))
+    return RawModel(open_codec(config.cache_dir), source)
+
+
+def _over(client: Client, config: RunConfig, context_tokens: int | None, say: Callable[[str], None]) -> Model:
+    """Return the model over the configured wire, or over the best that the endpoint offers."""
+    why = ""
+    if config.wire in {"auto", "completions"}:
+        raw, why = _raw(client, config, context_tokens)
+        if raw is not None:
+            return raw
+        if config.wire == "completions":
+            raise ModelUnfit(f"{client.endpoint.url} offers no raw completions for gpt-oss: {why}; try --wire auto")
+    wire = config.wire
+    if wire == "auto":
+        wire = "responses" if offers_responses(client) else "chat"
+        say(f"taking the {wire} wire, because raw completions are not offered: {why}")
+    client.openai()  # it takes half a second to import: now, while the sandbox starts
+    if wire == "responses":
+        from agent.model.responses import ResponsesModel
+
+        return ResponsesModel(client, context_tokens)
     from agent.model.chat import ChatModel
 
     return ChatModel(client, context_tokens)
+
+
+def _raw(client: Client, config: RunConfig, context_tokens: int | None) -> tuple[Model | None, str]:
+    """Return the model over raw completions, or None and why there is none."""
+    from agent.model.raw import RawModel
+
+    vocabulary = Vocabulary(config.cache_dir)
+    if config.wire == "completions" or "gpt-oss" in client.endpoint.model.lower():
+        vocabulary.start()
+    why = ""
+    for tried in raw_wires(client, vocabulary.spelling()):
+        if not tried.why:
+            source = CompletionsSource(client, tried.dialect, vocabulary.spelling(), context_tokens)
+            return RawModel(vocabulary.codec(), source), ""
+        why = tried.why if not why or tried.ids else why
+    return None, why
+
+
+class Vocabulary:
+    """The codec, loaded when it is first needed, or earlier beside other work."""
+
+    def __init__(self, cache_dir: Path) -> None:
+        self._cache_dir = cache_dir
+        self._loading: Future[Codec] | None = None
+
+    def start(self) -> None:
+        """Begin to load in a thread."""
+        if self._loading is None:
+            thread = ThreadPoolExecutor(1)
+            self._loading = thread.submit(_codec, self._cache_dir)
+            thread.shutdown(wait=False)
+
+    def codec(self) -> Codec:
+        """Return the codec, waiting for it where need be. Raises AgentError when the vocabulary cannot be had."""
+        self.start()
+        assert self._loading is not None
+        return self._loading.result()
+
+    def spelling(self) -> Spelling:
+        """Return what a source of text needs of it; nothing is loaded until that is used."""
+        return Spelling(lambda text: self.codec().encode(text), self._control)
+
+    def _control(self, text: str) -> int | None:
+        ids = self.codec().encode_sampled(text)
+        return ids[0] if len(ids) == 1 and not is_text(ids[0]) else None
+
+
+def _codec(cache_dir: Path) -> Codec:
+    from agent.harmony.codec import open_codec
+
+    return open_codec(cache_dir)
 
 
 def _look_around(config: RunConfig, ports: Mapping[str, int], clock: Clock, say: Callable[[str], None]) -> str:

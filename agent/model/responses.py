@@ -65,10 +65,10 @@ class ResponsesModel:
     ) -> Iterator[Delta | Repaired | MessageAdded | Sampled]:
         body = self._body(conversation, functions, params)
         foreign = {name: body.pop(name) for name in _FOREIGN if name in body}
-        began = self._client.clock.now()
-        answer = _Answer()
-        first_token_s = 0.0
         create = self._client.openai().responses.with_streaming_response.create
+        began = self._client.clock.now()
+        answer = _Answer(body.get("max_output_tokens"))
+        first_token_s = 0.0
         try:
             for event in self._client.post_through_openai(create(**body, extra_body=foreign)):
                 if event.data.strip() == "[DONE]":
@@ -147,6 +147,7 @@ class ResponsesModel:
 class _Answer:
     """One answer while it arrives: the items that are done, and how it ended."""
 
+    most_tokens: int | None = None
     items: list[Mapping[str, Any]] = field(default_factory=list)
     usage: Mapping[str, Any] = field(default_factory=dict)
     status: str | None = None
@@ -167,7 +168,9 @@ class _Answer:
         if self.status in {"failed", "cancelled"}:
             raise cut(f"the server ended it as {self.status}")
         repairs: list[Repaired] = []
-        limited = self.status == "incomplete" and self.reason != "content_filter"
+        # Some servers say completed although the limit cut the answer off: the count tells.
+        full = self.most_tokens is not None and (count(self.usage.get("output_tokens")) or 0) >= self.most_tokens
+        limited = full or (self.status == "incomplete" and self.reason != "content_filter")
         if limited and calls and not whole(str(calls[-1].get("arguments") or "{}")):
             repairs.append(Repaired("cut_call", f"a call to {calls[-1]['name']} was cut off by the token limit"))
             calls = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -116,3 +117,17 @@ def test_the_key_reaches_the_server() -> None:
 
     with serving(reply) as server:
         open_model(RunConfig(endpoint=server.url, wire="chat", api_key="sesame")).close()
+
+
+def test_a_recording_is_opened_by_its_wire_or_by_its_script(tmp_path: Path) -> None:
+    script = tmp_path / "play.json"
+    script.write_text('{"turns": [[{"text": "Done."}]]}')
+    for wire in ("scripted", "auto"):
+        assert "play.json" in open_model(RunConfig(wire=wire, script=script)).name
+    with pytest.raises(UsageError, match="--script"):
+        open_model(RunConfig(wire="scripted"))
+
+
+def test_the_local_wire_needs_a_folder() -> None:
+    with pytest.raises(UsageError, match="--model"):
+        open_model(RunConfig(wire="local"))
