@@ -65,13 +65,18 @@ def exact(works: Sequence[Work], page_tokens: int) -> Counts:
     )
 
 
-def pack(works: Sequence[Work], page_tokens: int, counts: Counts, spare_page: int) -> torch.Tensor:
+def pack(
+    works: Sequence[Work], page_tokens: int, counts: Counts, spare_page: int, into: torch.Tensor | None = None
+) -> torch.Tensor:
     """Write a plan into a host buffer, uint8 [nbytes].
 
     Rows beyond the plan's own (a step padded to the size of a captured graph) are sequences of one token, whose key and
-    value go to ``spare_page``, which belongs to nobody.
+    value go to ``spare_page``, which belongs to nobody. Tokens that are not known yet are left 0. ``into`` is a buffer
+    of that size to use again, pinned where the copy to the device is to run beside other work.
     """
-    buffer = np.zeros(nbytes(counts), dtype=np.uint8)
+    whole = torch.empty(nbytes(counts), dtype=torch.uint8) if into is None else into
+    buffer = whole.numpy()
+    buffer.fill(0)
     parts = {name: buffer[part].view(np.int64 if name in _WIDE else np.int32) for name, part in _slices(counts).items()}
     table = parts["page_table"].reshape(counts.sequences, counts.pages)
     row = sample = 0
@@ -80,7 +85,8 @@ def pack(works: Sequence[Work], page_tokens: int, counts: Counts, spare_page: in
         positions = np.arange(work.start, end)
         pages = np.asarray(sequence.pages, dtype=np.int64)
         rows = slice(row, row + work.count)
-        parts["token_ids"][rows] = sequence.tokens[work.start : end]
+        known = sequence.tokens[work.start : end]
+        parts["token_ids"][row : row + len(known)] = known
         parts["positions"][rows] = positions
         parts["slots"][rows] = pages[positions // page_tokens] * page_tokens + positions % page_tokens
         used = min(len(pages), counts.pages)
@@ -99,7 +105,7 @@ def pack(works: Sequence[Work], page_tokens: int, counts: Counts, spare_page: in
         parts["query_start"][index + 1] = row
         parts["sample_rows"][sample] = row - 1
         sample += 1
-    return torch.from_numpy(buffer)
+    return whole
 
 
 def unpack(buffer: torch.Tensor, counts: Counts) -> StepInputs:

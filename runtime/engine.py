@@ -14,7 +14,7 @@ from runtime.kernels.base import LayerCache, Shapes
 from runtime.model.transformer import Transformer, forward
 from runtime.pages import PagePool
 from runtime.request import Request, TokenOut
-from runtime.runner import Forward, Runner
+from runtime.runner import Forward, Launched, Runner
 from runtime.scheduler import Limits, Scheduler
 
 
@@ -78,6 +78,7 @@ class Engine:
         self.runner = Runner(
             forward, new_cache(pages), page_tokens=options.page_tokens, device=device, graphs=options.graphs
         )
+        self._launched: Launched | None = None
 
     @property
     def idle(self) -> bool:
@@ -95,12 +96,23 @@ class Engine:
         return self.scheduler.abort(request_id)
 
     def step(self) -> Sequence[TokenOut]:
-        """Plan, run, record. Returns at most one token for each running request; empty when idle."""
-        works = self.scheduler.plan()
-        if not works:
-            return []
-        tokens, logprobs = self.runner.run(works)
-        return self.scheduler.record(works, tokens, logprobs or None)
+        """Plan, run, record. Returns at most one token for each running request; empty when idle.
+
+        Where the next step can be planned before this one's tokens are known, it is launched first, so that the device
+        does not wait for the host. A sequence that turns out to have ended makes its share of that step void.
+        """
+        launched = self._launched
+        if launched is None:
+            works = self.scheduler.plan()
+            if not works:
+                return []
+            launched = self.runner.launch(works)
+        ahead = self.scheduler.ahead(launched.works)
+        self._launched = self.runner.launch(ahead, launched) if ahead else None
+        outs = self.scheduler.record(launched.works, *launched.tokens())
+        if self.scheduler.idle:
+            self._launched = None
+        return outs
 
 
 def open_engine(model: Transformer, options: EngineOptions) -> Engine:

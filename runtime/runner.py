@@ -28,15 +28,36 @@ class _Graph:
     graph: torch.cuda.CUDAGraph
     counts: Counts
     buffer: torch.Tensor
+    inputs: StepInputs
     sampling: SamplingInputs
     logits: torch.Tensor
     picked: torch.Tensor
 
 
+class Launched:
+    """A step under way on the device: ``tokens`` waits for it."""
+
+    def __init__(self, works: Sequence[Work], picked: torch.Tensor, logprobs: torch.Tensor | None) -> None:
+        self.works = works
+        self.picked = picked  # int64 [S], on the device
+        self._picked = _to_host(picked)
+        self._logprobs = None if logprobs is None else _to_host(logprobs)
+        self._done: torch.cuda.Event | None = None
+        if picked.is_cuda:
+            self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            self._done.record()
+
+    def tokens(self) -> tuple[list[int], list[float] | None]:
+        """Return a token for each work that samples, in order, and their log-probabilities if anybody asks for them."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self._picked.tolist(), None if self._logprobs is None else self._logprobs.tolist()
+
+
 class Runner:
     """Owns the caches and the graphs of one model on one device.
 
-    ``pages`` cache pages of ``page_tokens`` tokens can be used by sequences; one more is for padding.
+    Sequences use all pages of ``caches`` but the last, which is for padding.
     """
 
     def __init__(
@@ -55,38 +76,42 @@ class Runner:
         self._graphs: dict[tuple[int, int, bool], _Graph] | None = {} if graphs and device.type == "cuda" else None
         self._spare_page = caches[0].keys.shape[0] - 1
 
-    def run(self, works: Sequence[Work], mask: torch.Tensor | None = None) -> tuple[list[int], list[float]]:
-        """Compute a plan; return a token and its log-probability for each work that samples, in order.
+    def launch(
+        self, works: Sequence[Work], after: Launched | None = None, mask: torch.Tensor | None = None
+    ) -> Launched:
+        """Start a step. ``after``: the step under way whose tokens, still unknown to the host, this one computes.
 
-        Log-probabilities are empty unless some request asks for them. ``mask``: bool [S, V], False forbids a token.
+        ``mask``: bool [S, V] on the host, False forbids a token.
         """
         with torch.inference_mode():
             counts = batch.exact(works, self._page_tokens)
             sampled = [work for work in works if work.samples]
             sampling = _sampling(sampled, mask)
-            if self._graphs is not None and counts.max_query_len == 1 and counts.sequences <= BATCHES[-1]:
-                logits, picked = self._replay(works, counts, sampling)
+            fits = counts.max_query_len == 1 and counts.sequences <= BATCHES[-1] and len(sampled) == len(works)
+            if self._graphs is not None and fits:
+                logits, picked = self._replay(works, counts, sampling, after)
             else:
-                buffer = batch.pack(works, self._page_tokens, counts, self._spare_page)
-                logits = self._forward(batch.unpack(self._to_device(buffer), counts), self._caches)
-                picked = pick(logits, _on(sampling, self._device)) if sampled else logits.new_empty(0)
-            logprobs: list[float] = []
-            if any(work.sequence.request.sampling.logprobs for work in sampled):
-                logprobs = logprob(logits[: len(sampled)], picked[: len(sampled)]).tolist()
-            return [int(token) for token in picked[: len(sampled)].tolist()], logprobs
+                inputs = batch.unpack(
+                    self._upload(batch.pack(works, self._page_tokens, counts, self._spare_page)), counts
+                )
+                if after is not None:
+                    inputs.token_ids.copy_(after.picked)
+                logits = self._forward(inputs, self._caches)
+                picked = (
+                    pick(logits, _on(sampling, self._device)) if sampled else logits.new_empty(0, dtype=torch.int64)
+                )
+            picked = picked[: len(sampled)]
+            asks = any(work.sequence.request.sampling.logprobs for work in sampled)
+            # The graph's own outputs are written again by the next step: what outlives this one is a copy.
+            return Launched(works, picked.clone(), logprob(logits[: len(sampled)], picked) if asks else None)
 
-    def logits(self, works: Sequence[Work]) -> torch.Tensor:
-        """Compute a plan eagerly and return the fp32 logits [S, V] of the works that sample."""
-        with torch.inference_mode():
-            counts = batch.exact(works, self._page_tokens)
-            buffer = batch.pack(works, self._page_tokens, counts, self._spare_page)
-            return self._forward(batch.unpack(self._to_device(buffer), counts), self._caches)
-
-    def _to_device(self, host: torch.Tensor) -> torch.Tensor:
-        return host.to(self._device, non_blocking=True)
+    def _upload(self, host: torch.Tensor) -> torch.Tensor:
+        if self._device.type != "cuda":
+            return host
+        return host.pin_memory().to(self._device, non_blocking=True)
 
     def _replay(
-        self, works: Sequence[Work], counts: Counts, sampling: SamplingInputs
+        self, works: Sequence[Work], counts: Counts, sampling: SamplingInputs, after: Launched | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         assert self._graphs is not None
         sequences = next(size for size in BATCHES if size >= counts.sequences)
@@ -95,10 +120,15 @@ class Runner:
         inside = sampling.mask is None and not sampling.nucleus
         key = (sequences, context, inside and sampling.greedy)
         found = self._graphs.get(key) or self._capture(*key)
-        found.buffer.copy_(batch.pack(works, self._page_tokens, found.counts, self._spare_page), non_blocking=True)
+        found.buffer.copy_(
+            self._upload(batch.pack(works, self._page_tokens, found.counts, self._spare_page)), non_blocking=True
+        )
         rows = counts.samples
-        found.sampling.temperature[:rows].copy_(sampling.temperature, non_blocking=True)
-        found.sampling.uniform[:rows].copy_(sampling.uniform, non_blocking=True)
+        if after is not None:
+            found.inputs.token_ids[:rows].copy_(after.picked)
+        if not sampling.greedy:
+            found.sampling.temperature[:rows].copy_(self._upload(sampling.temperature), non_blocking=True)
+            found.sampling.uniform[:rows].copy_(self._upload(sampling.uniform), non_blocking=True)
         found.graph.replay()
         if inside:
             return found.logits, found.picked
@@ -109,7 +139,7 @@ class Runner:
         assert self._graphs is not None
         pages = -(-context // self._page_tokens)
         counts = Counts(sequences, sequences, pages, sequences, 1, context)
-        buffer = self._to_device(batch.pack([], self._page_tokens, counts, self._spare_page))
+        buffer = self._upload(batch.pack([], self._page_tokens, counts, self._spare_page))
         sampling = SamplingInputs(
             torch.ones(sequences, device=self._device),
             torch.ones(sequences, device=self._device),
@@ -134,7 +164,7 @@ class Runner:
         first = next(iter(self._graphs.values()), None)
         with torch.cuda.graph(graph, pool=None if first is None else first.graph.pool()):
             logits, picked = work()
-        captured = _Graph(graph, counts, buffer, sampling, logits, picked)
+        captured = _Graph(graph, counts, buffer, inputs, sampling, logits, picked)
         self._graphs[sequences, context, greedy] = captured
         return captured
 
@@ -146,7 +176,7 @@ def _sampling(sampled: Sequence[Work], mask: torch.Tensor | None) -> SamplingInp
         temperature=torch.tensor([each.temperature for each in settings], dtype=torch.float32),
         top_p=torch.tensor([each.top_p for each in settings], dtype=torch.float32),
         uniform=torch.tensor(
-            [uniform(work.sequence.request.sampling.seed or 0, work.sequence.sampled) for work in sampled],
+            [uniform(work.sequence.request.sampling.seed or 0, work.index) for work in sampled],
             dtype=torch.float64,
         ),
         greedy=all(each.temperature == 0 for each in settings),
@@ -163,3 +193,10 @@ def _on(sampling: SamplingInputs, device: torch.device) -> SamplingInputs:
         uniform=sampling.uniform.to(device, non_blocking=True),
         mask=None if sampling.mask is None else sampling.mask.to(device, non_blocking=True),
     )
+
+
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """Start a copy to the host, pinned so that it runs beside the device's next work."""
+    if not tensor.is_cuda:
+        return tensor
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)

@@ -27,6 +27,7 @@ class Sequence:
     prefix: int = ROOT  # the pool's key of those pages
     cached_tokens: int = 0  # of the prompt, taken from the prefix cache when the request first ran
     started: bool = False
+    ended: bool = False
 
     @property
     def sampled(self) -> int:
@@ -36,12 +37,16 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One sequence's share of a step: compute ``count`` tokens from position ``start``; sample after the last if asked."""
+    """One sequence's share of a step: compute ``count`` tokens from position ``start``; sample after the last if asked.
+
+    ``index`` counts the tokens that the sequence sampled before the one that this step samples.
+    """
 
     sequence: Sequence
     start: int
     count: int
     samples: bool
+    index: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +118,35 @@ class Scheduler:
             budget -= work.count
         return works
 
+    def ahead(self, works: Seq[Work]) -> list[Work]:
+        """Plan the step after ``works`` before their tokens are known; empty where that can't be done or would be unwise.
+
+        Every running sequence must be about to sample, none may be sure to end with that token, nobody may be waiting
+        for a place, and there must be pages for all. The tokens to compute are then those that ``works`` sample.
+        """
+        running = {id(work.sequence) for work in works if work.samples and not work.sequence.ended}
+        if not works or len(running) < len(works) or len(running) < len(self.running):
+            return []
+        if self.waiting and len(self.running) < self.limits.sequences:
+            return []
+        if any(len(w.sequence.tokens) + 1 >= self._room or w.index + 1 >= w.sequence.request.max_tokens for w in works):
+            return []
+        if not all(self._grow(work.sequence, len(work.sequence.tokens) + 1) for work in works):
+            return []
+        return [Work(w.sequence, len(w.sequence.tokens), 1, True, w.index + 1) for w in works]
+
     def record(self, works: Seq[Work], tokens: Seq[int], logprobs: Seq[float] | None = None) -> list[TokenOut]:
-        """Take in what a step computed; ``tokens`` are those sampled, one for each work that samples, in order."""
+        """Take in what a step computed; ``tokens`` are those sampled, one for each work that samples, in order.
+
+        Work for a sequence that ended meanwhile (an abort, or a stop while the next step was under way) is void.
+        """
         outs: list[TokenOut] = []
         index = 0
         for work in works:
             sequence = work.sequence
+            if sequence.ended:
+                index += work.samples
+                continue
             sequence.computed = work.start + work.count
             self._publish(sequence)
             if not work.samples:
@@ -133,12 +161,15 @@ class Scheduler:
             outs.append(TokenOut(sequence.request.id, token, finish, logprob, sequence.cached_tokens))
         return outs
 
+    @property
+    def _room(self) -> int:
+        """Tokens that one sequence can have: alone in the pool and out of pages is an end too, for nobody can give way."""
+        return min(self.limits.context_tokens, self.pool.total * self.pool.page_tokens)
+
     def _finish(self, sequence: Sequence, token: int) -> str | None:
         if token in sequence.request.stop:
             return "stop"
-        full = len(sequence.tokens) >= min(
-            self.limits.context_tokens, self.pool.total * self.pool.page_tokens
-        )  # alone in the pool and out of pages is an end as well: nobody is left to give way
+        full = len(sequence.tokens) >= self._room
         return "length" if full or sequence.sampled >= sequence.request.max_tokens else None
 
     def _work(self, sequence: Sequence, budget: int, planned: list[Sequence]) -> Work | None:
@@ -150,7 +181,8 @@ class Scheduler:
                 self._preempt(sequence)
                 return None
             self._preempt(victim)
-        return Work(sequence, sequence.computed, count, sequence.computed + count == len(sequence.tokens))
+        samples = sequence.computed + count == len(sequence.tokens)
+        return Work(sequence, sequence.computed, count, samples, sequence.sampled)
 
     def _admit(self, sequence: Sequence, budget: int) -> Work | None:
         """Work for a waiting sequence, or None (with nothing held) when its first chunk doesn't fit now."""
@@ -165,7 +197,8 @@ class Scheduler:
             return None
         if not sequence.started:
             sequence.cached_tokens, sequence.started = sequence.computed, True
-        return Work(sequence, sequence.computed, count, sequence.computed + count == len(sequence.tokens))
+        samples = sequence.computed + count == len(sequence.tokens)
+        return Work(sequence, sequence.computed, count, samples, sequence.sampled)
 
     def _pages_for(self, tokens: int) -> int:
         return -(-tokens // self.pool.page_tokens)
@@ -202,5 +235,6 @@ class Scheduler:
         sequence.pages, sequence.published, sequence.prefix, sequence.computed = [], 0, ROOT, 0
 
     def _drop(self, sequence: Sequence) -> None:
+        sequence.ended = True
         (self.running if sequence in self.running else self.waiting).remove(sequence)
         self._release(sequence)
