@@ -87,6 +87,9 @@ def open_local(directory: Path, options: LocalOptions, progress: Progress | None
     the message says what to do.
     """
     try:
+        from runtime.allocator import prepare_allocator
+
+        prepare_allocator()  # before torch is loaded
         from runtime.errors import RuntimeFault
         from runtime.local import open_worker
     except ModuleNotFoundError as missing:

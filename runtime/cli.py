@@ -1,0 +1,119 @@
+"""The runtime's own commands: logits, generate and bench. Token ids in, numbers out; no text anywhere.
+
+Nothing here imports torch before the allocator is set, and nothing at all for ``--help``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from runtime.allocator import prepare_allocator
+from runtime.errors import RuntimeFault
+
+FAULT = 3  # the exit code of everything the runtime raises on purpose; argparse ends with 2
+INTERRUPTED = 130
+# harmony's <|return|>, <|call|> and <|endoftext|>: where an answer ends unless --stop says otherwise.
+STOP_IDS = (200_002, 200_012, 199_999)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Carry out one command line and return its exit code."""
+    options = parser().parse_args(arguments)
+    prepare_allocator()
+    try:
+        _run(options)
+    except RuntimeFault as fault:
+        print(f"runtime: {fault}", file=sys.stderr)  # noqa: T201 - a command line prints
+        return FAULT
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    # Loaded here: torch takes a second, and must find the allocator's setting in the environment.
+    from runtime import commands
+
+    place = commands.Place.choose(options.device, options.dtype, options.kernels)
+    match options.command:
+        case "logits":
+            commands.logits(place, options.checkpoint, options.ids, options.out, options.chunk_tokens)
+        case "generate":
+            commands.generate(
+                place,
+                options.checkpoint,
+                options.ids,
+                max_tokens=options.max_tokens,
+                stop=frozenset(options.stop or STOP_IDS),
+                temperature=options.temperature,
+                top_p=options.top_p,
+                seed=options.seed,
+            )
+        case "bench":
+            commands.bench(
+                place,
+                options.model,
+                commands.Load(options.prompt_tokens, options.tokens, options.batch, options.repeats),
+            )
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    top = argparse.ArgumentParser(prog="python -m runtime", description="Run a gpt-oss checkpoint on this machine.")
+    commands = top.add_subparsers(dest="command", required=True)
+
+    logits = commands.add_parser("logits", help="write the logits of a prompt, float32 [tokens, vocabulary]")
+    _checkpoint(logits)
+    _ids(logits)
+    logits.add_argument("--out", type=Path, required=True, metavar="LOGITS.npy", help="where to write them")
+    logits.add_argument(
+        "--chunk-tokens", type=_positive, default=256, metavar="N", help="tokens a step (256); bounds the memory"
+    )
+    _place_options(logits)
+
+    generate = commands.add_parser("generate", help="continue a prompt, one sampled id a line")
+    _checkpoint(generate)
+    _ids(generate)
+    generate.add_argument("--max-tokens", type=_positive, default=128, metavar="N", help="at most so many (128)")
+    generate.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0 is greedy (1.0)")
+    generate.add_argument("--top-p", type=float, default=1.0, metavar="P", help="nucleus (1.0)")
+    generate.add_argument("--seed", type=int, metavar="N", help="makes it repeatable")
+    generate.add_argument(
+        "--stop", type=int, action="append", metavar="ID", help="end there; may be repeated (harmony's three ends)"
+    )
+    _place_options(generate)
+
+    bench = commands.add_parser("bench", help="time prefill and decode")
+    bench.add_argument("model", metavar="20b|120b|tiny|CHECKPOINT", help="random weights of a size, or a checkpoint")
+    bench.add_argument("--prompt-tokens", type=_positive, default=1024, metavar="N", help="a sequence (1024)")
+    bench.add_argument("--tokens", type=_positive, default=128, metavar="N", help="to decode a sequence (128)")
+    bench.add_argument("--batch", type=_positive, default=1, metavar="N", help="sequences at a time (1)")
+    bench.add_argument("--repeats", type=_positive, default=3, metavar="N", help="timed runs after one warm-up (3)")
+    _place_options(bench)
+    return top
+
+
+def _checkpoint(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="folder with config.json and *.safetensors"
+    )
+
+
+def _ids(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--ids", type=Path, required=True, metavar="FILE", help="token ids, one a line (-: stdin)")
+
+
+def _place_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", metavar="cpu|cuda|mps", help="where (the first CUDA device, else the CPU)")
+    command.add_argument("--dtype", choices=("fp32", "bf16"), help="to compute in (bf16 on a GPU, fp32 on the CPU)")
+    command.add_argument("--kernels", choices=("auto", "reference", "triton"), default="auto", help="which (auto)")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not above 0")
+    return value
