@@ -152,15 +152,22 @@ def test_with_the_log_cut_at_every_byte_it_ends_and_no_finished_call_runs_again(
     data = whole.read_bytes()
     first = data.index(b"\n") + 1  # without a whole RunStarted there is no run
     path = tmp_path / "cut.jsonl"
+    ends = set()
     for cut in range(first, len(data)):
         path.write_bytes(data[:cut])
-        kept = fold(entry.event for entry in read(path))
+        kept = [entry.event for entry in read(path)]
+        assert kept == [entry.event for entry in read(whole)][: data[:cut].count(b"\n")]
+        # A run goes on from its whole lines: once in the middle of each line is every case there is.
+        if len(kept) in ends or data[:cut].endswith(b"\n"):
+            continue
+        ends.add(len(kept))
         again = FakeWorld(TOOLS, CHECKS, files={"a.py": "as the sandbox kept it"})
         assert resumable(path, again, FIX, None)
         state = fold(entry.event for entry in read(path))
         assert state.ended is not None
         assert state.ended.outcome is Outcome.PASSED
-        assert len(again.done) == 2 - len(kept.calls) - (kept.pending is not None)
+        assert len(again.done) == 2 - len(fold(kept).calls) - (fold(kept).pending is not None)
+    assert len(ends) == data.count(b"\n") - 1
 
 
 # -- what the model does wrong ------------------------------------------------------------------------------------------
