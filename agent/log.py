@@ -81,6 +81,11 @@ class Log:
         self._seq = len(self.entries)
         self._open = True
 
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self._path.parent
+
     def _lock(self) -> None:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,78 @@
+"""Keeps a copy of the work on the host while the model thinks, so that a lost sandbox loses little."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from sandbox.errors import DiffRefused, SandboxError
+
+QUIET_S = 0.25
+AT_LATEST_S = 20.0
+
+
+class Saver:
+    """Calls ``save`` in a thread of its own: once it was quiet for a moment after a change, or at the latest after a while.
+
+    So no call waits for it, and a model that answers at once is not slowed down.
+    """
+
+    def __init__(self, save: Callable[[], None], quiet_s: float = QUIET_S, at_latest_s: float = AT_LATEST_S) -> None:
+        self._save = save
+        self._quiet_s, self._at_latest_s = quiet_s, at_latest_s
+        self._state = threading.Condition()
+        self._first_s: float | None = None
+        self._last_s = 0.0
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="saver", daemon=True)
+        self._thread.start()
+
+    def changed(self) -> None:
+        """Say that the work has changed."""
+        with self._state:
+            self._last_s = time.monotonic()
+            if self._first_s is None:
+                self._first_s = self._last_s
+                self._state.notify()
+
+    def close(self) -> None:
+        """Stop, without saving what was not saved yet. May be called twice."""
+        with self._state:
+            self._closed = True
+            self._state.notify()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while self._wait():
+            # A safety net: without it the run goes on, and a broken sandbox is met by the run itself.
+            with contextlib.suppress(SandboxError, DiffRefused, OSError):
+                self._save()
+
+    def _wait(self) -> bool:
+        """Wait until it is time to save. False when closed."""
+        with self._state:
+            self._state.wait_for(lambda: self._first_s is not None or self._closed)
+            while not self._closed and self._first_s is not None:
+                rest_s = min(self._last_s + self._quiet_s, self._first_s + self._at_latest_s) - time.monotonic()
+                if rest_s <= 0:
+                    break
+                self._state.wait(rest_s)
+            self._first_s = None
+            return not self._closed
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Replace a file's content: whoever reads it, even after a power cut, finds the old bytes or the new ones."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
