@@ -183,8 +183,12 @@ def verdict(
 
 
 def _pairs(before: Sequence[CheckResult], after: Sequence[CheckResult]) -> list[tuple[CheckResult | None, CheckResult]]:
-    known = {each.command: each for each in before}
-    return [(known.get(each.command), each) for each in after]
+    """Pair the runs of the same commands; they are run in the same order both times."""
+    then = [*before, *[None] * len(after)]
+    return [
+        (old if old is not None and old.command == new.command else None, new)
+        for old, new in zip(then, after, strict=False)
+    ]
 
 
 def _could_not_run(result: CheckResult) -> bool:

@@ -104,7 +104,7 @@ def repeats(conversation: Conversation) -> int:
 
 
 def _exchanges(conversation: Conversation) -> Iterator[tuple[Message, Message]]:
-    """Yield (call, result) of the answered calls, newest first."""
+    """Yield (call, result) of the answered calls, newest first, back to the last word in the person's role."""
     results: list[Message] = []
     calls: list[Message] = []
     for message in reversed(conversation.messages):
@@ -115,7 +115,9 @@ def _exchanges(conversation: Conversation) -> Iterator[tuple[Message, Message]]:
         if calls:
             yield from _pairs(calls, results)
             results, calls = [], []
-        results = [*results, message] if message.role is Role.TOOL else []
+        if message.role is not Role.TOOL:
+            return
+        results.append(message)
     yield from _pairs(calls, results)
 
 
