@@ -48,8 +48,8 @@ def open_model(
     """
     if config.wire == "scripted" or (config.wire == "auto" and config.script is not None):
         return _scripted(config)
-    if config.wire == "local":
-        return _local(config)
+    if config.wire == "local" or (config.wire == "auto" and config.endpoint is None and _is_checkpoint(config.model)):
+        return _local(config, say)
     clock = clock or Clock()
     url = config.endpoint or _look_around(config, ports, clock, say)
     endpoint = Endpoint(url, config.model or "", config.api_key, config.silence_timeout_s, config.endpoint_timeout_s)
@@ -77,14 +77,28 @@ def _scripted(config: RunConfig) -> Model:
     return ScriptedModel(load_script(config.script), f"a recording ({config.script.name})", config.context_tokens)
 
 
-def _local(config: RunConfig) -> Model:
+def _is_checkpoint(model: str | None) -> bool:
+    """Whether a model's name is a folder of this machine rather than a name on a server."""
+    return model is not None and Path(model).is_dir()
+
+
+def _local(config: RunConfig, say: Callable[[str], None]) -> Model:
     from agent.harmony.codec import open_codec
     from agent.model.local import LocalOptions, open_local
     from agent.model.raw import RawModel
 
     if not config.model:
         raise UsageError("the local wire needs a checkpoint: give its folder with --model")
-    source = open_local(Path(config.model), LocalOptions(context_tokens=config.context_tokens))
+    said = 0
+
+    def progress(done_bytes: int, total_bytes: int) -> None:
+        nonlocal said
+        percent = 100 * done_bytes // max(total_bytes, 1)
+        if percent >= said + 10:
+            said = percent
+            say(f"loading {config.model}: {percent} % of {total_bytes / 2**30:.1f} GiB")
+
+    source = open_local(Path(config.model), LocalOptions(context_tokens=config.context_tokens), progress)
     return RawModel(open_codec(config.cache_dir), source)
 
 

@@ -137,3 +137,26 @@ def test_without_the_runtime_the_message_says_what_to_install(checkpoint: Path) 
         [sys.executable, "-c", code, str(checkpoint)], capture_output=True, text=True, cwd=root, check=True
     )
     assert 'pip install "gpt-oss-agent[runtime]"' in done.stdout
+
+
+def test_a_folder_as_the_model_is_run_here_and_speaks_harmony(tmp_path: Path) -> None:
+    """A tiny random checkpoint over the whole vocabulary: noise, but through every joint from message to message."""
+    from agent.config import RunConfig
+    from agent.conversation import Conversation, Message, Role
+    from agent.events import Sampled
+    from agent.model.open import open_model
+    from runtime.model.tiny import HARMONY_VOCABULARY, tiny_config, write_tiny
+
+    write_tiny(tmp_path / "model", config=tiny_config(HARMONY_VOCABULARY, layers=2))
+    said: list[str] = []
+    config = RunConfig(model=str(tmp_path / "model"), context_tokens=2048, cache_dir=tmp_path / "cache")
+    model = open_model(config, said.append)
+    assert model.context_tokens == 2048
+    assert any("100 %" in line for line in said)
+    conversation = Conversation("Be brief.", messages=(Message(Role.USER, "Hello"),))
+    events = list(model.sample(conversation, SamplingParams(seed=4, max_tokens=40)))
+    model.close()
+    sampled = events[-1]
+    assert isinstance(sampled, Sampled)
+    assert sampled.completion_tokens >= 40
+    assert sampled.prompt_tokens > 50
