@@ -1,0 +1,67 @@
+"""Open the tools of a run, and declare them to the model under the names it was trained with or under ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from agent.config import RunConfig
+from agent.conversation import ToolSpec
+from agent.tools.apply_patch import ApplyPatch
+from agent.tools.base import Tool
+from agent.tools.browse import ListDir, OpenFile, PrintTree, Search
+from agent.tools.plan import Plan
+from agent.tools.python import Python
+from agent.tools.shell import Shell
+
+# Our name → the name that gpt-oss knows from its training. The others are declared under our own.
+TRAINED_NAMES: Mapping[str, str] = {
+    "shell": "container.exec",
+    "python": "python",
+    "print_tree": "repo_browser.print_tree",
+    "search": "repo_browser.search",
+    "open_file": "repo_browser.open_file",
+    "list_dir": "repo_browser.list_dir",
+    "apply_patch": "repo_browser.apply_patch",
+}
+
+
+def open_tools(config: RunConfig) -> dict[str, Tool]:
+    """Return the tools of a run by our names, in the order in which they are declared."""
+    most = config.max_output_bytes
+    tools: tuple[Tool, ...] = (
+        Plan(),
+        Shell(config.command_timeout_s, most),
+        Python(config.command_timeout_s, most, stateful=config.python == "stateful"),
+        PrintTree(most),
+        ListDir(most),
+        Search(most),
+        OpenFile(most),
+        ApplyPatch(most),
+    )
+    return {tool.name: tool for tool in tools}
+
+
+def declare(tools: Mapping[str, Tool], style: str) -> tuple[ToolSpec, ...]:
+    """Return the declarations, ``style`` being trained (names and arguments the model knows) or generic (ours).
+
+    In the trained style python takes its body as it is (``parameters`` None), as the built-in tool does.
+    """
+    specs = [tool.spec for tool in tools.values()]
+    match style:
+        case "generic":
+            return tuple(specs)
+        case "trained":
+            return tuple(_trained(spec) for spec in specs)
+        case _:
+            raise ValueError(f"style must be 'trained' or 'generic', not {style!r}")
+
+
+def declared_name(tool: str, style: str) -> str:
+    """Return the name under which one of our tools is declared."""
+    return TRAINED_NAMES.get(tool, tool) if style == "trained" else tool
+
+
+def _trained(spec: ToolSpec) -> ToolSpec:
+    parameters: Mapping[str, Any] | None = None if spec.name == "python" else spec.parameters
+    return ToolSpec(TRAINED_NAMES.get(spec.name, spec.name), spec.description, parameters)
