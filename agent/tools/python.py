@@ -84,9 +84,8 @@ class Python:
         elif not output:
             output = "[no output: print what you want to see]"
         if result.truncated_bytes:
-            output += (
-                f"\n[{result.truncated_bytes} bytes from the middle of the output are left out; print less at once.]"
-            )
+            cut = result.truncated_bytes
+            output = f"{output.rstrip()}\n[{cut} bytes from the middle of the output are left out; print less at once.]"
         return ToolResult(
             output.lstrip("\n"),
             ok=ok,
