@@ -94,7 +94,7 @@ def _local(config: RunConfig, say: Callable[[str], None]) -> Model:
     def progress(done_bytes: int, total_bytes: int) -> None:
         nonlocal said
         percent = 100 * done_bytes // max(total_bytes, 1)
-        if percent >= said + 10:
+        if percent >= said + 10 or percent == 100 > said:
             said = percent
             say(f"loading {config.model}: {percent} % of {total_bytes / 2**30:.1f} GiB")
 
