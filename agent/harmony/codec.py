@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from agent.conversation import Channel, Conversation, Message, Role, ToolSpec
+from agent.harmony.header import BUILT_IN
 from agent.harmony.tokens import (
     CALL,
     CHANNEL,
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 Ids = tuple[int, ...]
 
-BUILT_IN: Final = ("python", "browser")
 EFFORTS: Final = ("low", "medium", "high")
 # Byte pair encoding takes time quadratic in the length of a word: 100,000 times the same letter takes 4 s. Longer runs
 # than this without a space, or without a letter or digit, are encoded in pieces (1 ms for every one).

@@ -17,12 +17,14 @@ from agent.harmony.tokens import CHANNEL, CONSTRAIN
 
 NAME: Final = r"[\w.\-/]+"
 NOBODY: Final = frozenset({"", "assistant", "all", "user", "system", "developer"})  # a recipient that is not a tool
+BUILT_IN: Final = ("python", "browser")
 TYPES: Final = ("json", "code")
 
 _CHANNEL = re.compile(r"analysis|commentary|final")
 _CHANNELS = re.compile(rf"\s*(?:assistant)*(?:({_CHANNEL.pattern}))+")
 _PIECES = frozenset({"", "comment", "ary"})  # `commentary` is two tokens
 _RECIPIENT = re.compile(rf"\s?to\s*=\s*({NAME})")
+_ADDRESSED = re.compile(r"to\s*=(.*)", re.DOTALL)
 _FOREIGN = re.compile(r"user|system|developer|tool|\S+\s+to\s*=\s*assistant")
 _TYPE = re.compile(rf"(?<![\w]){'|'.join(TYPES)}(?![\w])")
 
@@ -57,10 +59,55 @@ def is_foreign(segments: Sequence[Segment], recipients: Collection[str]) -> bool
     return "assistant" not in rest and (_FOREIGN.match(role) is not None or role in recipients)
 
 
+def begins_header(text: str) -> bool:
+    """Whether the text after a ``<|start|>`` begins a header of its own."""
+    return text.lstrip().startswith("assistant") or _FOREIGN.match(text) is not None
+
+
 def is_header(segments: Sequence[Segment]) -> bool:
     """Whether text that never reached a ``<|message|>`` is a header all the same, and not a piece of the text before."""
     after_channel = [s.text for s in segments if s.control == CHANNEL]
     return _role(segments).lstrip().startswith("assistant") or any(_CHANNELS.match(text) for text in after_channel)
+
+
+def is_header_piece(text: str, recipients: Collection[str]) -> bool:
+    """Whether text behind a ``<|message|>`` is the rest of a header: that marker stood too early."""
+    piece = re.sub(rf"\s*(?:{'|'.join(TYPES)})$", "", text.strip())
+    return (
+        piece in _PIECES
+        or re.fullmatch(rf"to\s*=\s*{NAME}", piece) is not None
+        or any(len(piece) > 2 and name.endswith(piece) for name in recipients)
+    )
+
+
+def meant(recipient: str, recipients: Collection[str]) -> str | None:
+    """The declared name that a damaged one can only stand for, or None.
+
+    A name is damaged when a piece of it is missing, doubled or out of place. One that was merely not declared is another
+    name, and never bent into one that was.
+    """
+    if recipient in recipients:
+        return recipient
+    found = [name for name in recipients if _is_damaged(recipient, name)]
+    return found[0] if len(found) == 1 else None
+
+
+def _is_damaged(written: str, name: str) -> bool:
+    if sorted(written) == sorted(name):  # pieces changed places
+        return True
+    if len(written) < len(name):  # a piece is missing
+        return 2 * len(written) >= len(name) and _lacks_one_piece(written, name)
+    extra = len(written) - len(name)
+    if written.startswith(name):  # behind a whole name only its own last piece, or what never ends a name
+        tail = written[len(name) :]
+        return name.endswith(tail) or tail in TYPES or not tail[-1].isalnum()
+    return extra > 0 and _lacks_one_piece(name, written)
+
+
+def _lacks_one_piece(short: str, long: str) -> bool:
+    """Whether ``short`` is ``long`` with one stretch taken out."""
+    extra = len(long) - len(short)
+    return any(long[:at] + long[at + extra :] == short for at in range(len(short) + 1))
 
 
 def read_header(segments: Sequence[Segment], recipients: Collection[str]) -> Header:
@@ -78,6 +125,9 @@ def read_header(segments: Sequence[Segment], recipients: Collection[str]) -> Hea
     if content_type is None and (found := _TYPE.search(rest)):
         content_type = found.group()
         rest = rest[: found.start()] + rest[found.end() :]
+    if recipient is not None and (known := _mended(recipient, segments, recipients)) != recipient:
+        kinds.append(Kind.RECIPIENT)
+        recipient = known
     body = early
     if glued and not early and not any(s.control == CONSTRAIN for s in segments):
         rest, body = rest.replace(glued, "", 1), glued
@@ -132,7 +182,7 @@ def _read_channel(segments: Sequence[Segment]) -> tuple[Channel | None, str]:
     for segment in reversed(segments):
         if segment.control == CHANNEL and (found := _CHANNELS.match(segment.text)):
             rest = segment.text[found.end() :]
-            sticks = rest != "" and not rest[0].isspace() and not _RECIPIENT.search(rest)
+            sticks = re.match(r"[\w{\"'*#`]", rest) is not None and not _RECIPIENT.search(rest)
             return Channel(found.group(1)), rest if sticks else ""
     everything = "".join(segment.text for segment in segments)
     if names := _CHANNEL.findall(everything):
@@ -149,6 +199,16 @@ def _read_recipient(text: str, recipients: Collection[str]) -> tuple[str | None,
         return None, _RECIPIENT.sub("", text)
     best = next((match for match in found if match.group(1) in recipients), found[-1])
     return best.group(1), _RECIPIENT.sub("", text)
+
+
+def _mended(recipient: str, segments: Sequence[Segment], recipients: Collection[str]) -> str:
+    """The recipient, or the declared name that it is a damaged form of, alone or with what stands behind it."""
+    if (known := meant(recipient, recipients)) is not None:
+        return known
+    text = "".join(segment.text for segment in segments if segment.control != CONSTRAIN)
+    behind = _ADDRESSED.search(text)
+    rest = re.sub(rf"[^\w.\-/]|{_CHANNEL.pattern}", "", behind.group(1)) if behind else ""
+    return meant(rest, recipients) or recipient
 
 
 def _read_type(text: str) -> tuple[str | None, str, str]:
@@ -173,7 +233,7 @@ def _words(text: str) -> list[str]:
 def _hint(segments: Sequence[Segment], content_type: str | None, recipients: Collection[str]) -> str | None:
     everything = " ".join(segment.text for segment in segments)
     for name in sorted(recipients, key=len, reverse=True):
-        border = "" if "." in name else r"(?<![\w.])"
+        border = "" if "." in name else r"(?:(?<![\w.])|(?<=\bto))"
         if re.search(rf"{border}{re.escape(name)}(?!\w)", everything):
             return name
     return "python" if content_type == "code" and "python" in recipients else None

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -18,7 +19,7 @@ from agent.conversation import Channel, Message
 from agent.events import Repaired
 from agent.harmony.parser import Parsed
 from agent.harmony.repair import Kind, repaired
-from agent.harmony.tokens import CHANNEL, OPENING
+from agent.harmony.tokens import CALL, CHANNEL, ENDS, OPENING
 
 COMMENTARY_IDS: Final = (12606, 815)  # `commentary` in text ids
 FINAL_IDS: Final = (17196,)
@@ -36,6 +37,7 @@ class Tries:
     """How often each rung may still be taken within one answer."""
 
     extend: int = 3
+    unfinished: bool = True
     prefill: tuple[tuple[int, ...], ...] = (ASK_FOR_A_CALL, ASK_FOR_AN_ANSWER)
     resample: int = 3
 
@@ -71,11 +73,16 @@ def decide(parsed: Parsed, finish: str, cut: Kind | None, tries: Tries) -> Take 
     last = parsed.messages[-1] if parsed.messages else None
     acts = last is not None and (last.is_call or last.is_final)
     thought = parsed.partial is not None and _is_thought(parsed.partial)
-    if acts or finish == "cancelled":
+    if finish == "cancelled":
+        return Take(parsed.messages)
+    if last is not None and tries.unfinished and _ends_too_early(last):
+        left = replace(tries, unfinished=False)
+        return Continue(parsed.messages[:-1], last.tokens[:-1], (repaired(Kind.EXTENDED, "a stray stop"),), left)
+    if acts:
         return Take(parsed.messages)
     if cut is None and tries.extend and _can_extend(parsed, finish):
         left = replace(tries, extend=tries.extend - 1)
-        return Continue(parsed.messages, parsed.open, (repaired(Kind.EXTENDED, finish),), left)
+        return Continue(parsed.messages, parsed.open or OPENING, (repaired(Kind.EXTENDED, finish),), left)
     if tries.prefill and (thought or (parsed.messages and parsed.partial is None)):
         opening, *rest = tries.prefill
         messages = (*parsed.messages, parsed.partial) if thought and parsed.partial else parsed.messages
@@ -119,5 +126,24 @@ def _is_thought(message: Message) -> bool:
 
 
 def _can_extend(parsed: Parsed, finish: str) -> bool:
-    """Whether there is a beginning to go on from: a text that was cut, or a header that a stray stop token ended."""
-    return bool(parsed.open) and (finish == "length" or parsed.partial is None) and parsed.open != OPENING
+    """Whether there is a beginning to go on from: something that was cut, or a header that a stray stop token ended."""
+    if finish == "length":
+        return bool(parsed.open or parsed.messages)
+    return parsed.partial is None and bool(parsed.open) and parsed.open != OPENING
+
+
+def _ends_too_early(message: Message) -> bool:
+    """Whether the stop that ended a message cannot be meant: its JSON is unfinished, or ``<|call|>`` ended what is no call."""
+    if message.tokens[-1] == CALL and message.recipient is None:
+        return True
+    if message.recipient is None or message.tokens[-1] not in ENDS:
+        return False
+    if not message.text.strip():
+        return message.content_type is not None
+    if message.content_type != "json" and not message.text.lstrip().startswith("{"):
+        return False
+    try:
+        json.loads(message.text, strict=False)
+    except json.JSONDecodeError as error:
+        return error.pos >= len(message.text.rstrip()) or error.msg.startswith("Unterminated string")
+    return False

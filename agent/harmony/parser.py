@@ -23,7 +23,17 @@ from enum import Enum, auto
 
 from agent.conversation import Channel, Message, Role
 from agent.events import Delta, Repaired
-from agent.harmony.header import Header, Segment, is_foreign, is_header, read_header, read_unmarked
+from agent.harmony.header import (
+    BUILT_IN,
+    Header,
+    Segment,
+    begins_header,
+    is_foreign,
+    is_header,
+    is_header_piece,
+    read_header,
+    read_unmarked,
+)
 from agent.harmony.repair import Kind, repaired
 from agent.harmony.tokens import CALL, CHANNEL, CONSTRAIN, END, ENDS, MESSAGE, RETURN, START, STOPS, is_text
 
@@ -157,6 +167,8 @@ class Parser:
             self._say(self._utf8.decode(self._decode(token)))
         elif token in ENDS:
             self._end_body(token)
+        elif token in (MESSAGE, CHANNEL) and is_header_piece("".join(self._draft.text), self._recipients):
+            self._back_to_header(token)
         elif token in (START, CHANNEL):
             # Mostly an end that was left out; if no header follows, the text goes on (see _end_header).
             self._draft.ids.pop()
@@ -167,17 +179,15 @@ class Parser:
             self._repair(Kind.STRAY_CONTROL)
 
     def _restart(self) -> None:
-        """Another start inside a header: bare text before it goes on with the message before; else that header is void."""
+        """Another start inside a header. Bare text before it goes on with the message before."""
         segments = self._segments()
-        if self._segments_hold_text():
-            if self._messages and not is_header(segments):
-                started = self._draft.ids.pop()
-                self._join(segments, END)
-                self._draft.ids.append(started)
-                self._state = _State.HEADER
-            else:
-                self._repair(Kind.STRAY_HEADER, self._spelling())
-        self._draft.header_ids = [START]
+        if self._messages and self._segments_hold_text() and not is_header(segments):
+            started = self._draft.ids.pop()
+            self._join(segments, END)
+            self._draft = _Draft(ids=[started], header_ids=[started])
+            self._state = _State.HEADER
+        else:
+            self._draft.header_ids.append(START)
 
     def _begin_body(self) -> None:
         segments = self._segments()
@@ -193,6 +203,16 @@ class Parser:
             self._draft.header = read_header(segments, self._recipients)
             self._state = _State.BODY
             self._say(self._draft.header.body)
+
+    def _back_to_header(self, token: int) -> None:
+        """What was taken for text is the rest of the header: the marker before it stood too early, or twice."""
+        self._repair(Kind.STRAY_CONTROL)
+        ids = self._draft.ids
+        header_ids = [t for t in ids if t != MESSAGE]
+        self._draft = _Draft(ids=ids, header_ids=header_ids, follows_end=self._draft.follows_end)
+        self._state = _State.HEADER
+        if token == MESSAGE:
+            self._begin_body()
 
     def _end_header(self, token: int | None) -> None:
         """A header was ended without ``<|message|>``: it holds the text, or is a piece of the text before it, or is nothing."""
@@ -285,16 +305,16 @@ class Parser:
         return tuple(messages), tuple(repairs)
 
     def _segments(self) -> list[Segment]:
-        """The header's text, cut at its markers."""
-        segments: list[tuple[int | None, bytearray]] = []
+        """The header's text, cut at its markers. What stands before a second start counts if that start was stray."""
+        segments: list[tuple[int | None, bytearray]] = [(None, bytearray())]
         for token in self._draft.header_ids:
             if not is_text(token):
                 segments.append((token, bytearray()))
             else:
-                if not segments:
-                    segments.append((None, bytearray()))
                 segments[-1][1].extend(self._decode(token))
-        return [Segment(control, text.decode("utf-8", "replace")) for control, text in segments] or [Segment(None, "")]
+        read = [Segment(control, text.decode("utf-8", "replace")) for control, text in segments]
+        restart = max((at for at, s in enumerate(read) if s.control == START and begins_header(s.text)), default=0)
+        return read[restart:]
 
     def _segments_hold_text(self) -> bool:
         return any(is_text(token) for token in self._draft.header_ids)
@@ -327,8 +347,8 @@ def _settle(header: Header, text: str, token: int | None) -> tuple[Header, tuple
         content_type, text = "json", text[4:]
     if channel is None:
         match token:
-            case _ if recipient is not None:
-                channel = Channel.COMMENTARY
+            case _ if recipient is not None:  # built-in tools are called while thinking
+                channel = Channel.ANALYSIS if recipient.partition(".")[0] in BUILT_IN else Channel.COMMENTARY
             case t if t == RETURN or t is None:
                 channel = Channel.FINAL
             case _:
