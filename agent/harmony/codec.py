@@ -10,6 +10,7 @@ Text becomes text ids only. A control id comes from this module's own layout or 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -41,8 +42,8 @@ Ids = tuple[int, ...]
 
 EFFORTS: Final = ("low", "medium", "high")
 # Byte pair encoding takes time quadratic in the length of a word: 100,000 times the same letter takes 4 s. Longer runs
-# than this without a space, or without a letter or digit, are encoded in pieces (1 ms for every one).
-RUN_CHARS: Final = 2048
+# than this without a space, or without a letter or digit, are encoded in pieces.
+RUN_CHARS: Final = 1024
 _LONG_RUN = re.compile(rf"\S{{{RUN_CHARS}}}|\W{{{RUN_CHARS}}}")
 _WORD = re.compile(r"[\w/+.\-]+")
 
@@ -232,7 +233,8 @@ def _described(name: str, tool: ToolSpec) -> openai_harmony.ToolDescription:
     from openai_harmony import ToolDescription
 
     parameters: Mapping[str, Any] = {"type": "string"} if tool.parameters is None else tool.parameters
-    return ToolDescription.new(name, _clean(tool.description), dict(parameters))
+    cleaned = json.loads(_clean(json.dumps(parameters, ensure_ascii=False)))
+    return ToolDescription.new(_clean(name), _clean(tool.description), cleaned)
 
 
 def _effort(effort: str) -> openai_harmony.ReasoningEffort:

@@ -74,3 +74,8 @@ def parse(encoding: h.HarmonyEncoding, completion: list[int]) -> list[tuple[str,
         )
         for message in parsed
     ]
+
+
+def parse_prompt(encoding: h.HarmonyEncoding, prompt: list[int]) -> list[str]:
+    """The roles that the library's own parser sees in a prompt, the opening of the next answer left out."""
+    return [str(message.author.role.value) for message in encoding.parse_messages_from_completion_tokens(prompt[:-2])]
