@@ -1,0 +1,194 @@
+"""How fast the whole engine is on this GPU: scheduling, graphs, sampling and the host's own work included.
+
+    python benchmarks/engine.py --model 20b [--parts check,decode,batch,prefix,load] [--folder DIR]
+
+Random weights at the true shapes are made on the GPU. First the engine's greedy tokens (captured graphs, steps launched
+ahead, chunked prefill) are checked: recomputed in one plain prefill, each must be within bf16 rounding of the largest logit.
+Where one is not, nothing is timed and the exit status is 1. Times are of the host's clock around Engine.step().
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+import triton
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from runtime.engine import Engine, EngineOptions, open_engine  # noqa: E402
+from runtime.kernels.open import open_kernels  # noqa: E402
+from runtime.model.checkpoint import load_weights, open_checkpoint, save_weights  # noqa: E402
+from runtime.model.config import gpt_oss_20b, gpt_oss_120b  # noqa: E402
+from runtime.model.random_weights import random_weights  # noqa: E402
+from runtime.model.transformer import Transformer, build_transformer  # noqa: E402
+from runtime.model.weights import Layout  # noqa: E402
+from runtime.request import Request, Sampling, TokenOut  # noqa: E402
+from runtime.scheduler import Limits, Work  # noqa: E402
+from runtime.scheduler import Sequence as Running  # noqa: E402
+
+MODELS = {"20b": gpt_oss_20b, "120b": gpt_oss_120b}
+GREEDY = Sampling(temperature=0.0)
+SAMPLED = Sampling(seed=1)
+ROUNDING = 0.1  # of a logit row's standard deviation: how far below the largest a greedy token may be found
+
+
+def prompt(length: int, seed: int) -> tuple[int, ...]:
+    return tuple(random.Random(seed).choices(range(199_000), k=length))
+
+
+def drain(engine: Engine, requests: Sequence[Request]) -> dict[str, list[TokenOut]]:
+    outs: dict[str, list[TokenOut]] = {request.id: [] for request in requests}
+    for request in requests:
+        engine.add(request)
+    while not engine.idle:
+        for out in engine.step():
+            outs[out.id].append(out)
+    return outs
+
+
+def worst_choice(engine: Engine, request: Request, tokens: Sequence[int]) -> float:
+    """Recompute a greedy answer in one prefill: how far its worst token is below the largest logit, in deviations."""
+    ids = [*request.prompt, *tokens]
+    worst = 0.0
+    running = Running(request, ids)
+    pool = engine.scheduler.pool
+    running.pages = [
+        page for page in (pool.take() for _ in range(-(-len(ids) // pool.page_tokens))) if page is not None
+    ]
+    start = len(request.prompt)
+    engine.runner.logits([Work(running, 0, start - 1, False, 0)]) if start > 1 else None
+    for index, token in enumerate(tokens):
+        row = engine.runner.logits([Work(running, start - 1 + index, 1, True, index)])[0]
+        worst = max(worst, float((row.max() - row[token]) / row.std()))
+    pool.release(running.pages)
+    return worst
+
+
+def check(engine: Engine) -> float:
+    requests = [Request(f"c{n}", prompt(n, n), 24, sampling=GREEDY) for n in (1, 63, 64, 65, 127, 129, 700, 3000)]
+    outs = drain(engine, requests)
+    return max(worst_choice(engine, r, [o.token for o in outs[r.id] if o.token is not None]) for r in requests)
+
+
+def decode_rate(engine: Engine, batch: int, context: int, sampling: Sampling, steps: int = 128) -> list[float]:
+    """Tokens a second over all sequences, three times, each after warm-up steps."""
+    rates = []
+    for repeat in range(3):
+        for index in range(batch):
+            mine = sampling if sampling.seed is None else replace(sampling, seed=index)
+            engine.add(Request(f"d{repeat}-{index}", prompt(context, 1000 * repeat + index), steps + 40, sampling=mine))
+        while engine.scheduler.waiting or any(s.sampled < 16 for s in engine.scheduler.running):
+            engine.step()
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        count = sum(len(engine.step()) for _ in range(steps))
+        torch.cuda.synchronize()
+        rates.append(count / (time.perf_counter() - began))
+        while not engine.idle:
+            engine.step()
+    return rates
+
+
+def first_token(engine: Engine, cached: int, new: int) -> list[float]:
+    """Milliseconds from a request to its first token, with ``cached`` tokens of its prompt known."""
+    times = []
+    for repeat in range(5):
+        start = prompt(cached, 77)
+        drain(engine, [Request("warm", (*start, 1), 1, sampling=GREEDY)])
+        request = Request("turn", (*start, *prompt(new, 100 + repeat)), 1, sampling=GREEDY)
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        out = drain(engine, [request])["turn"][0]
+        times.append((time.perf_counter() - began) * 1e3)
+        assert out.cached_tokens >= cached - engine.scheduler.pool.page_tokens, out
+    return times
+
+
+def show(title: str, values: Sequence[float], unit: str) -> None:
+    print(f"{title:44} {statistics.median(values):10.1f} {unit} [{min(values):.1f}-{max(values):.1f}]", flush=True)
+
+
+def load(model: Transformer, folder: Path) -> list[float]:
+    """Seconds to load a checkpoint of this size whose files are in the page cache."""
+    folder.mkdir(parents=True)
+    save_weights(model.weights, model.config, folder, Layout.HUGGING_FACE, shards=4)
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        load_weights(open_checkpoint(folder), model.device, model.dtype)
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+        torch.cuda.empty_cache()
+    return times
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, default="20b")
+    parser.add_argument("--parts", default="check,decode,batch,prefix")
+    parser.add_argument("--folder", type=Path, help="where `load` writes its checkpoint (13 GiB for 20b)")
+    parser.add_argument("--page", type=int, default=64)
+    given = parser.parse_args()
+    parts = given.parts.split(",")
+    device = torch.device("cuda")
+    print(
+        f"{given.model} engine on {torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__},"
+        f" {datetime.now(UTC):%Y-%m-%d}"
+    )
+    config = MODELS[given.model]()
+    weights = random_weights(config, device, torch.bfloat16, 1)
+    model = build_transformer(config, weights, open_kernels("auto", device))
+    options = EngineOptions(page_tokens=given.page, limits=Limits(step_tokens=8192))
+    engine = open_engine(model, options)
+    free, total = torch.cuda.mem_get_info()
+    pool = engine.scheduler.pool
+    print(
+        f"kernels {model.kernels.name}; cache {pool.total * pool.page_tokens} tokens; "
+        f"{(total - free) / 2**30:.1f} of {total / 2**30:.1f} GiB in use"
+    )
+    if "check" in parts:
+        worst = check(engine)
+        print(f"greedy tokens are within {worst:.4f} deviations of the largest logit")
+        if not worst <= ROUNDING:
+            print("wrong, so nothing is timed")
+            return 1
+    if "decode" in parts:
+        for context in (1024, 8192, 32768):
+            for name, sampling in (("greedy", GREEDY), ("temperature 1", SAMPLED)):
+                show(f"batch 1, context {context}, {name}", decode_rate(engine, 1, context, sampling), "tokens/s")
+    if "batch" in parts:
+        for batch in (8, 32, 64):
+            show(f"batch {batch}, context 1024, temperature 1", decode_rate(engine, batch, 1024, SAMPLED), "tokens/s")
+    if "prefix" in parts:
+        for cached, new in ((30_000, 300), (0, 2048), (0, 8192)):
+            name = f"first token, {cached} cached, {new} new"
+            show(name, first_token(engine, cached, new) if cached else cold(engine, new), "ms")
+    if "load" in parts and given.folder is not None:
+        show("load, files in the page cache", load(model, given.folder), "s")
+    return 0
+
+
+def cold(engine: Engine, count: int) -> list[float]:
+    """Milliseconds from a request of ``count`` unknown tokens to its first token."""
+    times = []
+    for repeat in range(5):
+        request = Request("cold", prompt(count, 500 + repeat), 1, sampling=GREEDY)
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        drain(engine, [request])
+        times.append((time.perf_counter() - began) * 1e3)
+    return times[1:]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
