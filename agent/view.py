@@ -74,6 +74,10 @@ class View(Protocol):
         """Show the change, its first lines or (None) all of it."""
         ...
 
+    def say(self, text: str) -> None:
+        """Show a notice that is no event. Any thread may call it."""
+        ...
+
     def summary(self, ended: RunEnded) -> None:
         """Show the model's last words and the outcome."""
         ...
@@ -113,6 +117,10 @@ class PlainView:
         if max_lines is None:
             write(self._stream, clean(patch))
 
+    def say(self, text: str) -> None:
+        """Print a notice."""
+        write(self._stream, one_line(text, 600) + "\n")
+
     def summary(self, ended: RunEnded) -> None:
         """Print the last words and the outcome."""
         write(self._stream, summary_text(ended))
@@ -145,6 +153,10 @@ class JsonView:
     def diff(self, patch: str, max_lines: int | None = MAX_DIFF_LINES) -> None:
         """Leave it to the person's view."""
         self._follow.diff(patch, max_lines)
+
+    def say(self, text: str) -> None:
+        """Leave it to the person's view."""
+        self._follow.say(text)
 
     def summary(self, ended: RunEnded) -> None:
         """Leave it to the person's view."""
@@ -206,6 +218,10 @@ class TerminalView:
             self._console.print(diff_line(line))
         if max_lines is not None and len(lines) > max_lines:
             self._console.print(_text(f"… {len(lines) - max_lines} more lines: agent diff {self._state.run}", "dim"))
+
+    def say(self, text: str) -> None:
+        """Show a notice among the lines."""
+        self._console.print(_text(f"  {one_line(text, 600)}", "dim"))
 
     def summary(self, ended: RunEnded) -> None:
         """Show the last words and the outcome."""

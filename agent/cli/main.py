@@ -19,7 +19,11 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "runs": ("agent.cli.runs", "runs", "List the runs, newest first."),
     "show": ("agent.cli.runs", "show", "Show what happened in a run."),
     "diff": ("agent.cli.runs", "diff", "Print a run's change as a patch."),
+    "apply": ("agent.cli.runs", "apply", "Bring a run's change into the checkout, uncommitted."),
+    "discard": ("agent.cli.runs", "discard", "Delete a run with its branch and its container."),
+    "doctor": ("agent.cli.doctor", "doctor", "Say what works on this machine, and what to do about the rest."),
     "config": ("agent.cli.config", "config", "Show the configuration and where each value comes from."),
+    "sandbox": ("agent.cli.sandbox", "sandbox", "Build images and clean up containers."),
 }
 
 

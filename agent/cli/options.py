@@ -128,3 +128,8 @@ def read_text(argument: str) -> str:
     if not text.strip():
         raise UsageError('The text is empty. Say what is wrong: agent fix "slugify drops the last word".')
     return text.strip()
+
+
+def may_ask() -> bool:
+    """Whether there is a person to ask. A run without a terminal never waits for one."""
+    return sys.stdin.isatty() and sys.stderr.isatty()

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import click
 
-from agent.cli.options import config_options, configured
+from agent.cli.options import config_options, configured, find_repository, may_ask
 from agent.errors import LogError
+from agent.landing import bring_in
+from agent.landing import discard as delete
 from agent.lines import clean, one_line, seconds, transcript
 from agent.log import LOG_NAME, read
 from agent.log import runs as run_folders
@@ -89,3 +91,34 @@ def _record(found: Summary) -> dict[str, object]:
         "task": found.started.task,
         "branch": found.ended.branch if found.ended else None,
     }
+
+
+@click.command()
+@click.argument("run")
+@click.option("--repo", type=click.Path(path_type=Path), metavar="DIR", help="Another checkout than the run's own.")
+@config_options("runs_dir")
+def apply(run: str, repo: Path | None, runs_dir: Path | None) -> None:
+    """Bring a run's change into the checkout, uncommitted.
+
+    All of it or, where it does not fit the checkout as it is now, nothing.
+    """
+    folder = find_run(_runs_dir(runs_dir), run)
+    repository = find_repository(repo or Path(summary(folder).started.repository))
+    for path in bring_in(repository, patch_of(folder)):
+        click.echo(clean(path))
+
+
+@click.command()
+@click.argument("run")
+@click.option("--yes", is_flag=True, help="Ask nothing (without a terminal, nothing is ever asked).")
+@config_options("runs_dir")
+def discard(run: str, yes: bool, runs_dir: Path | None) -> None:
+    """Delete a run with its branch and its container.
+
+    A branch that has moved since the run is left alone, and so is the run.
+    """
+    folder = find_run(_runs_dir(runs_dir), run)
+    if not yes and may_ask():
+        click.confirm(f"Delete {folder.name} ({one_line(summary(folder).started.task, 60)})?", abort=True, err=True)
+    for gone in delete(folder):
+        click.echo(f"deleted {clean(gone)}")

@@ -1,0 +1,71 @@
+"""`agent sandbox build` and `agent sandbox clean`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from agent.cli.options import config_options, configured
+from agent.errors import UsageError
+from agent.log import LOG_NAME
+from agent.runs import is_running
+
+DEFAULT_TAG = "gpt-oss-agent/sandbox:latest"
+
+
+@click.group()
+def sandbox() -> None:
+    """Build images and clean up containers."""
+
+
+@sandbox.command()
+@click.argument("packages", nargs=-1, metavar="[PACKAGE]...")
+@click.option(
+    "--dockerfile", type=click.Path(path_type=Path, exists=True), metavar="DIR", help="A folder with a Dockerfile."
+)
+@click.option("--tag", default=DEFAULT_TAG, show_default=True, metavar="NAME", help="What to call the image.")
+@click.option("--suite", default="stable", show_default=True, help="The Debian suite that packages come from.")
+def build(packages: tuple[str, ...], dockerfile: Path | None, tag: str, suite: str) -> None:
+    """Make an image from a Dockerfile, or from Debian packages.
+
+    Packages need no registry of images, only a Debian mirror and debootstrap (as root): `agent sandbox build pytest nodejs`.
+    """
+    if bool(packages) == (dockerfile is not None):
+        raise UsageError("Say what the image is made of: --dockerfile DIR, or the names of Debian packages.")
+    from sandbox import docker, image
+
+    client = docker.engine(timeout_s=3600)
+    try:
+        if dockerfile is not None:
+            folder = dockerfile if dockerfile.is_dir() else dockerfile.parent
+            made = image.build_from_dockerfile(client, folder, tag)
+        else:
+            made = image.build_from_debian(client, packages, tag, suite)
+    finally:
+        client.close()
+    click.echo(made)
+    click.echo(f'Use it with --image {tag}, or in agent.toml: image = "{tag}"', err=True)
+
+
+@sandbox.command()
+@config_options("runs_dir")
+def clean(runs_dir: Path | None) -> None:
+    """Remove the containers of runs that have ended or died.
+
+    They end by themselves after a while; this is for those who do not want to wait.
+    """
+    folder = configured({"runs_dir": runs_dir}, None).config.runs_dir
+    from sandbox import docker
+
+    client = docker.engine()
+    try:
+        for run, container in docker.orphans(client):
+            log = folder / run / LOG_NAME
+            if not log.exists():
+                click.echo(f"left alone the container of {run}: that run is not in {folder}", err=True)
+            elif not is_running(log):
+                docker.remove(client, container)
+                click.echo(f"removed the container of {run}")
+    finally:
+        client.close()

@@ -1,0 +1,141 @@
+"""Whether a run could work here: each part is really used, not looked up, and each fault comes with what to do."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.config import RunConfig
+from agent.errors import AgentError
+from agent.events import EXIT_CODES, Outcome
+from agent.lines import seconds
+from sandbox.errors import SandboxError, WorktreeError
+
+GIT_AT_LEAST = (2, 31)  # rev-parse --path-format
+FIX_CODE = EXIT_CODES[Outcome.INTERNAL]
+SANDBOX_CODE = EXIT_CODES[Outcome.SANDBOX]
+ENDPOINT_CODE = EXIT_CODES[Outcome.ENDPOINT]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one part does. ``exit_code`` is what a run would end with for it: 0 where it works."""
+
+    subject: str
+    detail: str
+    exit_code: int = 0
+
+    @property
+    def works(self) -> bool:
+        """Whether a run can rely on it."""
+        return self.exit_code == 0
+
+
+def examine(config: RunConfig) -> Iterator[Finding]:
+    """Yield a finding for each part, as it is known."""
+    yield python()
+    yield git()
+    yield engine(config)
+    yield container(config)
+    yield vocabulary(config)
+    yield model(config)
+
+
+def python() -> Finding:
+    """The interpreter that the agent runs in."""
+    return Finding("python", f"{sys.version.split()[0]} at {sys.executable}")
+
+
+def git(run: Callable[..., subprocess.CompletedProcess[str]] = subprocess.run) -> Finding:
+    """The git program on PATH, and whether it is new enough."""
+    wanted = ".".join(map(str, GIT_AT_LEAST))
+    try:
+        said = run(["git", "--version"], capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.SubprocessError) as error:
+        return Finding("git", f"git does not start ({error}); install it: apt-get install git", FIX_CODE)
+    found = re.search(r"(\d+)\.(\d+)", said)
+    if found is None or (int(found[1]), int(found[2])) < GIT_AT_LEAST:
+        return Finding("git", f"{said} is too old; {wanted} or newer is needed", FIX_CODE)
+    return Finding("git", said)
+
+
+def engine(config: RunConfig) -> Finding:
+    """The Docker engine."""
+    if config.sandbox == "none":
+        return Finding("docker", "not used: --sandbox none lets commands run on this machine, unprotected")
+    from sandbox import docker
+
+    try:
+        client = docker.engine(timeout_s=10)
+    except SandboxError as error:
+        return Finding("docker", str(error), SANDBOX_CODE)
+    try:
+        version = client.version()
+    finally:
+        client.close()
+    return Finding("docker", f"engine {version.get('Version')}, API {version.get('ApiVersion')}")
+
+
+def container(config: RunConfig) -> Finding:
+    """A sandbox from the configured image: started on a repository of one file, asked for one command, ended."""
+    from sandbox import snapshot as snapshots
+    from sandbox.docker import Limits
+    from sandbox.open import SandboxOptions, open_sandbox
+
+    subject = "sandbox"
+    limits = Limits(config.memory_bytes, config.disk_bytes, config.pids, config.cpus, config.network == "on")
+    options = SandboxOptions(f"doctor-{os.getpid()}", config.sandbox, config.image, limits)
+    with tempfile.TemporaryDirectory(prefix="gpt-oss-agent-doctor-") as folder:
+        repository = Path(folder, "repository")
+        repository.mkdir()
+        subprocess.run(["git", "init", "--quiet", str(repository)], check=True, capture_output=True)
+        (repository / "file").write_text("text\n", encoding="utf-8")
+        start_s = time.monotonic()
+        try:
+            sandbox = open_sandbox(options, snapshots.take(repository, Path(folder, "state")))
+            up_s = time.monotonic()
+            try:
+                done = sandbox.exec(["cat", "file"], timeout_s=30)
+            finally:
+                command_s = time.monotonic()
+                sandbox.close()
+        except (SandboxError, WorktreeError) as error:
+            return Finding(subject, str(error), SANDBOX_CODE)
+    if done.output != b"text\n":
+        return Finding(subject, f"a command printed {done.output[:200]!r}, not the file it was to print", SANDBOX_CODE)
+    image = config.image or "the default image"
+    return Finding(subject, f"{image} is up in {seconds(up_s - start_s)}, a command takes {seconds(command_s - up_s)}")
+
+
+def vocabulary(config: RunConfig) -> Finding:
+    """The harmony vocabulary, which raw wires need; it comes with the package, so no network is asked."""
+    from agent.harmony.vocabulary import load_encoding
+
+    try:
+        load_encoding(config.cache_dir)
+    except AgentError as error:
+        return Finding("vocabulary", str(error), FIX_CODE)
+    return Finding("vocabulary", f"complete, in {config.cache_dir}")
+
+
+def model(config: RunConfig) -> Finding:
+    """The model that a run would ask, and the wire it would take."""
+    from agent.model.open import open_model
+
+    said: list[str] = []
+    try:
+        found = open_model(config, said.append)
+    except AgentError as error:
+        return Finding("model", " ".join([*said, str(error)]), error.exit_code)
+    try:
+        window = f"a window of {found.context_tokens} tokens" if found.context_tokens else "a window of unknown size"
+        return Finding("model", "; ".join([*said, f"{found.name}, {window}"]))
+    finally:
+        found.close()

@@ -1,0 +1,69 @@
+"""What becomes of a run's change after the run: into the checkout, or away."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from agent.errors import UsageError
+from agent.events import RunEnded
+from agent.log import LOG_NAME
+from agent.runs import is_running, summary
+
+
+def bring_in(repository: Path, patch: bytes) -> tuple[str, ...]:
+    """Write a patch into the checkout as uncommitted changes, whole or not at all; return the paths.
+
+    It is fitted onto the checkout as it is now. Raises DiffRefused where a rule forbids it, WorktreeError where it
+    does not fit.
+    """
+    from sandbox import snapshot as snapshots
+    from sandbox.worktree import Worktree
+
+    with tempfile.TemporaryDirectory(prefix="gpt-oss-agent-apply-") as folder:
+        worktree = Worktree(snapshots.take(repository, Path(folder)))
+        return worktree.bring(worktree.apply(patch))
+
+
+def discard(folder: Path) -> list[str]:
+    """Delete a run: its container, its branch if it is where the run left it, and its folder; return what is gone.
+
+    Raises UsageError while it runs, and WorktreeError, deleting nothing more, where its branch has moved since.
+    """
+    if is_running(folder / LOG_NAME):
+        raise UsageError(f"The run {folder.name} is running. Stop it first (Ctrl-C where it was started).")
+    found = summary(folder)
+    gone = _remove_containers(folder.name)
+    if found.ended is not None and found.ended.branch is not None:
+        gone += _remove_branch(folder, Path(found.started.repository), found.ended)
+    shutil.rmtree(folder)
+    return [*gone, str(folder)]
+
+
+def _remove_branch(folder: Path, repository: Path, ended: RunEnded) -> list[str]:
+    from sandbox import snapshot as snapshots
+    from sandbox.worktree import Worktree
+
+    if not repository.is_dir() or ended.branch is None or ended.commit is None:
+        return []
+    Worktree(snapshots.load(folder)).discard(ended.branch, ended.commit)
+    return [f"branch {ended.branch}"]
+
+
+def _remove_containers(run: str) -> list[str]:
+    """A run that ended has none; one that was killed has one for a while. Without an engine there is none to remove."""
+    from sandbox import docker
+    from sandbox.errors import EngineUnavailable
+
+    try:
+        client = docker.engine(timeout_s=10)
+    except EngineUnavailable:
+        return []
+    try:
+        found = [container for name, container in docker.orphans(client) if name == run]
+        for container in found:
+            docker.remove(client, container)
+    finally:
+        client.close()
+    return [f"container {container[:12]}" for container in found]
