@@ -1,0 +1,155 @@
+"""Which tool a call is for, however the model or its server spelt the name, and its body in canonical form.
+
+A call is never dispatched to something that it does not clearly mean: a name that several tools could have needs arguments
+that fit one of them, and a name that fits nothing is answered with the names that exist.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from agent.tools.base import Tool
+from agent.tools.bodies import PATCH_BEGIN, Body, patch_in_command, read
+from agent.tools.open import TRAINED_NAMES
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A call for one of our tools. ``text`` is the canonical body: what the tool's ``run`` takes.
+
+    ``repairs`` says what was mended: name, json (it was broken), body (it was no JSON), arguments (other names or shapes),
+    patch-command (a patch inside a shell command).
+    """
+
+    tool: str
+    text: str
+    repairs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """A call for nothing that exists. ``answer`` tells the model which names do."""
+
+    recipient: str
+    answer: str
+
+
+# Namespaces that say nothing about the tool. ``browser`` is not among them: it is the built-in tool for the web.
+_NAMESPACES = {
+    "functions", "function", "tools", "tool", "container", "repobrowser", "repo", "assistant", "defaultapi", "developer",
+    "commentary", "namespace", "multitooluse",
+}  # fmt: skip
+# Names (letters and digits only) that mean one tool, whatever the arguments are.
+_CLEAR: Mapping[str, str] = {
+    spelling: tool
+    for tool, spellings in {
+        "shell": "shell exec bash sh zsh terminal cmd command localshell execcommand shellcommand runshellcommand runcommand "
+        "executecommand executebash containerexec runterminalcmd runterminalcommand runbash bashtool shelltool execshell runshell",
+        "python": "python py python3 ipython jupyter pythontool pythonexec runpython executepython pythoninterpreter codeinterpreter",
+        "apply_patch": "applypatch",
+        "plan": "plan updateplan setplan makeplan todowrite writetodos",
+        "open_file": "openfile readfile viewfile catfile showfile",
+        "search": "search grep searchcode codesearch searchfiles searchfile ripgrep rg grepsearch findinfiles searchrepo searchtext",
+        "print_tree": "printtree tree showtree filetree",
+        "list_dir": "listdir listfiles listdirectory ls listfolder listdirs",
+    }.items()
+    for spelling in spellings.split()
+}
+# Names that mean a tool only when the arguments are that tool's.
+_BY_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
+    "run": ("shell", "python"),
+    "execute": ("shell", "python"),
+    "open": ("open_file",),
+    "read": ("open_file",),
+    "view": ("open_file",),
+    "cat": ("open_file",),
+    "find": ("list_dir",),
+    "list": ("list_dir",),
+    "dir": ("list_dir",),
+    "patch": ("apply_patch",),
+    "edit": ("apply_patch",),
+    "editfile": ("apply_patch",),
+    "applydiff": ("apply_patch",),
+    "code": ("python",),
+}
+# Words that models and servers leave behind a name: content types and channels.
+_TRAILING = {
+    "json",
+    "code",
+    "text",
+    "plain",
+    "python",
+    "commentary",
+    "analysis",
+    "final",
+    "constrain",
+    "message",
+    "call",
+}
+
+
+def resolve(recipient: str, text: str, tools: Mapping[str, Tool], style: str = "trained") -> Resolved | Unknown:
+    """Return the call in canonical form, or what to tell the model. Pure; never raises.
+
+    ``tools`` are those on offer, by our names; ``style`` is the one they were declared in.
+    """
+    name = _bare(recipient)
+    candidates = (_CLEAR[name],) if name in _CLEAR else _BY_ARGUMENTS.get(name, ())
+    for tool in candidates:
+        body = read(tool, text)
+        if name not in _CLEAR and not body.fits:
+            continue
+        if tool == "shell" and (patch := patch_in_command(body.text)) is not None:
+            tool, body = "apply_patch", Body(patch, (*body.repairs, "patch-command"))
+        if tool in tools:
+            known = {
+                tool,
+                TRAINED_NAMES.get(tool, tool),
+                f"functions.{tool}",
+                f"functions.{TRAINED_NAMES.get(tool, tool)}",
+            }
+            return Resolved(tool, body.text, body.repairs if recipient in known else ("name", *body.repairs))
+        return Unknown(recipient, f"The tool {_shown(tool, style)} is not on offer in this run. {_offer(tools, style)}")
+    return Unknown(recipient, _unknown(recipient, name, text, tools, style))
+
+
+def _bare(recipient: str) -> str:
+    """The name without garbage, namespaces, case and separators; "" when nothing clear is left."""
+    words = recipient.split("<|")[0].strip().strip("`'\"").split()
+    if words and words[0] in {"assistant", "to", "tool"}:
+        words = words[1:]
+    if not words or any(word.strip("`'\"").casefold() not in _TRAILING for word in words[1:]):
+        return ""
+    name = words[0].casefold().removeprefix("to=").removesuffix("()")
+    parts = [re.sub(r"[^a-z0-9]", "", part) for part in re.split(r"[./:]|__", name) if part]
+    while len(parts) > 1 and parts[0] in _NAMESPACES:
+        parts = parts[1:]
+    if len(parts) == 2 and (
+        parts[0] == parts[1] or parts in (["python", "exec"], ["python", "run"], ["shell", "exec"])
+    ):
+        parts = parts[:1]
+    return parts[0] if len(parts) == 1 else ""
+
+
+def _shown(tool: str, style: str) -> str:
+    return TRAINED_NAMES.get(tool, tool) if style == "trained" else tool
+
+
+def _offer(tools: Mapping[str, Tool], style: str) -> str:
+    return f"These are: {', '.join(_shown(tool, style) for tool in tools)}."
+
+
+def _unknown(recipient: str, name: str, text: str, tools: Mapping[str, Tool], style: str) -> str:
+    shown = recipient if len(recipient) <= 80 else f"{recipient[:80]}…"
+    answer = f"There is no tool {shown!r}. {_offer(tools, style)}"
+    if recipient.casefold().startswith("browser"):
+        return f"{answer} There is no web here; the repository's files are opened and searched with the tools above."
+    if PATCH_BEGIN in text and "apply_patch" in tools:
+        return f"{answer} A patch goes to {_shown('apply_patch', style)}."
+    near = difflib.get_close_matches(
+        name, [spelling for spelling, tool in _CLEAR.items() if tool in tools], n=1, cutoff=0.75
+    )
+    return f"{answer} Did you mean {_shown(_CLEAR[near[0]], style)}?" if near else answer

@@ -1,0 +1,338 @@
+"""The spellings of names, arguments and bodies that were observed in the wild, each with the call that it means."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.config import RunConfig
+from agent.tools.names import Resolved, Unknown, resolve
+from agent.tools.open import TRAINED_NAMES, declare, open_tools
+
+TOOLS = open_tools(RunConfig())
+PATCH = "*** Begin Patch\n*** Update File: a.py\n@@\n-x = \"1\"\n+x = '2'\n*** End Patch"
+LS = {"command": ["bash", "-lc", "ls -R"]}
+BASH = '{"command":["bash","-lc","ls -R"]}'
+OPEN = {"path": "src/a.py", "line_start": 1, "line_end": 20}
+
+
+def body(**arguments: object) -> str:
+    return json.dumps(arguments)
+
+
+# recipient, body as the model wrote it, our tool, canonical body (a dictionary for JSON)
+VARIANTS: list[tuple[str, str, str, object]] = [
+    # names (G7, G8, G9)
+    ("container.exec", BASH, "shell", LS),
+    ("container_exec", BASH, "shell", LS),
+    ("functions.container.exec", BASH, "shell", LS),
+    ("functions.functions.shell", BASH, "shell", LS),
+    ("functions.exec", BASH, "shell", LS),
+    ("functions.exec_command", BASH, "shell", LS),
+    ("exec", BASH, "shell", LS),
+    ("bash", BASH, "shell", LS),
+    ("local_shell", BASH, "shell", LS),
+    ("Shell", BASH, "shell", LS),
+    ("shell.exec", BASH, "shell", LS),
+    ("container.exec<|channel|>commentary", BASH, "shell", LS),
+    ("container.exec code", BASH, "shell", LS),
+    ("container.exec <|constrain|>json", BASH, "shell", LS),
+    ("assistant to=container.exec", BASH, "shell", LS),
+    ("to=functions.container.exec", BASH, "shell", LS),
+    ("`container.exec`", BASH, "shell", LS),
+    ("container.exec()", BASH, "shell", LS),
+    ("functions__shell", BASH, "shell", LS),
+    ("run", BASH, "shell", LS),
+    ("apply_patch", PATCH, "apply_patch", PATCH),
+    ("applypatch", PATCH, "apply_patch", PATCH),
+    ("apply-patch", PATCH, "apply_patch", PATCH),
+    ("applyPatch", PATCH, "apply_patch", PATCH),
+    ("functions.apply_patch", PATCH, "apply_patch", PATCH),
+    ("functions.functions.apply_patch", PATCH, "apply_patch", PATCH),
+    ("repo_browser.apply_patch", body(patch=PATCH), "apply_patch", PATCH),
+    ("repo_browser.applypatch", body(patch=PATCH), "apply_patch", PATCH),
+    ("repo_browser.edit", body(patch=PATCH), "apply_patch", PATCH),
+    ("repo_browser.open_file", body(path="a"), "open_file", {"path": "a"}),
+    ("repo_browser.open", body(path="a"), "open_file", {"path": "a"}),
+    ("repo_browser.read_file", body(path="a"), "open_file", {"path": "a"}),
+    ("read_file", body(path="a"), "open_file", {"path": "a"}),
+    ("repo_browser.list_files", body(path="a"), "list_dir", {"path": "a"}),
+    ("repo_browser.find", body(path="a", depth=2), "list_dir", {"path": "a", "depth": 2}),
+    ("repo_browser.print_tree", body(path="", depth=2), "print_tree", {"path": "", "depth": 2}),
+    ("repobrowser.printTree", body(path=""), "print_tree", {"path": ""}),
+    ("repo_browser.grep", body(path="", query="x"), "search", {"path": "", "query": "x"}),
+    ("python3", "print(1)", "python", "print(1)"),
+    ("functions.python", "print(1)", "python", "print(1)"),
+    (
+        "update_plan",
+        body(plan=[{"step": "a", "status": "in_progress"}]),
+        "plan",
+        {"steps": [{"text": "a", "state": "in_progress"}]},
+    ),
+    ("functions.plan", body(steps=["a"], current=1), "plan", {"steps": ["a"], "current": 1}),
+    # arguments (G10)
+    ("container.exec", body(cmd=["ls"]), "shell", {"command": ["ls"]}),
+    ("container.exec", body(commands=["ls"]), "shell", {"command": ["ls"]}),
+    ("container.exec", body(cmd="ls -R"), "shell", {"command": "ls -R"}),
+    ("container.exec", body(command="ls -R"), "shell", {"command": "ls -R"}),
+    ("container.exec", body(command=["ls -R | head"]), "shell", {"command": "ls -R | head"}),
+    ("container.exec", body(command=["bash -lc", "ls -R"]), "shell", LS),
+    ("container.exec", body(command=["bash", "ls -R"]), "shell", {"command": ["bash", "-c", "ls -R"]}),
+    ("container.exec", body(commands=["cd src", "ls -a"]), "shell", {"command": "cd src && ls -a"}),
+    ("container.exec", body(command='["bash", "-lc", "ls -R"]'), "shell", LS),
+    ("container.exec", body(cmd=["ls"], cwd="src"), "shell", {"command": ["ls"], "workdir": "src"}),
+    ("container.exec", body(cmd=["ls"], timeout_ms=5000), "shell", {"command": ["ls"], "timeout": 5}),
+    ("container.exec", body(cmd=["ls"], timeout="60"), "shell", {"command": ["ls"], "timeout": 60}),
+    ("container.exec", body(arguments={"cmd": ["ls"]}), "shell", {"command": ["ls"]}),
+    ("container.exec", body(name="container.exec", arguments=BASH), "shell", LS),
+    ("repo_browser.open_file", body(file_path="src/a.py", start_line=1, end_line=20), "open_file", OPEN),
+    ("repo_browser.open_file", body(filename="src/a.py", line_start="1", line_end="20"), "open_file", OPEN),
+    ("repo_browser.open_file", body(path="src/a.py", view_range=[1, 20]), "open_file", OPEN),
+    ("repo_browser.open_file", body(filePath="src/a.py", startLine=1.0, endLine=20), "open_file", OPEN),
+    ("repo_browser.open_file", body(path=["a"], line_numbers="True"), "open_file", {"path": "a", "line_numbers": True}),
+    ("repo_browser.search", body(path="", pattern="x"), "search", {"path": "", "query": "x"}),
+    (
+        "repo_browser.search",
+        body(dir="src", regex="x", limit=5),
+        "search",
+        {"path": "src", "query": "x", "max_results": 5},
+    ),
+    ("repo_browser.print_tree", body(directory="src", max_depth="3"), "print_tree", {"path": "src", "depth": 3}),
+    (
+        "plan",
+        body(todos=[{"content": "a", "status": "done"}]),
+        "plan",
+        {"steps": [{"text": "a", "state": "completed"}]},
+    ),
+    # patches (G12)
+    ("apply_patch", body(input=PATCH), "apply_patch", PATCH),
+    ("apply_patch", body(command=["apply_patch", PATCH]), "apply_patch", PATCH),
+    ("apply_patch", body(anything=PATCH), "apply_patch", PATCH),
+    ("apply_patch", json.dumps(PATCH), "apply_patch", PATCH),
+    ("apply_patch", json.dumps(["apply_patch", PATCH]), "apply_patch", PATCH),
+    ("apply_patch", PATCH.replace("\n", "\\n"), "apply_patch", PATCH),
+    ("apply_patch", body(patch=PATCH.replace("\n", "\\n")), "apply_patch", PATCH),
+    ("apply_patch", f"```diff\n{PATCH}\n```", "apply_patch", PATCH),
+    ("apply_patch", f"apply_patch <<'EOF'\n{PATCH}\nEOF", "apply_patch", PATCH),
+    ("apply_patch", '{"patch": "' + PATCH + '"}', "apply_patch", PATCH),
+    ("apply_patch", '{"patch": "' + PATCH.replace("\n", "\\n") + '"', "apply_patch", PATCH),
+    ("container.exec", body(command=["apply_patch", PATCH]), "apply_patch", PATCH),
+    ("container.exec", body(command=["bash", "-lc", f"apply_patch <<'EOF'\n{PATCH}\nEOF\n"]), "apply_patch", PATCH),
+    ("container.exec", body(command=f"applypatch << PATCH\n{PATCH}\nPATCH"), "apply_patch", PATCH),
+    (
+        "container.exec",
+        body(cmd=f"cd sub && apply_patch <<EOF\n{PATCH}\nEOF"),
+        "apply_patch",
+        PATCH.replace("a.py", "sub/a.py"),
+    ),
+    ("container.exec", body(command=["bash", "-lc", PATCH]), "apply_patch", PATCH),
+    ("shell", PATCH, "apply_patch", PATCH),
+    # bodies (G11)
+    ("container.exec", "ls -R", "shell", {"command": "ls -R"}),
+    ("container.exec", '"ls -R"', "shell", {"command": "ls -R"}),
+    ("container.exec", '["bash","-lc","ls -R"]', "shell", LS),
+    ("container.exec", BASH + "]", "shell", LS),
+    ("container.exec", BASH[:-1], "shell", LS),
+    ("container.exec", BASH + BASH, "shell", LS),
+    ("container.exec", BASH[:-2] + "}", "shell", LS),
+    ("container.exec", "{command: ['bash', '-lc', 'ls -R']}", "shell", LS),
+    ("container.exec", BASH + "<|call|>", "shell", LS),
+    ("container.exec", "<|constrain|>json" + BASH, "shell", LS),
+    ("container.exec", "json\n" + BASH, "shell", LS),
+    ("container.exec", f"```json\n{BASH}\n```", "shell", LS),
+    (
+        "container.exec",
+        '{"command": ["bash", "-lc", "cat > x <<E\na\nE"]}',
+        "shell",
+        {"command": ["bash", "-lc", "cat > x <<E\na\nE"]},
+    ),
+    ("container.exec", '{"cmd": ["ls"],}', "shell", {"command": ["ls"]}),
+    ("python", body(code="print(1)"), "python", "print(1)"),
+    ("python", '{"code": "a = 1\nprint(a)"}', "python", "a = 1\nprint(a)"),
+    ("python", "```python\nprint(1)\n```", "python", "print(1)"),
+    ("python", json.dumps("import os\nprint(1)"), "python", "import os\nprint(1)"),
+    ("python", "[1, 2]", "python", "[1, 2]"),
+    ("python", '{"a": 1}["a"]', "python", '{"a": 1}["a"]'),
+    ("repo_browser.open_file", "src/a.py", "open_file", {"path": "src/a.py"}),
+    ("repo_browser.open_file", "src/a.py:1-20", "open_file", OPEN),
+    ("repo_browser.search", "def f", "search", {"query": "def f"}),
+    ("repo_browser.print_tree", "", "print_tree", {"path": ""}),
+    (
+        "plan",
+        "1. [x] look\n2. mend",
+        "plan",
+        {"steps": [{"text": "look", "state": "completed"}, {"text": "mend", "state": "pending"}]},
+    ),
+]
+
+
+@pytest.mark.parametrize(("recipient", "text", "tool", "expected"), VARIANTS)
+def test_observed_variants(recipient: str, text: str, tool: str, expected: object) -> None:
+    found = resolve(recipient, text, TOOLS)
+    assert isinstance(found, Resolved)
+    assert found.tool == tool
+    assert (json.loads(found.text) if isinstance(expected, dict) else found.text) == expected
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len({(recipient, text) for recipient, text, _, _ in VARIANTS}) >= 100
+
+
+@pytest.mark.parametrize(
+    ("recipient", "said"),
+    [
+        ("browser.search", "There is no web here"),
+        ("browser.open", "There is no web here"),
+        ("functions.frobnicate", "container.exec"),
+        ("", "container.exec"),
+        ("<|constrain|>json", "container.exec"),
+        ("shell or python", "container.exec"),
+        ("open", "container.exec"),
+        ("find", "container.exec"),
+        ("edit", "container.exec"),
+        ("serch", "Did you mean repo_browser.search?"),
+        ("repo_browser.search.open_file", "There is no tool"),
+        ("x" * 500, "…"),
+    ],
+)
+def test_what_is_not_clear_is_answered_with_what_exists(recipient: str, said: str) -> None:
+    found = resolve(recipient, body(x=1), TOOLS)
+    assert isinstance(found, Unknown)
+    assert said in found.answer
+    assert "repo_browser.apply_patch" in found.answer
+    assert len(found.answer) < 500
+
+
+def test_a_patch_to_nobody_is_told_where_patches_go() -> None:
+    found = resolve("functions.write", PATCH, TOOLS)
+    assert isinstance(found, Unknown)
+    assert found.answer.endswith("A patch goes to repo_browser.apply_patch.")
+
+
+def test_a_tool_that_is_not_on_offer() -> None:
+    reading = {name: tool for name, tool in TOOLS.items() if not tool.writes}
+    for text in (PATCH, body(patch=PATCH)):
+        found = resolve("apply_patch", text, reading, "generic")
+        assert isinstance(found, Unknown)
+        assert found.answer == (
+            "The tool apply_patch is not on offer in this run. These are: plan, print_tree, list_dir, search, open_file."
+        )
+
+
+@pytest.mark.parametrize(
+    ("recipient", "text"),
+    [
+        ("container.exec", '{"command": ["bash", "-lc", "rm -rf /tmp/x'),  # cut off inside the command
+        ("container.exec", '{"command": ["rm", "-rf"'),  # and inside the list
+        ("container.exec", '{"command": '),
+        ("container.exec", BASH + '{"command":["pwd"]}'),  # two calls
+        ("container.exec", '{"command": ["ls"], "cmd": ["pwd"]}'),  # two commands
+        ("container.exec", '{"path": "src"}'),
+        ("python", '{"code": "print(1)", "path": "x"}'),
+        ("repo_browser.open_file", '{"path": "a'),
+        ("repo_browser.open_file", "two\nlines"),
+    ],
+)
+def test_what_cannot_be_read_with_certainty_is_left_for_the_tool_to_refuse(recipient: str, text: str) -> None:
+    found = resolve(recipient, text, TOOLS)
+    assert isinstance(found, Resolved)
+    if found.text == text:
+        return
+    assert json.loads(found.text) == json.loads(text)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        f"apply_patch <<'EOF'\n{PATCH}\nEOF\npytest",
+        f"ls && apply_patch <<'EOF'\n{PATCH}\nEOF",
+        f"cat > p <<'EOF'\n{PATCH}\nEOF",
+        f"cd $HOME && apply_patch <<'EOF'\n{PATCH}\nEOF",
+        f"echo '{PATCH}'",
+    ],
+)
+def test_a_command_that_does_more_than_patch_stays_a_command(script: str) -> None:
+    found = resolve("container.exec", body(command=script), TOOLS)
+    assert isinstance(found, Resolved)
+    assert (found.tool, json.loads(found.text)["command"]) == ("shell", script)
+
+
+def test_repairs_are_named() -> None:
+    assert resolve("container.exec", BASH, TOOLS) == Resolved("shell", json.dumps(LS))
+    assert resolve("bash", "ls", TOOLS) == Resolved("shell", '{"command": "ls"}', ("name", "body"))
+    assert resolve("container.exec", '{"cmd": ["ls"],}', TOOLS) == Resolved(
+        "shell", '{"command": ["ls"]}', ("json", "arguments")
+    )
+    shell = resolve("container.exec", body(command=["apply_patch", PATCH]), TOOLS)
+    assert shell == Resolved("apply_patch", PATCH, ("name", "patch-command"))
+
+
+def test_declarations() -> None:
+    trained, generic = declare(TOOLS, "trained"), declare(TOOLS, "generic")
+    assert [spec.name for spec in generic] == list(TOOLS)
+    assert [spec.name for spec in trained] == [TRAINED_NAMES.get(name, name) for name in TOOLS]
+    assert {spec.name: spec.parameters for spec in trained}["python"] is None
+    for spec in (*trained, *generic):
+        resolved = resolve(spec.name, "{}", TOOLS)
+        assert isinstance(resolved, Resolved)
+        assert "name" not in resolved.repairs
+        for schema in (spec.parameters or {"properties": {}})["properties"].values():
+            assert schema["type"] in {"string", "integer", "boolean", "array"}
+    with pytest.raises(ValueError, match="style must be"):
+        declare(TOOLS, "other")
+
+
+def test_the_python_choice_is_told_to_the_model() -> None:
+    stateless = open_tools(replace(RunConfig(), python="stateless"))
+    assert "fresh interpreter" in stateless["python"].spec.description
+    assert "live across calls" in TOOLS["python"].spec.description
+
+
+@given(st.text(max_size=40), st.text(max_size=80))
+def test_nothing_escapes_for_any_text(recipient: str, text: str) -> None:
+    for name in (
+        recipient,
+        "container.exec",
+        "python",
+        "apply_patch",
+        "plan",
+        "repo_browser.open_file",
+        "repo_browser.search",
+        "find",
+    ):
+        assert isinstance(resolve(name, text, TOOLS), Resolved | Unknown)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["cmd", "command", "path", "plan", "x", "arguments"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@given(JSON, st.integers(0, 60))
+def test_nothing_escapes_for_any_json_and_any_cut_of_it(value: object, cut: int) -> None:
+    text = json.dumps(value)
+    for name in TOOLS:
+        assert isinstance(resolve(name, text, TOOLS), Resolved)
+        assert isinstance(resolve(name, text[:cut], TOOLS), Resolved)
+
+
+@given(st.lists(st.text(min_size=1, max_size=10), min_size=1, max_size=4), st.integers(0, 100))
+def test_a_command_that_was_cut_never_runs_as_another(words: list[str], cut: int) -> None:
+    """Whatever a prefix of a call is read as: either the whole command or nothing that runs."""
+    text = json.dumps({"command": ["prog", *words]}, ensure_ascii=False)
+    found = resolve("container.exec", text[:cut], TOOLS)
+    assert isinstance(found, Resolved)
+    try:
+        command = json.loads(found.text)
+    except ValueError:
+        return
+    assert command.get("command", ["prog", *words]) == ["prog", *words]
