@@ -44,6 +44,7 @@ HARMLESS_FORMAT = "\u200c\u200d\u00ad"
 MARKS = {StepState.PENDING: "[ ]", StepState.IN_PROGRESS: "[>]", StepState.COMPLETED: "[x]"}
 TITLE_CHARS = 160
 TAIL_LINES = 6
+OUTPUT = re.compile(r"<output>\n(.*)</output>", re.DOTALL)  # as the shell tool frames it for the model
 PATCH_FILE = re.compile(r"^\*\*\* (Add|Update|Delete) File: *(.+)$", re.MULTILINE)
 VERDICTS = {
     Outcome.PASSED: "mended, and the checks say so",
@@ -134,6 +135,12 @@ def tail(text: str, lines: int = TAIL_LINES) -> list[str]:
     return [f"… {left_out} lines before", *kept] if left_out else kept
 
 
+def shown_result(text: str, lines: int) -> list[str]:
+    """The end of what a tool gave back, without the frame that is meant for the model."""
+    framed = OUTPUT.search(text)
+    return tail(framed[1] if framed else text, lines)
+
+
 def result_line(result: ToolResult) -> str:
     """How a call went, on one line."""
     state = (
@@ -220,7 +227,7 @@ def _described(event: Event, state: State) -> list[str]:
         case ToolFinished(_, tool, result):
             if tool == "plan" and result.ok:
                 return []
-            shown = tail(result.text) if not result.ok or result.exit_code else tail(result.text, 3)
+            shown = shown_result(result.text, TAIL_LINES if not result.ok or result.exit_code else 3)
             return [result_line(result), *("  | " + line for line in shown)]
         case PlanChanged(steps):
             return ["plan:", *("  " + line for line in plan_lines(steps))]

@@ -42,7 +42,7 @@ from agent.lines import (
     patch_text,
     result_line,
     seconds,
-    tail,
+    shown_result,
 )
 from agent.record import Entry, dump
 
@@ -265,10 +265,14 @@ class TerminalView:
             return []
         head = self._spread(_mark(good).append(call_title(event.tool, body)), result_line(event.result))
         if event.tool != "apply_patch":
-            return [head, *(_text("    " + line, "dim") for line in tail(event.result.text, 3 if good else 8))]
+            return [head, *(_text("    " + line, "dim") for line in shown_result(event.result.text, 3 if good else 8))]
         lines = [line for line in clean(patch_text(body)).strip().split("\n") if not PATCH_FRAME.match(line)]
         edit = [diff_line("    " + line) for line in lines[:MAX_PATCH_LINES]]
-        return [head, *edit, *([] if good else [_text("    " + line, "red") for line in tail(event.result.text)])]
+        return [
+            head,
+            *edit,
+            *([] if good else [_text("    " + line, "red") for line in shown_result(event.result.text, 8)]),
+        ]
 
     def _spread(self, left: Text, right: str) -> Text:
         """Left and right on one line, where they fit."""

@@ -28,6 +28,11 @@ GITLINK = 0o160000
 DIFF = ("diff-tree", "-p", "--binary", "--full-index", "-M", "--no-ext-diff", "--no-textconv", "--no-color")
 
 
+# What running tests leaves behind and nobody means to commit, for repositories that do not say so themselves. A
+# .gitignore of the repository overrules it, and files that git knows already are not concerned.
+BYPRODUCTS = b"__pycache__/\n*.py[co]\n.pytest_cache/\n.mypy_cache/\n.ruff_cache/\n.hypothesis/\n.coverage\n"
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """What a run started from. ``commit`` is empty in a repository that has none yet."""
@@ -213,12 +218,12 @@ def metadata(folder: Path) -> Iterator[bytes]:
 
 
 def excludes(snapshot: Snapshot) -> bytes:
-    """Return the ignore rules that are no file of the repository: the person's own and the clone's."""
+    """Return the ignore rules that are no file of the repository: byproducts of tools, the person's own, the clone's."""
     named = plumbing.attempt(["config", "--type=path", "core.excludesFile"], snapshot.repository).stdout
     home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     own = Path(os.fsdecode(named.rstrip(b"\n"))) if named else home / "git" / "ignore"
     found = [path.read_bytes() for path in (own, snapshot.common_dir / "info" / "exclude") if path.is_file()]
-    return b"\n".join(found)
+    return b"\n".join([BYPRODUCTS, *found])
 
 
 def _make_bare(git_dir: Path, common: Path, object_format: str) -> None:

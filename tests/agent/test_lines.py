@@ -41,6 +41,7 @@ from agent.lines import (
     one_line,
     result_line,
     seconds,
+    shown_result,
     tail,
     transcript,
 )
@@ -136,6 +137,12 @@ def test_tail_says_how_much_it_left_out() -> None:
     assert tail("a\n\n\n") == ["a"]
     assert tail("") == []
     assert len(tail("x" * 10_000)[0]) == 400
+
+
+def test_the_frame_around_a_command_is_for_the_model() -> None:
+    framed = "<exit_code>1</exit_code>\n<output>\none\n</output> two\n</output>\n<cwd>/workspace</cwd>"
+    assert shown_result(framed, 3) == ["one", "</output> two"]
+    assert shown_result("plain", 3) == ["plain"]
 
 
 @pytest.mark.parametrize(
