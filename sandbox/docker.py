@@ -138,10 +138,15 @@ def orphans(client: DockerClient) -> list[tuple[str, str]]:
 
 def remove(client: DockerClient, container: str) -> None:
     """Remove a container of ours, whatever it does. One that is gone already is no error."""
-    from docker.errors import NotFound
+    from docker.errors import APIError
 
-    with contextlib.suppress(NotFound):
+    try:
         client.api.remove_container(container, force=True, v=True)
+    except APIError as error:
+        if error.status_code not in (404, 409):  # gone, or going: it removes itself when its helper ends
+            raise SandboxError(
+                f"the container {container} could not be removed: {error.explanation or error}"
+            ) from error
 
 
 def _create(client: DockerClient, config: dict[str, Any]) -> str:

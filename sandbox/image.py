@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -161,12 +162,12 @@ def _pull(client: DockerClient, image: str) -> str | None:
     """Pull an image; return why that was not possible, or None."""
     from docker.errors import APIError
 
-    name, _, tag = image.partition(":")
     try:
-        client.images.pull(name, tag=tag or "latest")
+        said = client.api.pull(image)
     except APIError as error:
         return str(error.explanation or error)
-    return None
+    last = str(said).strip().rpartition("\n")[2]
+    return str(json.loads(last)["error"]) if '"error"' in last else None
 
 
 def _is_local(client: DockerClient) -> bool:
