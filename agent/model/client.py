@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 _CONNECT_TIMEOUT_S = 10.0
+_LEAST_CONNECT_S = 1.0
 _WRITE_TIMEOUT_S = 60.0
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 8.0
@@ -136,7 +137,7 @@ class Client:
             headers=headers,
             timeout=httpx2.Timeout(
                 endpoint.silence_timeout_s,
-                connect=min(_CONNECT_TIMEOUT_S, endpoint.patience_s),
+                connect=max(_LEAST_CONNECT_S, min(_CONNECT_TIMEOUT_S, endpoint.patience_s)),
                 write=_WRITE_TIMEOUT_S,
             ),
         )
@@ -221,13 +222,16 @@ def _through_openai(call: AbstractContextManager[_OpenAIResponse]) -> Iterator[h
     """Make the openai package's request look like one of ours: its errors become the response, or the cause, they wrap."""
     import openai
 
+    wrapped: BaseException | None = None
     try:
         response = call.__enter__()
     except openai.APIStatusError as error:
         yield error.response
         return
     except openai.APIConnectionError as error:
-        raise error.__cause__ or httpx2.TransportError(str(error)) from error
+        wrapped = error.__cause__ or httpx2.TransportError(str(error))
+    if wrapped is not None:  # raised out here, so that it does not become its own cause
+        raise wrapped
     try:
         yield response.http_response
     finally:

@@ -139,7 +139,7 @@ def test_closing_the_iterator_closes_the_attempt() -> None:
     assert closed == [True]
 
 
-def client(url: str, silence_s: float = 0.3, key: str | None = None) -> Client:
+def client(url: str, silence_s: float = 0.5, key: str | None = None) -> Client:
     return Client(Endpoint(url, "m", key, silence_timeout_s=silence_s, patience_s=1.0))
 
 
