@@ -98,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _checkpoint(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="folder with config.json and *.safetensors"
+        "checkpoint", metavar="CHECKPOINT", help="folder with config.json and *.safetensors, or a model that was pulled"
     )
 
 

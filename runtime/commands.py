@@ -63,6 +63,15 @@ class Load:
     repeats: int
 
 
+def locate(name: str) -> Path:
+    """Return the folder of a checkpoint, given by its path or as the name of a model that was pulled."""
+    if Path(name).is_dir():
+        return Path(name)
+    from runtime.model.hub import locate as locate_pulled  # the hub's client takes half a second to load
+
+    return locate_pulled(name)
+
+
 def open_model(place: Place, directory: Path, positions: int | None = None) -> Transformer:
     """Load a checkpoint, its progress on stderr where that is a terminal. Raises RuntimeFault."""
     checkpoint = open_checkpoint(directory)
@@ -90,8 +99,9 @@ def read_ids(path: Path, vocabulary: int) -> list[int]:
     return ids
 
 
-def logits(place: Place, directory: Path, ids_path: Path, out: Path, chunk_tokens: int) -> None:
+def logits(place: Place, checkpoint: str, ids_path: Path, out: Path, chunk_tokens: int) -> None:
     """Write the fp32 logits [tokens, vocabulary] of a prompt as a .npy file, a chunk of rows at a time."""
+    directory = locate(checkpoint)
     config = open_checkpoint(directory).config
     ids = read_ids(ids_path, config.vocabulary)
     model = open_model(place, directory, positions=_window(config, len(ids)))
@@ -132,7 +142,7 @@ def one_sequence(ids: Sequence[int], start: int, pages: int, device: torch.devic
 
 def generate(
     place: Place,
-    directory: Path,
+    checkpoint: str,
     ids_path: Path,
     *,
     max_tokens: int,
@@ -142,6 +152,7 @@ def generate(
     seed: int | None,
 ) -> None:
     """Continue a prompt and print one id a line as it is sampled; how it ended and how fast it was go to stderr."""
+    directory = locate(checkpoint)
     config = open_checkpoint(directory).config
     prompt = tuple(read_ids(ids_path, config.vocabulary))
     window = _window(config, len(prompt) + max_tokens)
@@ -192,7 +203,7 @@ def bench(place: Place, name: str, load: Load) -> None:
 def _bench_model(place: Place, name: str, positions: int) -> Transformer:
     sizes = {"20b": gpt_oss_20b, "120b": gpt_oss_120b, "tiny": tiny_config}
     if name not in sizes:
-        return open_model(place, Path(name), positions)
+        return open_model(place, locate(name), positions)
     config = sizes[name]()
     _window(config, positions)
     kernels = open_kernels(place.kernels, place.device)

@@ -23,6 +23,8 @@ ONLY_IMPORTERS = {
     "click": ("agent.cli",),
     "rich": ("agent.view", "agent.cli"),
     "torch": ("runtime",),
+    "safetensors": ("runtime.model",),
+    "huggingface_hub": ("runtime.model.hub",),
     "triton": ("runtime.kernels", "runtime.sampler"),
     "starlette": ("agent.server",),
     "uvicorn": ("agent.server",),

@@ -178,6 +178,12 @@ def test_what_cannot_be_is_said_in_one_line(
     assert shown.count("\n") == 1
 
 
+def test_a_checkpoint_that_is_not_there_is_named(ids_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("/no/such/folder", "someone/never-pulled"):
+        assert cli.main(["generate", name, "--ids", str(ids_file)]) == cli.FAULT
+        assert f"{name} is neither a folder nor a model that was pulled" in capsys.readouterr().err
+
+
 def test_a_model_that_does_not_fit_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,70 @@
+"""`agent models`: checkpoints for the runtime on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from agent.errors import UsageError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+GIB = 1 << 30
+
+
+@click.group()
+def models() -> None:
+    """Fetch, list and verify checkpoints that run on this machine."""
+
+
+@models.command()
+@click.argument("repository", default="openai/gpt-oss-20b")
+@click.option("--revision", metavar="REV", help="A branch, tag or commit (the newest).")
+@click.option(
+    "--cache", type=click.Path(path_type=Path), metavar="DIR", help="Where to keep it (Hugging Face's cache)."
+)
+@click.option("--endpoint", metavar="URL", help="A mirror of the hub.")
+def pull(repository: str, revision: str | None, cache: Path | None, endpoint: str | None) -> None:
+    """Fetch a checkpoint (openai/gpt-oss-20b) and verify it. What is there already is not fetched again."""
+    path, verified = _hub().pull(repository, revision, cache, endpoint)
+    click.echo(f"{verified.hashed_files} files, {verified.read_bytes / GIB:.1f} GiB, every hash right", err=True)
+    click.echo(path)
+
+
+@models.command("list")
+@click.option("--cache", type=click.Path(path_type=Path), metavar="DIR", help="Where they are (Hugging Face's cache).")
+def list_models(cache: Path | None) -> None:
+    """List the gpt-oss checkpoints that were fetched."""
+    found = _hub().cached_models(cache)
+    for model in found:
+        click.echo(f"{model.repository}  {model.revision[:12]}  {model.size_bytes / GIB:.1f} GiB  {model.path}")
+        if model.problem is not None:
+            click.echo(f"  {model.problem}", err=True)
+    if not found:
+        click.echo("none yet: agent models pull openai/gpt-oss-20b", err=True)
+
+
+@models.command()
+@click.argument("model")
+@click.option("--cache", type=click.Path(path_type=Path), metavar="DIR", help="Where it is (Hugging Face's cache).")
+def verify(model: str, cache: Path | None) -> None:
+    """Hash the files of a model (a folder or a fetched name) and account for every tensor. Asks no network."""
+    hub = _hub()
+    path = hub.locate(model, cache)
+    verified = hub.verify(path)
+    unknown = f", {verified.unknown_files} without a known hash" if verified.unknown_files else ""
+    click.echo(f"{path}: every tensor is there; {verified.hashed_files} files have the right hash{unknown}")
+
+
+def _hub() -> ModuleType:
+    """Load the hub's client. Raises UsageError where the runtime is not installed."""
+    try:
+        from runtime.model import hub
+    except ModuleNotFoundError as missing:
+        raise UsageError(
+            f'agent models needs the runtime, and {missing.name} is not installed: pip install "gpt-oss-agent[runtime]"'
+        ) from missing
+    return hub
