@@ -13,7 +13,7 @@ from typing import Final
 
 from agent.conversation import Channel
 from agent.harmony.repair import Kind
-from agent.harmony.tokens import CHANNEL, CONSTRAIN
+from agent.harmony.tokens import CHANNEL, CONSTRAIN, START
 
 NAME: Final = r"[\w.\-/]+"
 NOBODY: Final = frozenset({"", "assistant", "all", "user", "system", "developer"})  # a recipient that is not a tool
@@ -25,8 +25,9 @@ _CHANNELS = re.compile(rf"\s*(?:assistant)*(?:({_CHANNEL.pattern}))+")
 _PIECES = frozenset({"", "comment", "ary"})  # `commentary` is two tokens
 _RECIPIENT = re.compile(rf"\s?to\s*=\s*({NAME})")
 _ADDRESSED = re.compile(r"to\s*=(.*)", re.DOTALL)
-_FOREIGN = re.compile(r"user|system|developer|tool|\S+\s+to\s*=\s*assistant")
-_TYPE = re.compile(rf"(?<![\w]){'|'.join(TYPES)}(?![\w])")
+_OTHERS = "user|system|developer|tool"
+_FOREIGN = re.compile(rf"(?:{_OTHERS})(?::\S*)?(?:\s+to\s*=.*)?|\S+\s+to\s*=\s*assistant", re.DOTALL)
+_TYPE = re.compile(rf"(?<!\w)(?:{'|'.join(TYPES)})(?!\w)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +56,15 @@ class Header:
 def is_foreign(segments: Sequence[Segment], recipients: Collection[str]) -> bool:
     """Whether the message is written under another's name: a role that is not the model's, or a tool's answer."""
     role = _role(segments).strip()
-    rest = re.sub(r"to\s*=\s*assistant", "", role)
-    return "assistant" not in rest and (_FOREIGN.match(role) is not None or role in recipients)
+    if "assistant" in re.sub(r"to\s*=\s*assistant", "", role):
+        return False
+    started = segments[0].control == START and re.match(rf"(?:{_OTHERS})\b", role) is not None
+    return started or _FOREIGN.fullmatch(role) is not None or role in recipients
 
 
 def begins_header(text: str) -> bool:
     """Whether the text after a ``<|start|>`` begins a header of its own."""
-    return text.lstrip().startswith("assistant") or _FOREIGN.match(text) is not None
+    return text.lstrip().startswith("assistant") or re.match(rf"\s*(?:{_OTHERS})\b", text) is not None
 
 
 def is_header(segments: Sequence[Segment]) -> bool:
@@ -88,6 +91,8 @@ def meant(recipient: str, recipients: Collection[str]) -> str | None:
     """
     if recipient in recipients:
         return recipient
+    if recipient.partition(".")[0] in BUILT_IN:  # `browser.search` is whole, and no torn `repo_browser.search`
+        return None
     found = [name for name in recipients if _is_damaged(recipient, name)]
     return found[0] if len(found) == 1 else None
 
@@ -97,11 +102,10 @@ def _is_damaged(written: str, name: str) -> bool:
         return True
     if len(written) < len(name):  # a piece is missing
         return 2 * len(written) >= len(name) and _lacks_one_piece(written, name)
-    extra = len(written) - len(name)
     if written.startswith(name):  # behind a whole name only its own last piece, or what never ends a name
         tail = written[len(name) :]
         return name.endswith(tail) or tail in TYPES or not tail[-1].isalnum()
-    return extra > 0 and _lacks_one_piece(name, written)
+    return len(written) > len(name) and _lacks_one_piece(name, written)
 
 
 def _lacks_one_piece(short: str, long: str) -> bool:

@@ -76,8 +76,9 @@ def decide(parsed: Parsed, finish: str, cut: Kind | None, tries: Tries) -> Take 
     if finish == "cancelled":
         return Take(parsed.messages)
     if last is not None and tries.unfinished and _ends_too_early(last):
+        begun = last.tokens[:-1] if last.tokens[-1] in ENDS else last.tokens
         left = replace(tries, unfinished=False)
-        return Continue(parsed.messages[:-1], last.tokens[:-1], (repaired(Kind.EXTENDED, "a stray stop"),), left)
+        return Continue(parsed.messages[:-1], begun, (repaired(Kind.EXTENDED, "a stray stop"),), left)
     if acts:
         return Take(parsed.messages)
     if cut is None and tries.extend and _can_extend(parsed, finish):
@@ -136,7 +137,7 @@ def _ends_too_early(message: Message) -> bool:
     """Whether the stop that ended a message cannot be meant: its JSON is unfinished, or ``<|call|>`` ended what is no call."""
     if message.tokens[-1] == CALL and message.recipient is None:
         return True
-    if message.recipient is None or message.tokens[-1] not in ENDS:
+    if message.recipient is None:
         return False
     if not message.text.strip():
         return message.content_type is not None

@@ -72,7 +72,7 @@ class Parser:
     """One answer's parser. Feed it the prompt's opening first (``<|start|>assistant``), then what is sampled.
 
     ``decode`` gives the bytes of one text id. ``recipients`` are the names declared to the model; they help to read a
-    damaged header and are no filter: a recipient stays as the model wrote it.
+    damaged header and are no filter: a recipient stays as the model wrote it, unless it is a torn form of one of them.
     """
 
     def __init__(self, decode: Callable[[int], bytes], recipients: Collection[str] = ()) -> None:
@@ -123,8 +123,9 @@ class Parser:
                 case _State.BETWEEN:
                     pass
         messages, repairs = self._last_word()
-        partial = self._partial() if self._state is _State.BODY and self._draft.ids else None
-        return Parsed(messages, repairs, tuple(self._draft.ids), partial)
+        begun = () if self._state is _State.BETWEEN else tuple(self._draft.ids)
+        partial = self._partial() if self._state is _State.BODY else None
+        return Parsed(messages, repairs, begun, partial)
 
     def _step(self, token: int) -> None:
         self._draft.ids.append(token)
@@ -202,6 +203,7 @@ class Parser:
                 self._repair(Kind.MISSING_END)
             self._draft.header = read_header(segments, self._recipients)
             self._state = _State.BODY
+            self._utf8.reset()
             self._say(self._draft.header.body)
 
     def _back_to_header(self, token: int) -> None:

@@ -9,7 +9,6 @@ recipient          a call whose header names a declared tool, but not behind ``t
 missing_start      a message began without ``<|start|>``
 missing_message    a header ran into its text without ``<|message|>``
 missing_end        a message was not ended before the next began, or the server swallowed the stop token
-stray_header       a header that was begun and then begun again
 stray_end          an end with nothing to be ended
 split_body         a marker in the middle of a text, which went on behind it
 stray_control      another control id in a text or header
@@ -45,7 +44,6 @@ class Kind(StrEnum):
     MISSING_START = "missing_start"
     MISSING_MESSAGE = "missing_message"
     MISSING_END = "missing_end"
-    STRAY_HEADER = "stray_header"
     STRAY_END = "stray_end"
     SPLIT_BODY = "split_body"
     STRAY_CONTROL = "stray_control"

@@ -124,7 +124,10 @@ class RawModel:
         return self._source.context_tokens
 
     def sample(self, conversation: Conversation, params: SamplingParams) -> Iterator[ModelEvent]:
-        """Answer. Raises ContextOverflow when the window leaves no room for an answer, and what the source raises."""
+        """Answer; the repairs given are those of what is kept, and one for each answer that was dropped.
+
+        Raises ContextOverflow when the window leaves no room for an answer, and what the source raises.
+        """
         began = self._clock()
         tally = _Tally()
         kept: tuple[Message, ...] = ()

@@ -155,6 +155,11 @@ OBSERVED = {
         [(BODY, "commentary", "container.exec", None)],
         {"recipient"},
     ),
+    "the built-in tool of another name": (
+        "<|channel|>analysis to=browser.open_file<|message|>{}<|call|>",
+        [("{}", "analysis", "browser.open_file", None)],
+        set(),
+    ),
     "a name nobody declared": (
         "<|channel|>commentary to=repo_browser.write_file<|message|>{}<|call|>",
         [("{}", "commentary", "repo_browser.write_file", None)],
