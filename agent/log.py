@@ -1,18 +1,27 @@
-"""A run's log: one JSON line per durable event, on the disk before anything acts on it."""
+"""A run's log: one JSON line per durable event, on the disk before anything acts on it.
+
+Every line is with the operating system when ``append`` returns, so it survives the death of the process. It survives a
+power cut once it is synchronised: at once for the events that something irreversible follows (a call that is about to
+have an effect, the end), within SYNC_WITHIN_S for the others. What a power cut can lose is thus an answer that nothing was
+done with yet, or the end of a call whose start is known: resume treats that call's effect as unknown.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from agent.errors import LogError
-from agent.events import Delta, Event
+from agent.events import Delta, Event, Resumed, RunEnded, RunStarted, ToolStarted
 from agent.record import Entry, dump, load
 
 LOG_NAME = "events.jsonl"
+SYNC_WITHIN_S = 0.05
+SYNC_AT_ONCE = (RunStarted, Resumed, ToolStarted, RunEnded)
 
 
 def read(path: Path) -> list[Entry]:
@@ -80,6 +89,11 @@ class Log:
             raise
         self._seq = len(self.entries)
         self._open = True
+        self._unsynced = threading.Event()
+        self._closing = threading.Event()
+        self._failed: OSError | None = None
+        self._syncer = threading.Thread(target=self._sync_later, name="log", daemon=True)
+        self._syncer.start()
 
     @property
     def folder(self) -> Path:
@@ -99,12 +113,14 @@ class Log:
         os.fsync(self._file)
 
     def append(self, event: Event) -> None:
-        """Write an event and return once it is on the disk. A Delta is for the eye only and is not written.
+        """Write an event. A Delta is for the eye only and is not written.
 
-        When this is interrupted or fails, the log is as it was before.
+        When this is interrupted or fails, the log is as it was before. Raises LogError when the disk refuses.
         """
         if isinstance(event, Delta):
             return
+        if self._failed is not None:
+            raise self._refused(self._failed)
         line = dump(Entry(self._seq, round(self._clock(), 3), event))
         try:
             rest = memoryview(line)
@@ -112,19 +128,41 @@ class Log:
             while rest:
                 written = os.pwrite(self._file, rest, offset)
                 offset, rest = offset + written, rest[written:]
-            os.fdatasync(self._file)
+            if isinstance(event, SYNC_AT_ONCE):
+                os.fdatasync(self._file)
+            else:
+                self._unsynced.set()
         except BaseException as error:
             self._truncate()
             if isinstance(error, OSError):
-                raise LogError(f"the log {self._path} cannot be written: {error.strerror}") from error
+                raise self._refused(error) from error
             raise
         self._end = offset
         self._seq += 1
+
+    def _refused(self, error: OSError) -> LogError:
+        return LogError(
+            f"the log {self._path} cannot be written: {error.strerror}; free space or mend the disk, then resume"
+        )
+
+    def _sync_later(self) -> None:
+        """Synchronise a moment after a line, once for all that came in that moment."""
+        while not self._closing.is_set():
+            self._unsynced.wait()
+            self._closing.wait(SYNC_WITHIN_S)
+            self._unsynced.clear()
+            try:
+                os.fdatasync(self._file)
+            except OSError as error:
+                self._failed = error
 
     def close(self) -> None:
         """Give the lock back. May be called twice."""
         if self._open:
             self._open = False
+            self._closing.set()
+            self._unsynced.set()
+            self._syncer.join()
             os.close(self._file)
 
     def __enter__(self) -> Log:

@@ -6,13 +6,15 @@ import errno
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from agent.conversation import Message, Role
 from agent.errors import LogError
-from agent.events import Delta, Durable, MessageAdded, Resumed, Sampled, fold
+from agent.events import Delta, Durable, MessageAdded, Resumed, Sampled, ToolStarted, fold
 from agent.log import LOG_NAME, Log, parse, read, runs
 from agent.record import Entry, dump
 from tests.fakes import started
@@ -132,6 +134,40 @@ def test_an_append_that_fails_leaves_the_log_as_it_was(
         assert path.read_bytes() == before
         log.append(Resumed("kept"))
     assert [entry.event for entry in read(path)] == [*EVENTS, Resumed("kept")]
+
+
+def test_what_something_irreversible_follows_is_synchronised_at_once_and_the_rest_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = []
+    monkeypatch.setattr(os, "fdatasync", lambda file: synced.append(os.fstat(file).st_size))
+    with Log(tmp_path / LOG_NAME, new=True) as log:
+        log.append(Sampled(1, 1, "stop"))
+        before = (tmp_path / LOG_NAME).stat().st_size
+        log.append(ToolStarted(1, "shell"))
+        assert synced[-1] > before
+        count = len(synced)
+        log.append(Sampled(1, 1, "stop"))
+        deadline = time.monotonic() + 5
+        while len(synced) == count and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert synced[-1] == (tmp_path / LOG_NAME).stat().st_size
+
+
+def test_a_disk_that_fails_later_is_told_at_the_next_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = threading.Event()
+
+    def fail(file: int) -> None:
+        failed.set()
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", fail)
+    with Log(tmp_path / LOG_NAME, new=True) as log:
+        log.append(Sampled(1, 1, "stop"))
+        assert failed.wait(5)
+        time.sleep(0.1)  # the failure is noted a moment after it happened
+        with pytest.raises(LogError, match="Input/output error"):
+            log.append(Sampled(1, 1, "stop"))
 
 
 def test_short_writes_are_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

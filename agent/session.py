@@ -1,0 +1,321 @@
+"""One run from end to end: sandbox, model and prompt made ready side by side, the loop, the result, and resume."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from agent.check import MARKER_FILES, find_checks, run_checks
+from agent.config import RunConfig, public, restore
+from agent.conversation import Conversation, Message, Role
+from agent.errors import AgentError, LogError, ModelError, PolicyRefused, UsageError
+from agent.events import (
+    CheckResult,
+    Event,
+    MessageAdded,
+    Outcome,
+    Resumed,
+    RunEnded,
+    RunStarted,
+    State,
+    ToolFinished,
+    ToolResult,
+    ToolStarted,
+    fold,
+    step,
+)
+from agent.log import LOG_NAME, Log
+from agent.loop import run as loop
+from agent.model.base import Model, SamplingParams
+from agent.model.open import open_model
+from agent.position import HARNESS, open_call
+from agent.prompt import instructions, task_message
+from agent.tools.base import Tool
+from agent.tools.open import declare, open_tools
+from agent.workshop import SNAPSHOT_NAME, Workshop, last_words
+from agent.world import Limits
+from sandbox import diff as diffs
+from sandbox import docker
+from sandbox import snapshot as snapshots
+from sandbox.base import Sandbox
+from sandbox.errors import DiffRefused, SandboxError, WorktreeError
+from sandbox.open import SandboxOptions, attach, open_sandbox
+from sandbox.snapshot import Snapshot
+
+
+class _Closes(Protocol):
+    def close(self) -> None: ...
+
+
+T = TypeVar("T")
+Open = TypeVar("Open", bound=_Closes)
+Show = Callable[[Event], None]
+Say = Callable[[str], None]
+
+RULES_FILE = "AGENTS.md"
+RULES_BYTES = 1 << 16
+MARKER_BYTES = 1 << 20
+GRACE_S = 900.0
+CLOSE_TIMEOUT_S = 5.0
+
+# What ends a run in an orderly way, and as what. An error that is not here is a defect: it is logged and raised.
+ENDS: Mapping[type[BaseException], Outcome] = {
+    ModelError: Outcome.ENDPOINT,
+    SandboxError: Outcome.SANDBOX,
+    DiffRefused: Outcome.REFUSED,
+    PolicyRefused: Outcome.REFUSED,
+    WorktreeError: Outcome.INTERNAL,
+    KeyboardInterrupt: Outcome.INTERRUPTED,
+}
+CAN_GO_ON = frozenset(
+    {Outcome.INTERNAL, Outcome.ENDPOINT, Outcome.LIMIT, Outcome.CHECKS_FAILED, Outcome.NO_CHANGE, Outcome.SANDBOX}
+    | {Outcome.INTERRUPTED}
+)
+LOST = (
+    "The sandbox was lost before this call came to its end. The workspace is a restored copy of a little earlier: "
+    "look at it before you repeat anything. Variables and background processes are gone."
+)
+RESTORED = (
+    f"{HARNESS}The sandbox was lost. The workspace is a restored copy, perhaps of a little earlier: look at it first."
+)
+
+
+def fix(config: RunConfig, task: str, repository: Path, mode: str, show: Show, say: Say = lambda _: None) -> RunEnded:
+    """Do a run (``mode`` fix or ask) and return how it ended; the folder ``runs_dir/<run>`` keeps its log and result.
+
+    ``show`` is given every event once it is on the disk, and the deltas in between; ``say`` what was chosen where the
+    configuration left it open. Raises UsageError, ModelUnfit and WorktreeError where a run could not even begin.
+    """
+    run = new_run_id()
+    folder = config.runs_dir / run
+    try:
+        snapshot = snapshots.take(repository, folder, config.include_uncommitted)
+        log = Log(folder / LOG_NAME, new=True)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    with log:
+        started = _started(config, run, task, mode, snapshot)
+        log.append(started)
+        show(started)
+        session = _Session(config, log, show, say, snapshot)
+        return session.go(fold([started]), lambda: open_sandbox(_options(config, run), snapshot))
+
+
+def resume(folder: Path, show: Show, say: Say = lambda _: None) -> RunEnded:
+    """Go on with the run in ``folder`` from its log, in the sandbox it left or in a restored copy.
+
+    Raises LogError when the log cannot be read or another process works on it, UsageError when the run is done.
+    """
+    with Log(folder / LOG_NAME) as log:
+        state = fold(entry.event for entry in log.entries)
+        if not state.run:
+            raise LogError(
+                f"{folder / LOG_NAME} holds no RunStarted: the run was killed before it began; start it again"
+            )
+        if state.ended is not None and state.ended.outcome not in CAN_GO_ON:
+            raise UsageError(f"the run {state.run} has ended ({state.ended.outcome}): there is nothing to go on with")
+        config = restore(state.config)
+        snapshot = snapshots.load(folder)
+        options = _options(config, state.run)
+        session = _Session(config, log, show, say, snapshot)
+        found = attach(options, snapshot)
+        if found is not None:
+            return session.go(session.taken_up(state, lost=False), lambda: found)
+        saved = folder / SNAPSHOT_NAME
+        patch = saved.read_bytes() if saved.exists() else b""
+        return session.go(session.taken_up(state, lost=True), lambda: open_sandbox(options, snapshot, patch))
+
+
+def new_run_id() -> str:
+    """Return an id that sorts by time: UTC, then a random part."""
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
+
+
+class _Session:
+    """What is open while a run goes: log, screen, sandbox, model."""
+
+    def __init__(self, config: RunConfig, log: Log, show: Show, say: Say, snapshot: Snapshot) -> None:
+        self._config, self._log, self._show, self._say = config, log, show, say
+        self._snapshot = snapshot
+        self._state = State()
+        self._more = False  # a run that met a limit and is resumed by the person may use as much again
+
+    def keep(self, event: Event) -> None:
+        """Write an event to the disk, then let it count, then show it."""
+        self._log.append(event)
+        self._state = step(self._state, event)
+        self._show(event)
+
+    def taken_up(self, state: State, lost: bool) -> State:
+        """Say in the log and to the model that the run goes on, and what it lost. Calls of a lost sandbox are answered."""
+        self._state = state
+        before = state.ended
+        self._more = before is not None and before.outcome is Outcome.LIMIT
+        touched = bool(state.calls) or state.pending is not None
+        self.keep(Resumed("the workspace was restored from the last saved copy" if lost else "in the sandbox it left"))
+        while lost and touched and (call := open_call(self._state.conversation)) is not None:
+            self._answer_lost(call)
+        if lost and touched and open_call(state.conversation) is None:
+            self.keep(MessageAdded(Message(Role.USER, RESTORED)))
+        ended = before is not None and before.outcome in {Outcome.LIMIT, Outcome.CHECKS_FAILED, Outcome.NO_CHANGE}
+        if before is not None and ended and open_call(self._state.conversation) is None:
+            said = f"{HARNESS}The run had ended ({before.reason}). The person asks you to go on."
+            self.keep(MessageAdded(Message(Role.USER, said)))
+        return self._state
+
+    def _answer_lost(self, call: int) -> None:
+        asked = self._state.conversation.messages[call]
+        name = self._state.pending.tool if self._state.pending is not None else (asked.recipient or "unknown")
+        message = Message(Role.TOOL, LOST, asked.channel, "assistant", name=asked.recipient)
+        if self._state.pending is None:
+            self.keep(ToolStarted(call, name))
+        self.keep(ToolFinished(call, name, ToolResult(LOST, ok=False), message))
+
+    def go(self, state: State, start: Callable[[], Sandbox]) -> RunEnded:
+        """Run the loop to its end; whatever ends it is in the log before this returns or raises."""
+        self._state = state
+        checks = tuple(state.config["checks"])
+        sandbox = _begin(start)
+        model = _begin(lambda: open_model(self._config, self._say))
+        before = _begin(lambda: _check_before(self._config, checks, sandbox, state))
+        tools = _tools(self._config, state.mode)
+        branches = sum(isinstance(e.event, RunEnded) and e.event.branch is not None for e in self._log.entries)
+        suffix = f"-{branches + 1}" if branches else ""
+        shop = Workshop(self._config, self._log.folder, self._snapshot, checks, tools, sandbox, before, suffix)
+        try:
+            self._loop(model, shop)
+        except BaseException as error:
+            self._end(error, shop)
+            if not isinstance(error, tuple(ENDS)):
+                raise
+        finally:
+            shop.saver.close()
+            _close(sandbox)
+            _close(model)
+        assert self._state.ended is not None
+        return self._state.ended
+
+    def _loop(self, model: Future[Model], shop: Workshop) -> None:
+        opened = model.result()
+        config = self._config
+        params = SamplingParams(config.temperature, config.top_p, config.max_answer_tokens, config.seed)
+        granted = self._state.turns if self._more else 0
+        limits = Limits(
+            config.max_turns + granted,
+            config.max_tokens and config.max_tokens + (self._state.completion_tokens if self._more else 0),
+            shop.now_s() + config.timeout_s,
+            config.context_tokens or opened.context_tokens,
+            config.max_answer_tokens,
+        )
+        for event in loop(self._state, opened, params, shop, limits):
+            self.keep(event)
+
+    def _end(self, error: BaseException, shop: Workshop) -> None:
+        """Write down what ended the run, and save the work first, as far as the sandbox still gives it."""
+        with contextlib.suppress(SandboxError, DiffRefused, OSError):
+            if shop.sandbox.done() and shop.sandbox.exception() is None and self._state.calls:
+                shop.save()
+        outcome = next((end for kind, end in ENDS.items() if isinstance(error, kind)), Outcome.INTERNAL)
+        said = "interrupted by the person" if isinstance(error, KeyboardInterrupt) else str(error) or repr(error)
+        self.keep(RunEnded(outcome, said, last_words(self._state)))
+
+
+def _started(config: RunConfig, run: str, task: str, mode: str, snapshot: Snapshot) -> RunStarted:
+    """Return the first event: the prompt is made here and never again."""
+    checks = () if mode == "ask" else config.checks or _found_checks(snapshot)
+    conversation = Conversation(
+        instructions(mode, checks, _read(snapshot.repository, RULES_FILE, RULES_BYTES)),
+        declare(_tools(config, mode), config.tools),
+        (Message(Role.USER, task_message(mode, task)),),
+        config.effort,
+    )
+    recorded = public(replace(config, checks=checks))
+    return RunStarted(run, task, mode, conversation, str(snapshot.repository), snapshot.commit, recorded)
+
+
+def _tools(config: RunConfig, mode: str) -> dict[str, Tool]:
+    """Return the tools of a run; a question gets those that change nothing."""
+    return {name: tool for name, tool in open_tools(config).items() if mode != "ask" or not tool.writes}
+
+
+def _found_checks(snapshot: Snapshot) -> tuple[str, ...]:
+    paths = [item.path.decode("utf-8", "surrogateescape") for item in snapshots.items(snapshot)]
+    texts = {name: _read(snapshot.repository, name, MARKER_BYTES) for name in MARKER_FILES if name in paths}
+    return find_checks(paths, texts)
+
+
+def _read(repository: Path, name: str, most_bytes: int) -> str:
+    """Return the head of a file at the top of the repository as text, "" when it is not there or not a plain file."""
+    path = repository / name
+    if path.is_symlink() or not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return file.read(most_bytes).decode("utf-8", "replace")
+
+
+def _options(config: RunConfig, run: str) -> SandboxOptions:
+    limits = docker.Limits(
+        config.memory_bytes,
+        config.disk_bytes,
+        config.pids,
+        config.cpus,
+        network=config.network == "on",
+        grace_s=GRACE_S,
+    )
+    return SandboxOptions(run, config.sandbox, config.image, limits)
+
+
+def _check_before(
+    config: RunConfig, checks: Sequence[str], sandbox: Future[Sandbox], state: State
+) -> tuple[CheckResult, ...]:
+    """Run the checks on the untouched workspace, while the model reads the task; nothing once a call was made.
+
+    New files that they leave behind (and that are not ignored) are removed: they are not the model's work.
+    """
+    if not checks or state.checks_before is not None or state.calls or state.pending is not None:
+        return state.checks_before or ()
+    opened = sandbox.result()
+    results = run_checks(checks, opened, config.check_timeout_s)
+    with contextlib.suppress(DiffRefused, OSError):  # what cannot be cleaned up is seen in the result
+        for change in diffs.parse(opened.diff()):
+            if change.old_path is None and change.path is not None:
+                opened.remove(change.path)
+    return results
+
+
+def _begin(work: Callable[[], T]) -> Future[T]:
+    """Do work in a thread that an exiting process does not wait for: a dead endpoint must not hold up an interrupt."""
+    future: Future[T] = Future()
+
+    def do() -> None:
+        try:
+            result = work()
+        except BaseException as error:  # noqa: BLE001 - it is raised where the result is asked for
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    threading.Thread(target=do, name="session", daemon=True).start()
+    return future
+
+
+def _close(opening: Future[Open]) -> None:
+    """Close what was opened. What is still opening is given a moment, then closed when it comes.
+
+    A container whose agent is gone by then ends by itself.
+    """
+    try:
+        opening.result(CLOSE_TIMEOUT_S).close()
+    except TimeoutError:
+        opening.add_done_callback(lambda done: None if done.exception() else done.result().close())
+    except (SandboxError, AgentError, WorktreeError):
+        return  # it never opened, and the run has ended with that

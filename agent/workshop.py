@@ -1,0 +1,131 @@
+"""The real World of a run: its sandbox, its tools, its checks, and where the result goes."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from agent.check import run_checks, touched_tests, verdict
+from agent.config import RunConfig
+from agent.conversation import Message
+from agent.events import CheckResult, Outcome, RunEnded, State, ToolResult
+from agent.runs import PATCH_NAME
+from agent.saver import Saver, write_whole
+from agent.tools.base import Tool
+from agent.tools.names import Unknown, resolve
+from agent.world import Action
+from sandbox.base import Sandbox
+from sandbox.snapshot import Snapshot
+from sandbox.worktree import Applied, Worktree, branch_name
+
+SNAPSHOT_NAME = "snapshot.diff"
+HASHED_FILES = 200
+SUBJECT_CHARS = 72
+
+
+@dataclass(slots=True)
+class Workshop:
+    """See World. ``sandbox`` and ``before`` (the checks before any change) may still be on their way."""
+
+    config: RunConfig
+    folder: Path
+    snapshot: Snapshot
+    checks: Sequence[str]
+    tools: Mapping[str, Tool]
+    sandbox: Future[Sandbox]
+    before: Future[tuple[CheckResult, ...]]
+    branch_suffix: str = ""  # for a resumed run that made a branch already
+    saver: Saver = field(init=False)
+    _work: tuple[bytes, Applied] | None = None  # what has changed, until the next call
+
+    def __post_init__(self) -> None:
+        """Start the thread that saves."""
+        self.saver = Saver(self.save)
+
+    def resolve(self, call: Message) -> Action:
+        """Return what a call means; see World."""
+        meant = resolve(call.recipient or "", call.text, self.tools)
+        if isinstance(meant, Unknown):
+            said = meant.text
+            return Action("unknown", lambda: ToolResult(said, ok=False))
+        tool, body = self.tools[meant.tool], meant.text
+        return Action(tool.name, lambda: self._run(tool, body))
+
+    def _run(self, tool: Tool, body: str) -> ToolResult:
+        self._work = None
+        result = tool.run(body, self.sandbox.result())
+        if tool.writes:
+            self.saver.changed()
+        return result
+
+    def check(self, when: str) -> tuple[CheckResult, ...]:
+        """Run the checks; see World."""
+        if when == "before":
+            return self.before.result()
+        return run_checks(self.checks, self.sandbox.result(), self.config.check_timeout_s)
+
+    def work(self) -> tuple[bytes, Applied]:
+        """Return the change that was made, as a diff that passed every rule for what may leave, and what it touches.
+
+        Looked at once after each call: what the checks leave behind is not the model's work. Raises DiffRefused.
+        """
+        if self._work is None:
+            diff = self.sandbox.result().diff()
+            self._work = diff, Worktree(self.snapshot).apply(diff)
+        return self._work
+
+    def verdict(self, state: State) -> tuple[Outcome, str]:
+        """Say how the work stands; see World."""
+        return verdict(state.checks_before or (), state.checks_after, self.work()[1].paths)
+
+    def digests(self) -> dict[str, str]:
+        """Return the changed files with a hash each; see World."""
+        found = {}
+        for path in self.work()[1].paths[:HASHED_FILES]:
+            try:
+                found[path] = "sha256 " + hashlib.sha256(self.sandbox.result().read(path)).hexdigest()[:12]
+            except OSError:
+                found[path] = ""
+        return found
+
+    def finish(self, state: State, outcome: Outcome, reason: str) -> RunEnded:
+        """Take the result out of the sandbox: the patch into the run's folder, and the branch if one is wanted; see World."""
+        claimed = last_words(state)
+        if state.mode == "ask":
+            return RunEnded(outcome, reason, claimed)
+        diff, applied = self.work()
+        branch = commit = None
+        write_whole(self.folder / SNAPSHOT_NAME, diff)
+        if diff:
+            write_whole(self.folder / PATCH_NAME, diff)
+            if self.config.deliver == "branch":
+                branch = (self.config.branch or branch_name(state.task, state.run)) + self.branch_suffix
+                commit = Worktree(self.snapshot).keep(applied, branch, commit_message(state.task, claimed, reason))
+        return RunEnded(outcome, reason, claimed, applied.paths, touched_tests(applied.paths), branch, commit)
+
+    def now_s(self) -> float:
+        """Return a time that only goes forward; see World."""
+        return time.monotonic()
+
+    def save(self) -> None:
+        """Save the work in the run's folder, so that it can go on if the sandbox is lost."""
+        write_whole(self.folder / SNAPSHOT_NAME, self.sandbox.result().diff())
+
+
+def last_words(state: State) -> str:
+    """Return the model's final message, "" when the last thing said is something else."""
+    last = state.conversation.last
+    return last.text if last is not None and last.is_final else ""
+
+
+def commit_message(task: str, claimed: str, observed: str) -> str:
+    """Return the commit's message: what was asked, what the model says of it, and what was observed."""
+    lines = [line.strip() for line in task.splitlines() if line.strip()]
+    subject = lines[0] if lines else "Change by gpt-oss-agent"
+    if len(subject) > SUBJECT_CHARS:
+        subject = subject[: SUBJECT_CHARS - 1].rsplit(" ", 1)[0] + "…"
+    return "\n\n".join(part for part in (subject, claimed.strip(), f"Observed: {observed}") if part) + "\n"

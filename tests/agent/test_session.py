@@ -1,0 +1,384 @@
+"""A run from end to end: real git, a real sandbox, real tools and checks; only the model is recorded."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agent.config import RunConfig
+from agent.errors import LogError, UsageError
+from agent.events import (
+    Checked,
+    Event,
+    MessageAdded,
+    Outcome,
+    Resumed,
+    RunEnded,
+    RunStarted,
+    ToolFinished,
+    ToolStarted,
+    fold,
+)
+from agent.log import LOG_NAME, Log, read
+from agent.loop import EFFECT_UNKNOWN
+from agent.runs import PATCH_NAME
+from agent.session import LOST, RESTORED, fix, resume
+from agent.workshop import SNAPSHOT_NAME, commit_message
+from sandbox.errors import WorktreeError
+
+ROOT = Path(__file__).resolve().parents[2]
+PYTEST = f"{sys.executable} -m pytest -q -p no:hypothesispytest"
+CHECK = f"{sys.executable} -S -B -c 'import calc; assert calc.double(2) == 4; assert calc.double(3) == 6'"
+BUGGY = "def double(n):\n    return n + 2\n"
+TEST = "from calc import double\n\n\ndef test_two():\n    assert double(2) == 4\n\n\ndef test_three():\n    assert double(3) == 6\n"
+PATCH = "*** Begin Patch\n*** Update File: calc.py\n@@\n-    return n + 2\n+    return n * 2\n*** End Patch\n"
+SPOIL = "*** Begin Patch\n*** Update File: calc.py\n@@\n-    return n + 2\n+    return n + 3\n*** End Patch\n"
+LOOK = [
+    {"channel": "analysis", "text": "hm"},
+    {"recipient": "repo_browser.open_file", "arguments": {"path": "calc.py"}},
+]
+PLAN = [{"recipient": "functions.plan", "arguments": {"steps": [{"text": "mend", "state": "in_progress"}]}}]
+
+
+def patch(text: str) -> list[dict[str, object]]:
+    return [{"recipient": "repo_browser.apply_patch", "arguments": {"patch": text}}]
+
+
+def shell(command: str) -> list[dict[str, object]]:
+    return [{"recipient": "container.exec", "arguments": {"command": ["sh", "-c", command]}}]
+
+
+DONE = [{"text": "double() added where it should multiply."}]
+MEND = [LOOK, patch(PATCH), DONE]
+
+
+def git(repository: Path, *arguments: str) -> str:
+    command = ["git", "-c", "user.name=T", "-c", "user.email=t@example.org", *arguments]
+    return subprocess.run(command, cwd=repository, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    (folder / "calc.py").write_text(BUGGY)
+    (folder / "test_calc.py").write_text(TEST)
+    (folder / "AGENTS.md").write_text("Keep functions pure.\n")
+    git(folder, "init", "-q", "-b", "main")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-q", "-m", "A start")
+    return folder
+
+
+Configure = Callable[..., RunConfig]
+
+
+@pytest.fixture(params=["none", pytest.param("docker", marks=pytest.mark.docker)])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def configure(tmp_path: Path) -> Configure:
+    """A configuration that plays the given answers. The sandbox is a folder of this machine unless said otherwise."""
+
+    def make(turns: object, **keys: object) -> RunConfig:
+        script = tmp_path / "script.json"
+        script.write_text(json.dumps({"turns": turns}))
+        config = RunConfig(wire="scripted", script=script, sandbox="none", checks=(CHECK,), image="host")
+        return replace(config, runs_dir=tmp_path / "runs", cache_dir=tmp_path / "cache", **keys)
+
+    return make
+
+
+def folder_of(config: RunConfig) -> Path:
+    (folder,) = config.runs_dir.iterdir()
+    return folder
+
+
+def events_of(config: RunConfig) -> list[Event]:
+    return [entry.event for entry in read(folder_of(config) / LOG_NAME)]
+
+
+def test_a_bug_is_mended_and_handed_back_as_a_branch(repository: Path, configure: Configure, kind: str) -> None:
+    config = configure([PLAN, *MEND], sandbox=kind, checks=(PYTEST,))
+    shown: list[Event] = []
+    ended = fix(config, "double(3) is 5\n\nIt should be 6.", repository, "fix", shown.append)
+
+    assert ended.outcome is Outcome.PASSED, ended
+    assert "1 failed before and pass now: test_calc.py::test_three" in ended.reason
+    assert (ended.changed_paths, ended.test_paths) == (("calc.py",), ())
+    assert ended.branch is not None
+    assert ended.branch.startswith("agent/double-3-is-5")
+    assert git(repository, "rev-parse", ended.branch).strip() == ended.commit
+    assert git(repository, "show", f"{ended.branch}:calc.py") == BUGGY.replace("+ 2", "* 2")
+    assert git(repository, "rev-list", "--count", f"main..{ended.branch}").strip() == "1"
+    log = git(repository, "log", "-1", "--format=%B", ended.branch)
+    assert log.startswith("double(3) is 5\n\ndouble() added where it should multiply.\n\nObserved: ")
+    # The person's checkout was not touched.
+    assert (repository / "calc.py").read_text() == BUGGY
+    assert git(repository, "status", "--porcelain") == ""
+    # The log holds what was shown, save what is for the eye only.
+    events = events_of(config)
+    assert [e for e in shown if type(e).__name__ != "Delta"] == events
+    assert events[-1] == ended
+    assert fold(events).plan
+    assert (folder_of(config) / PATCH_NAME).read_bytes().startswith(b"diff --git a/calc.py b/calc.py")
+    before = next(e for e in events if isinstance(e, Checked))
+    assert before.results[0].tests == {"test_calc.py::test_two": "passed", "test_calc.py::test_three": "failed"}
+
+
+def test_the_first_event_holds_the_whole_prompt_and_no_key(repository: Path, configure: Configure) -> None:
+    config = configure(MEND, api_key="sk-very-secret")
+    fix(config, "mend it", repository, "fix", lambda _: None)
+    started = events_of(config)[0]
+    assert isinstance(started, RunStarted)
+    assert (started.task, started.mode, started.repository) == ("mend it", "fix", str(repository))
+    assert started.base_commit == git(repository, "rev-parse", "HEAD").strip()
+    assert "Keep functions pure." in started.conversation.instructions
+    assert CHECK in started.conversation.instructions
+    assert "<issue>\nmend it\n</issue>" in started.conversation.messages[0].text
+    assert "container.exec" in [tool.name for tool in started.conversation.tools]
+    assert b"sk-very-secret" not in (folder_of(config) / LOG_NAME).read_bytes()
+
+
+def test_the_prompt_is_the_same_for_the_same_task(repository: Path, configure: Configure) -> None:
+    config = configure(MEND)
+    conversations = []
+    for _ in range(2):
+        fix(replace(config, deliver="patch"), "mend it", repository, "fix", lambda _: None)
+    for folder in config.runs_dir.iterdir():
+        conversations.append(fold([read(folder / LOG_NAME)[0].event]).conversation)
+    assert conversations[0] == conversations[1]
+
+
+def test_checks_are_found_when_none_is_named(repository: Path, configure: Configure) -> None:
+    config = configure(MEND, checks=())
+    fix(config, "mend it", repository, "fix", stop_at(RunStarted))
+    assert fold(events_of(config)).config["checks"] == ["python -m pytest -q"]
+
+
+def test_what_the_checks_leave_behind_is_not_the_models_work(repository: Path, configure: Configure) -> None:
+    config = configure(MEND, checks=(f"touch litter; {CHECK}",))
+    ended = fix(config, "mend it", repository, "fix", lambda _: None)
+    assert (ended.outcome, ended.changed_paths) == (Outcome.PASSED, ("calc.py",))
+
+
+def test_a_claim_does_not_count(repository: Path, configure: Configure) -> None:
+    turns = [LOOK, patch(SPOIL), DONE, [{"text": "All tests pass."}], [{"text": "All tests pass!"}]]
+    ended = fix(configure(turns), "mend it", repository, "fix", lambda _: None)
+    assert (ended.outcome, ended.claimed) == (Outcome.CHECKS_FAILED, "All tests pass!")
+    assert "failed before and still fails" in ended.reason
+
+
+def test_no_change_makes_no_branch(repository: Path, configure: Configure) -> None:
+    config = configure([LOOK, DONE, DONE])
+    ended = fix(config, "mend it", repository, "fix", lambda _: None)
+    assert (ended.outcome, ended.branch) == (Outcome.NO_CHANGE, None)
+    assert git(repository, "branch", "--format=%(refname:short)").split() == ["main"]
+    assert not (folder_of(config) / PATCH_NAME).exists()
+
+
+def test_a_change_to_tests_is_reported(repository: Path, configure: Configure) -> None:
+    cheat = "*** Begin Patch\n*** Delete File: test_calc.py\n*** Add File: test_new.py\n+def test_x(): pass\n*** End Patch\n"
+    ended = fix(configure([LOOK, patch(cheat), DONE], checks=(PYTEST,)), "mend it", repository, "fix", lambda _: None)
+    assert ended.test_paths == ("test_calc.py", "test_new.py")
+    assert "the change touches tests" in ended.reason
+    assert "no longer run" in ended.reason
+
+
+def test_asking_offers_no_tool_that_writes(repository: Path, configure: Configure) -> None:
+    config = configure([LOOK, patch(PATCH), shell("touch x"), [{"text": "It adds."}]])
+    ended = fix(config, "what does double do?", repository, "ask", lambda _: None)
+    assert (ended.outcome, ended.claimed, ended.changed_paths) == (Outcome.ANSWERED, "It adds.", ())
+    results = [e.result.ok for e in events_of(config) if isinstance(e, ToolFinished)]
+    assert results == [True, False, False]
+    assert not any(isinstance(e, Checked) for e in events_of(config))
+
+
+def test_delivering_a_patch_makes_no_branch(repository: Path, configure: Configure) -> None:
+    config = configure(MEND, deliver="patch")
+    ended = fix(config, "mend it", repository, "fix", lambda _: None)
+    assert (ended.outcome, ended.branch) == (Outcome.PASSED, None)
+    git(repository, "apply", str(folder_of(config) / PATCH_NAME))
+    assert (repository / "calc.py").read_text() == BUGGY.replace("+ 2", "* 2")
+
+
+def test_a_limit_hands_back_what_there_is(repository: Path, configure: Configure) -> None:
+    ended = fix(configure(MEND, max_turns=2), "mend it", repository, "fix", lambda _: None)
+    assert (ended.outcome, ended.changed_paths) == (Outcome.LIMIT, ("calc.py",))
+    assert ended.branch is not None
+
+
+def test_a_dead_endpoint_ends_the_run_with_its_own_outcome(repository: Path, configure: Configure) -> None:
+    config = configure([], wire="chat", endpoint="http://127.0.0.1:9/v1", model="m", endpoint_timeout_s=0.2)
+    ended = fix(config, "mend it", repository, "fix", lambda _: None)
+    assert ended.outcome is Outcome.ENDPOINT
+    assert events_of(config)[-1] == ended
+
+
+def test_a_script_that_ends_too_early_is_an_unfit_model(repository: Path, configure: Configure) -> None:
+    ended = fix(configure([LOOK]), "mend it", repository, "fix", lambda _: None)
+    assert ended.outcome is Outcome.ENDPOINT
+    assert "at its end" in ended.reason
+
+
+def test_where_no_run_can_begin_nothing_is_left(tmp_path: Path, configure: Configure) -> None:
+    (tmp_path / "plain").mkdir()
+    config = configure(MEND)
+    with pytest.raises(WorktreeError):
+        fix(config, "mend it", tmp_path / "plain", "fix", lambda _: None)
+    assert not list(config.runs_dir.glob("*"))
+
+
+def test_a_defect_is_logged_and_raised(repository: Path, configure: Configure) -> None:
+    class Defect(Exception):
+        pass
+
+    def show(event: Event) -> None:
+        if isinstance(event, ToolStarted):
+            raise Defect("the screen broke")
+
+    config = configure(MEND)
+    with pytest.raises(Defect):
+        fix(config, "mend it", repository, "fix", show)
+    ended = events_of(config)[-1]
+    assert isinstance(ended, RunEnded)
+    assert (ended.outcome, ended.reason) == (Outcome.INTERNAL, "the screen broke")
+
+
+# -- interrupts and kills -------------------------------------------------------------------------------------------
+
+
+def stop_at(kind: type, number: int = 1) -> Callable[[Event], None]:
+    """A screen that presses Ctrl-C at the given occurrence of an event."""
+    seen = 0
+
+    def show(event: Event) -> None:
+        nonlocal seen
+        seen += isinstance(event, kind)
+        if isinstance(event, kind) and seen == number:
+            raise KeyboardInterrupt
+
+    return show
+
+
+@pytest.mark.parametrize(
+    ("at", "number"), [(MessageAdded, 1), (Checked, 1), (ToolStarted, 1), (ToolStarted, 2), (ToolFinished, 2)]
+)
+def test_an_interrupted_run_says_so_and_can_go_on(
+    repository: Path, configure: Configure, at: type, number: int
+) -> None:
+    # Where the patch was lost with the interrupt, the model is told so and makes it again.
+    config = configure([*MEND, patch(PATCH), DONE])
+    ended = fix(config, "mend it", repository, "fix", stop_at(at, number))
+    assert (ended.outcome, ended.reason) == (Outcome.INTERRUPTED, "interrupted by the person")
+    assert events_of(config)[-1] == ended
+    assert resume(folder_of(config), lambda _: None).outcome is Outcome.PASSED
+    events = events_of(config)
+    assert sum(isinstance(e, Resumed) for e in events) == 1
+    assert sum(isinstance(e, RunEnded) for e in events) == 2
+    calls = [e.call for e in events if isinstance(e, ToolFinished)]
+    assert len(calls) == len(set(calls)), "no call is answered twice"
+
+
+def test_after_an_interrupt_the_work_is_restored_from_the_saved_copy(repository: Path, configure: Configure) -> None:
+    config = configure(MEND)
+    fix(config, "mend it", repository, "fix", stop_at(ToolFinished, 2))
+    assert b"return n * 2" in (folder_of(config) / SNAPSHOT_NAME).read_bytes()
+    ended = resume(folder_of(config), lambda _: None)
+    assert (ended.outcome, ended.changed_paths) == (Outcome.PASSED, ("calc.py",))
+    told = [e.message.text for e in events_of(config) if isinstance(e, MessageAdded)]
+    assert RESTORED in told
+
+
+def test_a_call_that_a_lost_sandbox_took_along_is_not_repeated(repository: Path, configure: Configure) -> None:
+    config = configure([shell("echo once >> ran.txt"), *MEND, patch(PATCH), DONE])
+    fix(config, "mend it", repository, "fix", stop_at(ToolStarted, 1))
+    assert resume(folder_of(config), lambda _: None).outcome is Outcome.PASSED
+    results = [e.result.text for e in events_of(config) if isinstance(e, ToolFinished)]
+    assert results[0] == LOST
+
+
+def test_a_finished_run_does_not_go_on(repository: Path, configure: Configure) -> None:
+    config = configure(MEND)
+    fix(config, "mend it", repository, "fix", lambda _: None)
+    with pytest.raises(UsageError, match=r"has ended \(passed\)"):
+        resume(folder_of(config), lambda _: None)
+
+
+def test_a_run_that_met_a_limit_may_use_as_much_again(repository: Path, configure: Configure) -> None:
+    config = configure(MEND, max_turns=2)
+    assert fix(config, "mend it", repository, "fix", lambda _: None).outcome is Outcome.LIMIT
+    ended = resume(folder_of(config), lambda _: None)
+    assert ended.outcome is Outcome.PASSED, ended
+    assert ended.branch is not None
+    assert ended.branch.endswith("-2"), "the branch of the first end stays as it is"
+    told = [e.message.text for e in events_of(config) if isinstance(e, MessageAdded)]
+    assert any("The person asks you to go on" in text for text in told)
+
+
+def test_a_log_without_a_start_is_an_error(tmp_path: Path) -> None:
+    with Log(tmp_path / LOG_NAME, new=True):
+        pass
+    with pytest.raises(LogError, match="holds no RunStarted"):
+        resume(tmp_path, lambda _: None)
+
+
+SLOW = [LOOK, shell("echo once >> ran.txt"), shell("echo started > slow.txt; sleep 30"), patch(PATCH), DONE]
+
+
+@pytest.mark.parametrize(
+    "lost", [pytest.param(False, marks=pytest.mark.docker), True], ids=["the container lives", "the sandbox is gone"]
+)
+def test_killed_with_sigkill_in_the_middle_of_a_command_it_goes_on(
+    repository: Path, configure: Configure, tmp_path: Path, lost: bool
+) -> None:
+    config = configure([*SLOW, *[patch(PATCH), DONE]], sandbox="none" if lost else "docker")
+    code = (
+        "import sys; from pathlib import Path; from agent.config import restore; from agent.session import fix; import json\n"
+        "config = restore(json.loads(sys.argv[1])); fix(config, 'mend it', Path(sys.argv[2]), 'fix', lambda _: None)"
+    )
+    from agent.config import public
+
+    arguments = [sys.executable, "-c", code, json.dumps(public(config)), str(repository)]
+    process = subprocess.Popen(arguments, cwd=ROOT)
+    deadline = time.monotonic() + 60
+    while True:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        logs = list(config.runs_dir.glob(f"*/{LOG_NAME}"))
+        calls = [e for e in events_of(config) if isinstance(e, ToolStarted)] if logs else []
+        if len(calls) == 3 and (folder_of(config) / SNAPSHOT_NAME).exists():
+            break
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+    ended = resume(folder_of(config), lambda _: None)
+    assert ended.outcome is Outcome.PASSED, ended
+    events = events_of(config)
+    (resumed,) = [e for e in events if isinstance(e, Resumed)]
+    assert resumed.note == ("the workspace was restored from the last saved copy" if lost else "in the sandbox it left")
+    results = [e.result.text for e in events if isinstance(e, ToolFinished)]
+    assert results[2] == (LOST if lost else EFFECT_UNKNOWN)
+    assert "once\n" in (folder_of(config) / PATCH_NAME).read_text()
+    assert (folder_of(config) / PATCH_NAME).read_text().count("+once") == 1, "a finished command ran again"
+
+
+def test_the_commit_message_is_short_in_its_first_line() -> None:
+    message = commit_message("word " * 40 + "\nmore", " I did it.\n", "it passes")
+    subject, empty, claimed, _, observed = message.splitlines()
+    assert len(subject) <= 72
+    assert subject.endswith(" word…")
+    assert (empty, claimed, observed) == ("", "I did it.", "Observed: it passes")
+    assert commit_message(" \n", "", "x").startswith("Change by gpt-oss-agent\n")
