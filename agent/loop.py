@@ -111,6 +111,7 @@ def _act(state: State, call: int, world: World) -> Iterator[Event]:
     if state.mode == "fix" and state.checks_before is None:
         yield Checked("before", world.check("before"))
     action = world.resolve(state.conversation.messages[call])
+    yield from (Repaired(kind, f"the call of {action.tool}") for kind in action.repairs)
     started = ToolStarted(call, action.tool)
     yield started
     finished = _answer(state, started, action.run())

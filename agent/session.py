@@ -104,10 +104,10 @@ def fix(config: RunConfig, task: str, repository: Path, mode: str, show: Show, s
         raise
     with log:
         started = _started(config, run, task, mode, snapshot)
-        log.append(started)
-        show(started)
         session = _Session(config, log, show, say, snapshot)
-        return session.go(fold([started]), lambda: open_sandbox(_options(config, run), snapshot))
+        return session.go(
+            fold([started]), lambda: open_sandbox(_options(config, run), snapshot), lambda: session.keep(started)
+        )
 
 
 def resume(folder: Path, show: Show, say: Say = lambda _: None) -> RunEnded:
@@ -129,10 +129,10 @@ def resume(folder: Path, show: Show, say: Say = lambda _: None) -> RunEnded:
         session = _Session(config, log, show, say, snapshot)
         found = attach(options, snapshot)
         if found is not None:
-            return session.go(session.taken_up(state, lost=False), lambda: found)
+            return session.go(state, lambda: found, lambda: session.take_up(lost=False))
         saved = folder / SNAPSHOT_NAME
         patch = saved.read_bytes() if saved.exists() else b""
-        return session.go(session.taken_up(state, lost=True), lambda: open_sandbox(options, snapshot, patch))
+        return session.go(state, lambda: open_sandbox(options, snapshot, patch), lambda: session.take_up(lost=True))
 
 
 def new_run_id() -> str:
@@ -155,9 +155,9 @@ class _Session:
         self._state = step(self._state, event)
         self._show(event)
 
-    def taken_up(self, state: State, lost: bool) -> State:
+    def take_up(self, lost: bool) -> None:
         """Say in the log and to the model that the run goes on, and what it lost. Calls of a lost sandbox are answered."""
-        self._state = state
+        state = self._state
         before = state.ended
         self._more = before is not None and before.outcome is Outcome.LIMIT
         touched = bool(state.calls) or state.pending is not None
@@ -170,7 +170,6 @@ class _Session:
         if before is not None and ended and open_call(self._state.conversation) is None:
             said = f"{HARNESS}The run had ended ({before.reason}). The person asks you to go on."
             self.keep(MessageAdded(Message(Role.USER, said)))
-        return self._state
 
     def _answer_lost(self, call: int) -> None:
         asked = self._state.conversation.messages[call]
@@ -180,8 +179,11 @@ class _Session:
             self.keep(ToolStarted(call, name))
         self.keep(ToolFinished(call, name, ToolResult(LOST, ok=False), message))
 
-    def go(self, state: State, start: Callable[[], Sandbox]) -> RunEnded:
-        """Run the loop to its end; whatever ends it is in the log before this returns or raises."""
+    def go(self, state: State, start: Callable[[], Sandbox], begin: Callable[[], None]) -> RunEnded:
+        """Start the sandbox and the model, ``begin``, and run the loop to its end.
+
+        Whatever ends it is in the log before this returns or raises.
+        """
         self._state = state
         checks = tuple(state.config["checks"])
         sandbox = _begin(start)
@@ -192,6 +194,7 @@ class _Session:
         suffix = f"-{branches + 1}" if branches else ""
         shop = Workshop(self._config, self._log.folder, self._snapshot, checks, tools, sandbox, before, suffix)
         try:
+            begin()
             self._loop(model, shop)
         except BaseException as error:
             self._end(error, shop)

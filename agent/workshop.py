@@ -50,10 +50,10 @@ class Workshop:
         """Return what a call means; see World."""
         meant = resolve(call.recipient or "", call.text, self.tools)
         if isinstance(meant, Unknown):
-            said = meant.text
+            said = meant.answer
             return Action("unknown", lambda: ToolResult(said, ok=False))
         tool, body = self.tools[meant.tool], meant.text
-        return Action(tool.name, lambda: self._run(tool, body))
+        return Action(tool.name, lambda: self._run(tool, body), meant.repairs)
 
     def _run(self, tool: Tool, body: str) -> ToolResult:
         self._work = None

@@ -26,10 +26,14 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """A call, resolved: our name of the tool, and what runs it. ``run`` raises SandboxError only."""
+    """A call, resolved: our name of the tool, what runs it, and the kinds of what had to be mended to understand it.
+
+    ``run`` raises SandboxError only.
+    """
 
     tool: str
     run: Callable[[], ToolResult]
+    repairs: tuple[str, ...] = ()
 
 
 class World(Protocol):
