@@ -235,7 +235,7 @@ class TerminalView:
         now_s = self._clock() - self._since_s
         match event:
             case RunStarted():
-                head = _text("● ", "bold blue").append(one_line(event.task), style="bold")
+                head = _text("").append("● ", style="bold blue").append(one_line(event.task), style="bold")
                 return [head, _text(f"  run {event.run} · {model_line(event.config)}", "dim")]
             case MessageAdded(message) if message.channel is Channel.ANALYSIS and not message.is_call:
                 thought = _text(f"✻ {one_line(message.text, 600)}", "dim italic")
@@ -301,7 +301,7 @@ class TerminalView:
             now = f"{words}: … {' '.join(clean(self._said).split())[-max(self._console.width - 40, 20) :]}"
         else:
             now = "waits for the model" if self._state.run else "starts"
-        line = _text(f"{spinner} ", "cyan").append(now).append(f"  {seconds(spent_s)}", style="dim")
+        line = _text("").append(f"{spinner} ", style="cyan").append(now).append(f"  {seconds(spent_s)}", style="dim")
         line.truncate(self._console.width, overflow="ellipsis")
         return Group(*self._plan(), line)
 
@@ -350,7 +350,7 @@ def _lines(event: Event, state: State) -> list[str]:
 
 
 def _mark(good: bool) -> Text:
-    return _text("✔ ", "green") if good else _text("✘ ", "red")
+    return _text("").append("✔ " if good else "✘ ", style="green" if good else "red")
 
 
 def _text(text: str, style: str = "") -> Text:

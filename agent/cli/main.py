@@ -16,6 +16,9 @@ from agent.lines import clean
 
 # name: (module, its click command, one line of help). The help stands here so that `agent --help` loads no command.
 COMMANDS: Mapping[str, tuple[str, str, str]] = {
+    "fix": ("agent.cli.fix", "fix", "Mend what a text describes, in a sandbox; get a branch with one commit."),
+    "ask": ("agent.cli.fix", "ask", "Answer a question about the repository; change nothing."),
+    "resume": ("agent.cli.fix", "resume", "Go on with a run that was killed or interrupted."),
     "runs": ("agent.cli.runs", "runs", "List the runs, newest first."),
     "show": ("agent.cli.runs", "show", "Show what happened in a run."),
     "diff": ("agent.cli.runs", "diff", "Print a run's change as a patch."),

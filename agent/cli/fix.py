@@ -1,0 +1,213 @@
+"""`agent fix`, `agent ask` and `agent resume`: a run, from the command line to an exit code."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import click
+
+from agent.cli.exits import EXPECTED, exit_code, outcome_name
+from agent.cli.options import (
+    ACKNOWLEDGEMENT,
+    Command,
+    config_options,
+    configured,
+    find_repository,
+    may_ask,
+    read_text,
+)
+from agent.cli.signals import Interrupts
+from agent.config import RunConfig
+from agent.errors import UsageError
+from agent.events import EXIT_CODES, Event, Outcome, RunEnded
+from agent.landing import bring_in
+from agent.lines import clean
+from agent.log import LOG_NAME, read
+from agent.runs import PATCH_NAME, find_run
+from agent.tally import Tally
+from agent.view import JsonView, PlainView, View, open_view, write
+
+
+def run_options(command: Command) -> Command:
+    """Add what every run takes."""
+    for option in (
+        click.option(ACKNOWLEDGEMENT, "acknowledged", is_flag=True, help="Needed for --sandbox none."),
+        click.option(
+            "--json", "as_json", is_flag=True, help="Events and a last result line as JSON on standard output."
+        ),
+        config_options(),
+        click.option(
+            "--repo", type=click.Path(path_type=Path), metavar="DIR", help="A folder in the repository (here)."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("text", metavar="TEXT|@FILE|-")
+@run_options
+@click.option(
+    "--apply", "to_checkout", is_flag=True, help="Bring the change into the checkout, uncommitted; no branch."
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write a patch; no branch."
+)
+@click.option("--yes", is_flag=True, help="Ask nothing (without a terminal, nothing is ever asked).")
+def fix(
+    text: str,
+    to_checkout: bool,
+    output: Path | None,
+    yes: bool,
+    repo: Path | None,
+    as_json: bool,
+    acknowledged: bool,
+    **flags: object,
+) -> int:
+    """Mend what a text describes, in a sandbox; get a branch with one commit.
+
+    TEXT says what is wrong; @FILE reads it from a file, - from standard input. Your checkout is not touched, except by
+    --apply. The exit code says what was observed, not what the model claimed: 0 the checks pass, 4 a limit was
+    reached, 5 checks fail, 6 no change was made.
+    """
+    if to_checkout + (output is not None) + (flags["branch"] is not None) > 1:
+        raise UsageError("--apply, --branch and --output exclude each other: say where the one change is to go.")
+    if output is not None and not output.absolute().parent.is_dir():
+        raise UsageError(f"--output {output}: the folder {output.absolute().parent} is not there.")
+    deliver = "apply" if to_checkout else "patch" if output else None
+    with _Screen(as_json) as screen:
+        repository = find_repository(repo or Path.cwd())
+        config = _configure({**flags, "deliver": deliver}, repository, acknowledged)
+        task = read_text(text)
+        with screen.view:
+            ended = _run("fix", config, task, repository, screen)
+            patch = _patch(config, screen.tally.run)
+            screen.view.diff(patch.decode("utf-8", "replace"))
+        if output is not None and patch:
+            output.write_bytes(patch)
+        if config.deliver == "apply" and patch:
+            _bring_in(repository, patch, ended, screen, ask=not yes)
+        screen.finish(ended)
+    return EXIT_CODES[ended.outcome]
+
+
+@click.command()
+@click.argument("text", metavar="TEXT|@FILE|-")
+@run_options
+def ask(text: str, repo: Path | None, as_json: bool, acknowledged: bool, **flags: object) -> int:
+    """Answer a question about the repository; change nothing.
+
+    The answer goes to standard output, all else to standard error.
+    """
+    with _Screen(as_json, answer_only=True) as screen:
+        repository = find_repository(repo or Path.cwd())
+        config = _configure(flags, repository, acknowledged)
+        task = read_text(text)
+        with screen.view:
+            ended = _run("ask", config, task, repository, screen)
+        screen.finish(ended)
+    return EXIT_CODES[ended.outcome]
+
+
+@click.command()
+@click.argument("run")
+@click.option("--json", "as_json", is_flag=True, help="Events and a last result line as JSON on standard output.")
+@config_options("runs_dir")
+def resume(run: str, as_json: bool, runs_dir: Path | None) -> int:
+    """Go on with a run that was killed or interrupted.
+
+    RUN is its id, the beginning of one, or `last`. No finished call is run again; one whose effect is unknown is
+    handed back to the model as such.
+    """
+    from agent.session import resume as go_on
+
+    folder = find_run(configured({"runs_dir": runs_dir}, None).config.runs_dir, run)
+    past = read(folder / LOG_NAME)
+    with _Screen(as_json, first_seq=len(past)) as screen:
+        for entry in past:
+            screen.tally(entry.event)
+        with screen.view, Interrupts():
+            ended = go_on(folder, screen, screen.view.say)
+        screen.finish(ended)
+    return EXIT_CODES[ended.outcome]
+
+
+def _configure(flags: Mapping[str, object], repository: Path, acknowledged: bool) -> RunConfig:
+    config = configured(flags, repository).config
+    if config.sandbox == "none" and not acknowledged:
+        raise UsageError(
+            "--sandbox none lets the model's commands run on this machine, as you, with your files and your network. "
+            f"If that is what you want, add {ACKNOWLEDGEMENT}."
+        )
+    return config
+
+
+def _run(mode: str, config: RunConfig, task: str, repository: Path, screen: _Screen) -> RunEnded:
+    from agent.session import fix as begin
+
+    with Interrupts():
+        return begin(config, task, repository, mode, screen, screen.view.say)
+
+
+def _patch(config: RunConfig, run: str | None) -> bytes:
+    path = config.runs_dir / (run or "") / PATCH_NAME
+    return path.read_bytes() if path.is_file() else b""
+
+
+def _bring_in(repository: Path, patch: bytes, ended: RunEnded, screen: _Screen, *, ask: bool) -> None:
+    """Write the change into the checkout, if it is good and, on a terminal, the person agrees."""
+    later = f"agent apply {screen.tally.run}"
+    if EXIT_CODES[ended.outcome] != 0:
+        screen.view.say(
+            f"not brought into the checkout, because the run came to {ended.outcome}; {later} does it still"
+        )
+    elif ask and may_ask() and not click.confirm("Bring this change into your checkout?", default=True, err=True):
+        screen.view.say(f"not brought into the checkout; {later} does it later")
+    else:
+        bring_in(repository, patch)
+
+
+class _Screen:
+    """Where events go: the view for people, JSON lines for programs, and the tally that makes the last line."""
+
+    def __init__(self, as_json: bool, *, answer_only: bool = False, first_seq: int = 0) -> None:
+        self._as_json = as_json
+        self._answer_only = answer_only
+        self.tally = Tally()
+        person = open_view(sys.stderr)
+        self.view: View = JsonView(sys.stdout, person, first_seq) if as_json else person
+
+    def __call__(self, event: Event) -> None:
+        """Count the event and show it."""
+        self.tally(event)
+        self.view(event)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        # A run that could not even begin owes its reader a last line too.
+        if self._as_json and isinstance(error, EXPECTED):
+            record = self.tally.result(RunEnded(Outcome.INTERNAL, str(error)))
+            self._result(record | {"outcome": outcome_name(error), "exit_code": exit_code(error)})
+
+    def finish(self, ended: RunEnded) -> None:
+        """Say how the run ended: the last words and the outcome, where each belongs."""
+        if self._as_json:
+            self.view.summary(ended)
+            self._result(self.tally.result(ended))
+        elif self._answer_only and ended.outcome is not Outcome.ANSWERED:
+            self.view.summary(ended)  # standard output is for answers alone
+        elif self._answer_only:
+            write(sys.stdout, clean(ended.claimed).strip() + "\n")
+        elif sys.stdout.isatty() and not isinstance(self.view, PlainView):
+            self.view.summary(ended)
+        else:
+            PlainView(sys.stdout).summary(ended)
+
+    def _result(self, record: Mapping[str, Any]) -> None:
+        write(sys.stdout, json.dumps(record) + "\n")
