@@ -174,9 +174,7 @@ def prune(messages: Sequence[Message]) -> tuple[Message, ...]:
 
 def recipients(tools: Sequence[ToolSpec]) -> frozenset[str]:
     """The recipients that the declared tools are called by, as the model was shown them."""
-    return frozenset(
-        tool.name if "." in tool.name or tool.name in BUILT_IN else f"functions.{tool.name}" for tool in tools
-    )
+    return frozenset(tool.name if _is_named(tool) else f"functions.{tool.name}" for tool in tools)
 
 
 def _is_reasoning(message: Message) -> bool:
@@ -209,8 +207,12 @@ def _answering(message: Message, call: Message | None) -> Message:
 
 def _by_place(tools: Sequence[ToolSpec]) -> tuple[list[ToolSpec], list[ToolSpec]]:
     """Tools of a namespace and built-in tools belong to the system message, plain functions to the developer message."""
-    named = [tool for tool in tools if "." in tool.name or (tool.name in BUILT_IN and tool.parameters is None)]
-    return named, [tool for tool in tools if tool not in named]
+    return [tool for tool in tools if _is_named(tool)], [tool for tool in tools if not _is_named(tool)]
+
+
+def _is_named(tool: ToolSpec) -> bool:
+    """Whether a tool is called by its own name rather than as a function: it has a namespace, or is built in."""
+    return "." in tool.name or (tool.name in BUILT_IN and tool.parameters is None)
 
 
 def _namespaces(tools: Sequence[ToolSpec]) -> Iterator[openai_harmony.ToolNamespaceConfig]:

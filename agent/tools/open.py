@@ -14,8 +14,10 @@ from agent.tools.plan import Plan
 from agent.tools.python import Python
 from agent.tools.shell import Shell
 
-# Our name → the name that gpt-oss knows from its training. The others are declared under our own.
+# Our name → the name that gpt-oss knows from its training, or, for `plan`, one in the namespace of functions: every name
+# with a namespace is declared in the system message, which is where the model heeds them most.
 TRAINED_NAMES: Mapping[str, str] = {
+    "plan": "functions.plan",
     "shell": "container.exec",
     "python": "python",
     "print_tree": "repo_browser.print_tree",

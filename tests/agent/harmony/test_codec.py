@@ -74,6 +74,7 @@ def test_a_description_of_ones_own_replaces_the_trained_text(codec) -> None:
 def test_recipients_are_what_the_model_was_shown() -> None:
     assert recipients((*TRAINED, *GENERIC)) >= {"container.exec", "functions.plan", "functions.shell", "python"}
     assert "shell" not in recipients(GENERIC)
+    assert recipients((ToolSpec("python", "", {"type": "object", "properties": {}}),)) == {"functions.python"}
 
 
 def test_an_unknown_effort_is_named(codec) -> None:
