@@ -86,7 +86,8 @@ class Kernels:
     """The arithmetic of a layer. x is the residual stream [T, H]; every function returns fresh tensors.
 
     ``attend`` also writes the new keys (after RoPE) and values into the cache, before it reads it. The normalised tokens
-    that ``route`` returns are what ``experts_up`` multiplies.
+    that ``route`` returns are what ``experts_up`` multiplies: its result and theirs are the record's own affair. In steps of
+    up to ``packed_tokens`` tokens they are packed activations (see mxfp4.py), otherwise in x's dtype and natural order.
     """
 
     name: str
@@ -112,3 +113,4 @@ class Kernels:
     ]
     # (x rows [S,H], gain [H], weight [V,H], shapes) -> logits fp32 [S,V]
     unembed: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Shapes], torch.Tensor]
+    packed_tokens: int = 0

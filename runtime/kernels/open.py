@@ -17,7 +17,28 @@ def open_kernels(name: str, device: torch.device) -> Kernels:
     Raises RuntimeFault when there is no such record or it does not run on the device.
     """
     match name:
+        case "auto" if device.type == "cuda":
+            return open_kernels("triton", device)
         case "auto" | "reference":
             return reference_kernels()
+        case "triton":
+            return _open_triton(device)
         case _:
             raise RuntimeFault(f"there are no kernels called {name!r} for {device}: use one of {', '.join(NAMES)}")
+
+
+def _open_triton(device: torch.device) -> Kernels:
+    """Import triton only where it is asked for: there is none for macOS, and it takes a second."""
+    try:
+        from runtime.kernels.fast import triton_kernels
+    except ImportError as missing:
+        raise RuntimeFault(
+            "the Triton kernels need the package triton: pip install 'gpt-oss-agent[runtime]'"
+        ) from missing
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        if major < 8:
+            raise RuntimeFault(
+                f"the Triton kernels need compute capability 8.0 (Ampere) and {device} has {major}.{minor}: use 'reference'"
+            )
+    return triton_kernels(device)

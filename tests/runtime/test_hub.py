@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from runtime.errors import CheckpointError, DoesNotFit
-from runtime.local import find_checkpoint, open_worker
 from runtime.model import hub
 from runtime.model.checkpoint import open_checkpoint
 from runtime.model.tiny import tiny_config, write_tiny
@@ -175,14 +174,3 @@ def test_a_model_is_located_by_folder_or_by_name(server: FakeHub, tmp_path: Path
     (path / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(CheckpointError, match="neither a folder nor a model that was pulled whole"):
         hub.locate(REPOSITORY, cache=tmp_path)
-
-
-def test_the_engine_opens_a_model_by_the_name_it_was_pulled_under(
-    server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    path, _ = hub.pull(REPOSITORY, endpoint=server.endpoint)
-    assert find_checkpoint(REPOSITORY) == find_checkpoint(str(path)) == path
-    worker, window = open_worker(REPOSITORY, device="cpu", cache_bytes=1 << 20, context_tokens=64)
-    worker.close()
-    assert window == 64

@@ -1,0 +1,313 @@
+"""Attention over the paged cache: prompts, chunks, drafts and decode steps by one kernel.
+
+A block holds the query rows of a few tokens times all the query heads that share a key head, so a key is read once for
+eight heads. It walks from the oldest key its first token may see (the window skips, it does not mask) to the youngest its
+last one may. Long contexts are split: every part leaves an unnormalised sum, and the last block to finish adds them up,
+with the sink, in the same launch.
+
+A decode step rotates its own key in registers, attends to it there and writes it to the cache on the way; steps with
+longer queries write all new keys first, by a kernel of its own.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from runtime.kernels.base import LayerCache, Shapes, StepInputs
+from runtime.kernels.launch import Device, wait_and_release
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def rotate(first, second, cos, sin, DTYPE: tl.constexpr):
+    """Rotate half-split pairs and round once, as the cache does."""
+    return (first * cos - second * sin).to(DTYPE), (second * cos + first * sin).to(DTYPE)
+
+
+@triton.jit
+def _write_kernel(
+    qkv,
+    rope,
+    keys,
+    values,
+    positions,
+    slots,
+    QUERY_HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    """Rotate the new keys of one token and write them and its values to the cache."""
+    token = tl.program_id(0).to(tl.int64)
+    wait_and_release(DEPENDENT)
+    HALF: tl.constexpr = DIM // 2
+    d = tl.arange(0, HALF)
+    head = tl.arange(0, KV_HEADS)
+    turn = rope + tl.load(positions + token).to(tl.int64) * DIM + d
+    cos, sin = tl.load(turn)[None, :], tl.load(turn + HALF)[None, :]
+    source = qkv + token * (QUERY_HEADS + 2 * KV_HEADS) * DIM
+    key = source + (QUERY_HEADS + head)[:, None] * DIM + d[None, :]
+    first, second = rotate(
+        tl.load(key).to(tl.float32), tl.load(key + HALF).to(tl.float32), cos, sin, keys.dtype.element_ty
+    )
+    place = tl.load(slots + token) * (KV_HEADS * DIM) + head[:, None] * DIM + d[None, :]
+    tl.store(keys + place, first)
+    tl.store(keys + place + HALF, second)
+    value = key + KV_HEADS * DIM
+    tl.store(values + place, tl.load(value))
+    tl.store(values + place + HALF, tl.load(value + HALF))
+
+
+@triton.jit
+def _attend_kernel(
+    qkv,
+    rope,
+    sinks,
+    keys,
+    values,
+    slots,
+    query_start,
+    context_len,
+    page_table,
+    out,
+    sums,
+    tops,
+    counters,
+    table_width,
+    blocks,
+    SCALE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    QUERY_HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    PAGE: tl.constexpr,
+    TOKENS: tl.constexpr,
+    KEYS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    DECODE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    GROUP: tl.constexpr = QUERY_HEADS // KV_HEADS
+    ROWS: tl.constexpr = TOKENS * GROUP
+    HALF: tl.constexpr = DIM // 2
+    WIDTH: tl.constexpr = (QUERY_HEADS + 2 * KV_HEADS) * DIM
+    sequence = tl.program_id(0) // blocks
+    block = tl.program_id(0) % blocks
+    kv_head = tl.program_id(1)
+    part = tl.program_id(2)
+    start = tl.load(query_start + sequence)
+    length = tl.load(query_start + sequence + 1) - start
+    context = tl.load(context_len + sequence)
+    wait_and_release(DEPENDENT)
+    if block * TOKENS < length:
+        row = tl.arange(0, ROWS)
+        inside = block * TOKENS + row // GROUP < length
+        token = (start + block * TOKENS + row // GROUP).to(tl.int64)
+        head = kv_head * GROUP + row % GROUP
+        before = context - length + block * TOKENS  # position of the block's first token
+        position = before + row // GROUP
+
+        d = tl.arange(0, HALF)
+        turn = rope + position.to(tl.int64)[:, None] * DIM + d[None, :]
+        cos = tl.load(turn, mask=inside[:, None], other=0.0)
+        sin = tl.load(turn + HALF, mask=inside[:, None], other=0.0)
+        query = qkv + token[:, None] * WIDTH + head[:, None] * DIM + d[None, :]
+        q0, q1 = rotate(
+            tl.load(query, mask=inside[:, None], other=0.0).to(tl.float32),
+            tl.load(query + HALF, mask=inside[:, None], other=0.0).to(tl.float32),
+            cos,
+            sin,
+            keys.dtype.element_ty,
+        )
+
+        top = tl.full((ROWS,), float("-inf"), tl.float32)
+        weight = tl.zeros((ROWS,), tl.float32)
+        total = tl.zeros((ROWS, DIM), tl.float32)
+        all_d = tl.arange(0, DIM)
+        if DECODE:  # noqa: SIM102 - the outer one is decided when the kernel is compiled
+            # The token's own key and value never touch the cache on their way here; the first part has them.
+            if part == 0:
+                own = qkv + start.to(tl.int64) * WIDTH + (QUERY_HEADS + kv_head) * DIM
+                own_turn = rope + (context - 1).to(tl.int64) * DIM + d
+                k0, k1 = rotate(
+                    tl.load(own + d).to(tl.float32),
+                    tl.load(own + HALF + d).to(tl.float32),
+                    tl.load(own_turn),
+                    tl.load(own_turn + HALF),
+                    keys.dtype.element_ty,
+                )
+                v = tl.load(own + KV_HEADS * DIM + all_d)
+                place = tl.load(slots + start) * (KV_HEADS * DIM) + kv_head * DIM
+                tl.store(keys + place + d, k0)
+                tl.store(keys + place + HALF + d, k1)
+                tl.store(values + place + all_d, v)
+                score = tl.sum(q0.to(tl.float32) * k0.to(tl.float32)[None, :], axis=1)
+                score += tl.sum(q1.to(tl.float32) * k1.to(tl.float32)[None, :], axis=1)
+                top = score * (SCALE * LOG2_E)
+                weight += 1.0
+                total += v.to(tl.float32)[None, :]
+
+        low = 0
+        if WINDOW > 0:
+            low = tl.maximum(before - WINDOW + 1, 0)
+        high = tl.minimum(before + TOKENS, context)
+        if DECODE:
+            high = context - 1
+        first = low // KEYS * KEYS
+        if SPLITS > 1:
+            span = tl.cdiv(tl.cdiv(high - first, KEYS), SPLITS) * KEYS
+            first += part * span
+            high = tl.minimum(high, first + span)
+        table = page_table + sequence.to(tl.int64) * table_width
+        for at in tl.range(first, high, KEYS):
+            k = at + tl.arange(0, KEYS)
+            there = (k < high) & (k >= low)
+            page = tl.load(table + k // PAGE, mask=there, other=0).to(tl.int64)
+            place = (page * PAGE + k % PAGE) * (KV_HEADS * DIM) + kv_head * DIM
+            # Masked, not only hidden below: what was never written may hold anything, and 0 times infinity is no number.
+            k0 = tl.load(keys + place[None, :] + d[:, None], mask=there[None, :], other=0.0)
+            k1 = tl.load(keys + place[None, :] + HALF + d[:, None], mask=there[None, :], other=0.0)
+            score = tl.dot(q0, k0, input_precision=PRECISION)
+            score = tl.dot(q1, k1, score, input_precision=PRECISION) * (SCALE * LOG2_E)
+            seen = there[None, :]
+            if not DECODE:
+                seen = seen & (k[None, :] <= position[:, None])
+                if WINDOW > 0:
+                    seen = seen & (position[:, None] - k[None, :] < WINDOW)
+            score = tl.where(seen, score, float("-inf"))
+            higher = tl.maximum(top, tl.max(score, axis=1))
+            # A row may have seen nothing yet: -inf minus -inf is no number.
+            base = tl.where(higher == float("-inf"), 0.0, higher)
+            p = tl.exp2(score - base[:, None])
+            fade = tl.exp2(top - base)
+            v = tl.load(values + place[:, None] + all_d[None, :], mask=there[:, None], other=0.0)
+            weight = weight * fade + tl.sum(p, axis=1)
+            total = tl.dot(p.to(v.dtype), v, total * fade[:, None], input_precision=PRECISION)
+            top = higher
+
+        sink = tl.load(sinks + head).to(tl.float32) * LOG2_E
+        place = out + token[:, None] * (QUERY_HEADS * DIM) + head[:, None] * DIM + all_d[None, :]
+        if SPLITS == 1:
+            higher = tl.maximum(top, sink)
+            weight = weight * tl.exp2(top - higher) + tl.exp2(sink - higher)
+            total = total * (tl.exp2(top - higher) / weight)[:, None]
+            tl.store(place, total.to(out.dtype.element_ty), mask=inside[:, None])
+        else:
+            task = tl.program_id(0) * KV_HEADS + kv_head
+            mine = (task * SPLITS).to(tl.int64) * ROWS
+            tl.store(tops + (mine + part * ROWS + row) * 2, top, mask=inside)
+            tl.store(tops + (mine + part * ROWS + row) * 2 + 1, weight, mask=inside)
+            tl.store(sums + (mine + part * ROWS + row)[:, None] * DIM + all_d[None, :], total, mask=inside[:, None])
+            tl.debug_barrier()
+            if tl.atomic_add(counters + task, 1, sem="acq_rel") == SPLITS - 1:
+                tl.store(counters + task, 0)
+                higher = sink
+                for other in tl.static_range(SPLITS):
+                    theirs = tops + (mine + other * ROWS + row) * 2
+                    higher = tl.maximum(higher, tl.load(theirs, mask=inside, other=0.0, cache_modifier=".cg"))
+                weight = tl.exp2(sink - higher)
+                total = tl.zeros((ROWS, DIM), tl.float32)
+                for other in tl.static_range(SPLITS):
+                    theirs = mine + other * ROWS + row
+                    share = tl.exp2(tl.load(tops + theirs * 2, mask=inside, other=0.0, cache_modifier=".cg") - higher)
+                    weight += share * tl.load(tops + theirs * 2 + 1, mask=inside, other=0.0, cache_modifier=".cg")
+                    part_sum = tl.load(
+                        sums + theirs[:, None] * DIM + all_d[None, :],
+                        mask=inside[:, None],
+                        other=0.0,
+                        cache_modifier=".cg",
+                    )
+                    total += share[:, None] * part_sum
+                total = total / weight[:, None]
+                tl.store(place, total.to(out.dtype.element_ty), mask=inside[:, None])
+
+
+def attend(
+    qkv: torch.Tensor,
+    rope: torch.Tensor,
+    sinks: torch.Tensor,
+    cache: LayerCache,
+    inputs: StepInputs,
+    window: int | None,
+    shapes: Shapes,
+    device: Device,
+) -> torch.Tensor:
+    """Rotate, write keys and values to the cache, and attend: -> [T, Nq * D]."""
+    tokens = qkv.shape[0]
+    heads, kv_heads, width = shapes.query_heads, shapes.kv_heads, shapes.head_dim
+    group = heads // kv_heads
+    decode = inputs.max_query_len == 1
+    if not decode:
+        _write_kernel[(tokens,)](
+            qkv,
+            rope,
+            cache.keys,
+            cache.values,
+            inputs.positions,
+            inputs.slots,
+            heads,
+            kv_heads,
+            width,
+            **device.options(1),
+        )
+    # Sixteen rows are the least that a matrix instruction takes; a hundred and twenty-eight feed it well.
+    per_block = max(1, 16 // group, min(128 // group, triton.next_power_of_2(inputs.max_query_len)))
+    blocks = triton.cdiv(inputs.max_query_len, per_block)
+    sequences = inputs.context_len.shape[0]
+    step_keys = device.tuning.decode_keys
+    reach = inputs.max_context_len if window is None else min(window + inputs.max_query_len, inputs.max_context_len)
+    splits = _splits(sequences * blocks * kv_heads, triton.cdiv(reach, step_keys), window, device)
+    rows = per_block * group
+    out = torch.empty(tokens, heads * width, dtype=qkv.dtype, device=qkv.device)
+    if splits > 1:
+        tasks = sequences * blocks * kv_heads * splits * rows
+        sums = torch.empty(tasks, width, dtype=torch.float32, device=qkv.device)
+        tops = torch.empty(tasks, 2, dtype=torch.float32, device=qkv.device)
+    else:
+        sums = tops = out
+    _attend_kernel[(sequences * blocks, kv_heads, splits)](
+        qkv,
+        rope,
+        sinks,
+        cache.keys,
+        cache.values,
+        inputs.slots,
+        inputs.query_start,
+        inputs.context_len,
+        inputs.page_table,
+        out,
+        sums,
+        tops,
+        device.counters,
+        inputs.page_table.shape[1],
+        blocks,
+        width**-0.5,
+        window or 0,
+        heads,
+        kv_heads,
+        width,
+        cache.keys.shape[1],
+        per_block,
+        step_keys,
+        splits,
+        decode,
+        "ieee" if qkv.dtype == torch.float32 else "tf32",
+        **device.options(4, stages=3),
+    )
+    return out
+
+
+def _splits(blocks: int, steps: int, window: int | None, device: Device) -> int:
+    """Parts of a context: enough blocks to fill the device once, none with less than one step, a power of two.
+
+    The window is never split: its one or two steps take less time than adding parts up.
+    """
+    if window is not None or blocks >= device.processors:
+        return 1
+    fill = device.processors // blocks
+    wanted = min(steps, fill, device.tuning.decode_splits)
+    return 1 << max(0, wanted.bit_length() - 1)

@@ -1,0 +1,228 @@
+"""Matrix products with bf16 weights: the norm before them and the residual after them come for free.
+
+Up to ``GEMV_TOKENS`` tokens a block reads a few rows of the weight once, into registers, and multiplies them with every
+token: the time is the time to read the weight. More tokens go over tensor cores, and many more (a prompt) to cuBLAS.
+
+The norm is folded: with s = 1 / sqrt(mean(x^2) + eps), W @ (x * s * g) = s * (W @ (x * g)), so one pass over x gives both.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch.nn import functional
+
+from runtime.kernels.launch import Device, wait_and_release
+
+GEMV_TOKENS = 8
+TILED_TOKENS = 128
+TILE = 1024  # columns: four warps of 32 lanes read 16 bytes each
+
+
+@triton.jit
+def load_tiles(start, inside, WIDTH: tl.constexpr, TILE: tl.constexpr):
+    """Load rows that begin at ``start`` [ROWS] where ``inside`` [ROWS], a tile of columns at a time."""
+    tiles = ()
+    for first in tl.static_range(0, WIDTH, TILE):
+        k = first + tl.arange(0, TILE)
+        tiles = tiles + (tl.load(start[:, None] + k[None, :], mask=inside[:, None] & (k < WIDTH)[None, :], other=0.0),)  # type: ignore[assignment]
+    return tiles
+
+
+@triton.jit
+def load_gain(gain, WIDTH: tl.constexpr, TILE: tl.constexpr):
+    tiles = ()
+    for first in tl.static_range(0, WIDTH, TILE):
+        k = first + tl.arange(0, TILE)
+        tiles = tiles + (tl.load(gain + k, mask=k < WIDTH, other=0.0),)  # type: ignore[assignment]
+    return tiles
+
+
+@triton.jit
+def multiply_tiles(
+    x, tiles, gains, eps, WIDTH: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, NORM: tl.constexpr
+):
+    """Return the products [ROWS] of loaded rows with a token at x, and the scale that the norm still asks for."""
+    products = tl.zeros((ROWS, TILE), tl.float32)
+    squares = tl.zeros((TILE,), tl.float32)
+    for first in tl.static_range(0, WIDTH, TILE):
+        k = first + tl.arange(0, TILE)
+        part = tl.load(x + k, mask=k < WIDTH, other=0.0).to(tl.float32)
+        if NORM:
+            squares += part * part
+            part = part * gains[first // TILE].to(tl.float32)
+        products += tiles[first // TILE].to(tl.float32) * part[None, :]
+    scale = 1.0
+    if NORM:
+        scale = tl.rsqrt(tl.sum(squares, axis=0) / WIDTH + eps)
+    return tl.sum(products, axis=1), scale
+
+
+@triton.jit
+def _gemv_kernel(
+    x,
+    gain,
+    weight,
+    bias,
+    residual,
+    out,
+    tokens,
+    rows,
+    eps,
+    WIDTH: tl.constexpr,
+    TILE: tl.constexpr,
+    ROWS: tl.constexpr,
+    NORM: tl.constexpr,
+    BIAS: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    real = row < rows
+    tiles = load_tiles(weight + row.to(tl.int64) * WIDTH, real, WIDTH, TILE)
+    gains = ()
+    if NORM:
+        gains = load_gain(gain, WIDTH, TILE)
+    offset = tl.zeros((ROWS,), tl.float32)
+    if BIAS:
+        offset += tl.load(bias + row, mask=real, other=0.0).to(tl.float32)
+    wait_and_release(DEPENDENT)
+    for token in range(tokens):
+        total, scale = multiply_tiles(x + token * WIDTH, tiles, gains, eps, WIDTH, TILE, ROWS, NORM)
+        total = total * scale + offset
+        place = tl.cast(token, tl.int64) * rows + row
+        if RESIDUAL:
+            total += tl.load(residual + place, mask=real, other=0.0).to(tl.float32)
+        tl.store(out + place, total.to(out.dtype.element_ty), mask=real)
+
+
+@triton.jit
+def _tiled_kernel(
+    x,
+    gain,
+    weight,
+    bias,
+    residual,
+    out,
+    tokens,
+    rows,
+    eps,
+    WIDTH: tl.constexpr,
+    TOKENS: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
+    NORM: tl.constexpr,
+    BIAS: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    PRECISION: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    wait_and_release(DEPENDENT)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
+    row_in, token_in = row < rows, token < tokens
+    from_x = x + token.to(tl.int64)[:, None] * WIDTH
+    from_weight = weight + row.to(tl.int64)[None, :] * WIDTH
+    total = tl.zeros((TOKENS, ROWS), tl.float32)
+    square = tl.zeros((TOKENS,), tl.float32)
+    for start in tl.range(0, WIDTH, STEP):
+        k = start + tl.arange(0, STEP)
+        inside = k < WIDTH
+        tile = tl.load(from_x + k[None, :], mask=token_in[:, None] & inside[None, :], other=0.0)
+        w = tl.load(from_weight + k[:, None], mask=row_in[None, :] & inside[:, None], other=0.0)
+        if NORM:
+            wide = tile.to(tl.float32)
+            square += tl.sum(wide * wide, axis=1)
+            g = tl.load(gain + k, mask=inside, other=0.0).to(tl.float32)
+            tile = (wide * g[None, :]).to(tile.dtype)
+        total = tl.dot(tile, w.to(tile.dtype), total, input_precision=PRECISION)
+    if NORM:
+        total = total * tl.rsqrt(square / WIDTH + eps)[:, None]
+    if BIAS:
+        total += tl.load(bias + row, mask=row_in, other=0.0).to(tl.float32)[None, :]
+    inside = token_in[:, None] & row_in[None, :]
+    place = token.to(tl.int64)[:, None] * rows + row[None, :]
+    if RESIDUAL:
+        total += tl.load(residual + place, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + place, total.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _norm_kernel(x, gain, out, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr):
+    k = tl.arange(0, BLOCK)
+    inside = k < WIDTH
+    g = tl.load(gain + k, mask=inside, other=0.0).to(tl.float32)
+    wait_and_release(DEPENDENT)
+    row = tl.program_id(0).to(tl.int64) * WIDTH
+    wide = tl.load(x + row + k, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(wide * wide, axis=0) / WIDTH + eps)
+    tl.store(out + row + k, (wide * scale * g).to(out.dtype.element_ty), mask=inside)
+
+
+def norm(x: torch.Tensor, gain: torch.Tensor, eps: float, device: Device) -> torch.Tensor:
+    """Return rms(x; gain) of rows [T, H], rounded once to x's dtype."""
+    out = torch.empty_like(x)
+    width = x.shape[1]
+    _norm_kernel[(x.shape[0],)](x, gain, out, eps, width, triton.next_power_of_2(width), **device.options(4))
+    return out
+
+
+def linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    device: Device,
+    *,
+    bias: torch.Tensor | None = None,
+    gain: torch.Tensor | None = None,
+    eps: float = 0.0,
+    residual: torch.Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """Return residual + (rms(x; gain) or x) @ weight.T + bias as [T, out] in ``dtype`` (x's unless said).
+
+    x [T, in], weight [out, in], bias [out], gain [in], residual [T, out]; all contiguous.
+    """
+    tokens, width = x.shape
+    rows = weight.shape[0]
+    dtype = dtype or x.dtype
+    if tokens > TILED_TOKENS and x.is_cuda and dtype == x.dtype:
+        normalised = x if gain is None else norm(x, gain, eps, device)
+        if residual is None:
+            return functional.linear(normalised, weight, bias)
+        out = torch.addmm(residual, normalised, weight.t())
+        return out if bias is None else out.add_(bias)
+    out = torch.empty(tokens, rows, dtype=dtype, device=x.device)
+    flags = {"NORM": gain is not None, "BIAS": bias is not None, "RESIDUAL": residual is not None}
+    # Arguments that a flag switches off still need a pointer: x stands in.
+    pointers = (
+        x,
+        x if gain is None else gain,
+        weight,
+        x if bias is None else bias,
+        x if residual is None else residual,
+    )
+    if tokens <= GEMV_TOKENS:
+        block = device.tuning.gemv_rows
+        _gemv_kernel[(triton.cdiv(rows, block),)](
+            *pointers, out, tokens, rows, eps, width, TILE, block, **flags, **device.options(4)
+        )
+        return out
+    block_tokens = min(64, max(16, triton.next_power_of_2(tokens)))
+    block_rows, step = (32, 128) if rows < 32768 else (128, 64)
+    precision = "ieee" if x.dtype == torch.float32 else "tf32"
+    _tiled_kernel[(triton.cdiv(rows, block_rows), triton.cdiv(tokens, block_tokens))](
+        *pointers,
+        out,
+        tokens,
+        rows,
+        eps,
+        width,
+        block_tokens,
+        block_rows,
+        min(step, triton.next_power_of_2(width)),
+        **flags,
+        PRECISION=precision,
+        **device.options(4, stages=4),
+    )
+    return out

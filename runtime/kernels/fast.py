@@ -1,0 +1,77 @@
+"""The record of Triton kernels: which path a step takes is decided by its number of tokens alone."""
+
+from __future__ import annotations
+
+import torch
+
+from runtime.kernels import attention, dense, grouped, moe
+from runtime.kernels.base import Kernels, LayerCache, Mxfp4, Shapes, StepInputs
+from runtime.kernels.launch import Tuning, describe
+
+EXPERT_GEMV_TOKENS = 4
+
+
+def triton_kernels(on: torch.device, tuning: Tuning | None = None) -> Kernels:
+    """Return the record for a CUDA device (or, under TRITON_INTERPRET=1, for the CPU).
+
+    It holds a few counters on the device, so a record serves one stream at a time. Everything can be captured in a graph.
+    """
+    device = describe(on, tuning)
+
+    def norm_qkv(
+        x: torch.Tensor, gain: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, shapes: Shapes
+    ) -> torch.Tensor:
+        return dense.linear(x, weight, device, bias=bias, gain=gain, eps=shapes.norm_eps)
+
+    def attend(
+        qkv: torch.Tensor,
+        rope: torch.Tensor,
+        sinks: torch.Tensor,
+        cache: LayerCache,
+        inputs: StepInputs,
+        window: int | None,
+        shapes: Shapes,
+    ) -> torch.Tensor:
+        return attention.attend(qkv, rope, sinks, cache, inputs, window, shapes, device)
+
+    def project(attended: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return dense.linear(attended, weight, device, bias=bias, residual=x)
+
+    def route(
+        x: torch.Tensor, gain: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, shapes: Shapes
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return moe.route(x, gain, weight, bias, shapes, device, packed=x.shape[0] <= EXPERT_GEMV_TOKENS)
+
+    def experts_up(
+        normalised: torch.Tensor, ids: torch.Tensor, weight: Mxfp4, bias: torch.Tensor, shapes: Shapes
+    ) -> torch.Tensor:
+        few = ids.shape[0] <= EXPERT_GEMV_TOKENS
+        return (moe.experts_up if few else grouped.experts_up)(normalised, ids, weight, bias, shapes, device)
+
+    def experts_down(
+        activated: torch.Tensor,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+        weight: Mxfp4,
+        bias: torch.Tensor,
+        x: torch.Tensor,
+        shapes: Shapes,
+    ) -> torch.Tensor:
+        few = ids.shape[0] <= EXPERT_GEMV_TOKENS
+        add = moe.experts_down if few else grouped.experts_down
+        return add(activated, ids, weights, weight, bias, x, shapes, device)
+
+    def unembed(x: torch.Tensor, gain: torch.Tensor, weight: torch.Tensor, shapes: Shapes) -> torch.Tensor:
+        return dense.linear(x, weight, device, gain=gain, eps=shapes.norm_eps, dtype=torch.float32)
+
+    return Kernels(
+        name="triton",
+        norm_qkv=norm_qkv,
+        attend=attend,
+        project=project,
+        route=route,
+        experts_up=experts_up,
+        experts_down=experts_down,
+        unembed=unembed,
+        packed_tokens=EXPERT_GEMV_TOKENS,
+    )

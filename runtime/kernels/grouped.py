@@ -1,0 +1,248 @@
+"""Experts for many tokens: a matrix product a chosen expert on tensor cores, MXFP4 decoded on the way to it.
+
+Up to ``LOCAL_PAIRS`` (token, choice) pairs every block finds the rows of its expert by itself, in registers; beyond, pairs
+are sorted by expert on the device first. Nothing waits for the host either way. The activated tokens and the outputs
+of the second matrix lie in the order of the pairs, so nothing is ever gathered back: a last kernel adds a token's K rows.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from runtime.kernels.base import Mxfp4, Shapes
+from runtime.kernels.launch import Device, wait_and_release
+from runtime.kernels.moe import swiglu
+from runtime.kernels.mxfp4 import decode_tile
+
+LOCAL_PAIRS = 512
+
+
+@triton.jit
+def _rows_product(
+    x,
+    source,
+    valid,
+    expert,
+    column,
+    blocks,
+    scales,
+    WIDTH: tl.constexpr,
+    OUT: tl.constexpr,
+    TOKENS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    STEP: tl.constexpr,
+    PAIRS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Multiply rows ``source`` of x [.., WIDTH] with columns of the expert's matrix: fp32 [TOKENS, COLUMNS]."""
+    words = blocks.to(tl.pointer_type(tl.int32)) + (expert * OUT + column)[:, None] * (WIDTH // 8)
+    bytes_ = scales + (expert * OUT + column)[:, None] * (WIDTH // 32)
+    total = tl.zeros((TOKENS, COLUMNS), tl.float32)
+    for start in tl.range(0, WIDTH, STEP):
+        k = start + tl.arange(0, STEP)
+        word = start // 8 + tl.arange(0, STEP // 8)
+        group = start // 32 + tl.arange(0, STEP // 32)
+        tile = tl.load(x + source[:, None] * WIDTH + k[None, :], mask=valid[:, None] & (k < WIDTH)[None, :], other=0.0)
+        real = (column < OUT)[:, None]
+        w = tl.load(words + word[None, :], mask=real & (word < WIDTH // 8)[None, :], other=0)
+        s = tl.load(bytes_ + group[None, :], mask=real & (group < WIDTH // 32)[None, :], other=0)
+        matrix = decode_tile(w, s, COLUMNS, STEP // 8, PAIRS, tile.dtype)
+        total = tl.dot(tile, tl.trans(matrix), total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
+def _grouped_kernel(
+    x,
+    ids,
+    order,
+    starts,
+    blocks,
+    scales,
+    bias,
+    out,
+    pairs,
+    limit,
+    alpha,
+    WIDTH: tl.constexpr,
+    OUT: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    EXPERTS_BLOCK: tl.constexpr,
+    SHARED: tl.constexpr,  # rows of x: one for this many pairs
+    ALL: tl.constexpr,  # pairs, rounded up, where every block finds its rows itself; 0 where they are sorted
+    TOKENS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    STEP: tl.constexpr,
+    ACTIVATE: tl.constexpr,
+    PAIRS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    wait_and_release(DEPENDENT)
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    slot = tl.arange(0, TOKENS)
+    if ALL > 0:
+        expert = tl.program_id(1)
+        first = tl.program_id(2) * TOKENS
+        j = tl.arange(0, ALL)
+        mine = tl.load(ids + j, mask=j < pairs, other=-1) == expert
+        count = tl.sum(mine.to(tl.int32), axis=0)
+        rank = tl.cumsum(mine.to(tl.int32), axis=0) - 1
+        found = (rank[None, :] == (first + slot)[:, None]) & mine[None, :]
+        pair = tl.sum(tl.where(found, j[None, :], 0), axis=1)
+    else:
+        # Experts' tiles of TOKENS pairs follow one another; the grid is an upper bound of their number.
+        e = tl.arange(0, EXPERTS_BLOCK)
+        begin = tl.load(starts + e, mask=e < EXPERTS, other=0)
+        end = tl.load(starts + e + 1, mask=e < EXPERTS, other=0)
+        last = tl.cumsum((end - begin + TOKENS - 1) // TOKENS, axis=0)
+        tile = tl.program_id(1)
+        expert = tl.sum((last <= tile).to(tl.int32), axis=0)
+        is_mine = e == expert
+        before = tl.sum(tl.where(is_mine, last - (end - begin + TOKENS - 1) // TOKENS, 0), axis=0)
+        first = (tile - before) * TOKENS
+        count = tl.sum(tl.where(is_mine, end - begin, 0), axis=0)
+        at = tl.sum(tl.where(is_mine, begin, 0), axis=0) + first + slot
+        pair = tl.load(order + at, mask=first + slot < count, other=0)
+    if first < count:
+        valid = first + slot < count
+        of = pair.to(tl.int64)
+        total = _rows_product(
+            x,
+            of // SHARED,
+            valid,
+            expert.to(tl.int64),
+            column,
+            blocks,
+            scales,
+            WIDTH,
+            OUT,
+            TOKENS,
+            COLUMNS,
+            STEP,
+            PAIRS,
+            PRECISION,
+        )
+        real = column < OUT
+        total += tl.load(bias + expert.to(tl.int64) * OUT + column, mask=real, other=0.0).to(tl.float32)[None, :]
+        if ACTIVATE:
+            gate, up = tl.split(tl.reshape(total, (TOKENS, COLUMNS // 2, 2)))
+            half = tl.program_id(0) * (COLUMNS // 2) + tl.arange(0, COLUMNS // 2)
+            place = out + of[:, None] * (OUT // 2) + half[None, :]
+            value = swiglu(gate, up, limit, alpha).to(out.dtype.element_ty)
+            tl.store(place, value, mask=valid[:, None] & (half < OUT // 2)[None, :])
+        else:
+            place = out + of[:, None] * OUT + column[None, :]
+            tl.store(place, total.to(out.dtype.element_ty), mask=valid[:, None] & real[None, :])
+
+
+@triton.jit
+def _combine_kernel(
+    y, weights, residual, out, WIDTH: tl.constexpr, TOP: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr
+):
+    wait_and_release(DEPENDENT)
+    token = tl.program_id(0).to(tl.int64)
+    k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = k < WIDTH
+    total = tl.load(residual + token * WIDTH + k, mask=inside, other=0.0).to(tl.float32)
+    for choice in tl.static_range(TOP):
+        share = tl.load(weights + token * TOP + choice)
+        row = y + (token * TOP + choice) * WIDTH
+        total += share * tl.load(row + k, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + token * WIDTH + k, total.to(out.dtype.element_ty), mask=inside)
+
+
+def sort_pairs(ids: torch.Tensor, experts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the pairs in the order of their experts, int32 [T K], and where each expert's begin, int32 [E + 1]."""
+    sorted_ids, order = torch.sort(ids.flatten(), stable=True)
+    bounds = torch.arange(experts + 1, dtype=ids.dtype, device=ids.device)
+    return order.int(), torch.searchsorted(sorted_ids, bounds, out_int32=True)
+
+
+def _product(
+    x: torch.Tensor,
+    ids: torch.Tensor,
+    weight: Mxfp4,
+    bias: torch.Tensor,
+    out: torch.Tensor,
+    shapes: Shapes,
+    device: Device,
+    *,
+    shared: int,
+    activate: bool,
+) -> None:
+    """Run the grouped product of every pair's row (row pair // shared of x) with its expert's matrix."""
+    pairs = ids.numel()
+    experts, rows = weight.scales.shape[:2]
+    width = x.shape[-1]
+    if pairs <= LOCAL_PAIRS:
+        order = starts = ids
+        block_tokens, columns, warps, stages = 16, 64, 4, 4
+        # An expert can have at most one pair a token.
+        grid = (triton.cdiv(rows, columns), experts, triton.cdiv(ids.shape[0], block_tokens))
+        every = triton.next_power_of_2(pairs)
+        step = 128
+    else:
+        order, starts = sort_pairs(ids, experts)
+        block_tokens, columns, warps, stages, step = 128, 128, 8, 3, 64
+        grid = (triton.cdiv(rows, columns), triton.cdiv(pairs, block_tokens) + experts - 1, 1)
+        every = 0
+    _grouped_kernel[grid](
+        x,
+        ids,
+        order,
+        starts,
+        weight.blocks,
+        weight.scales,
+        bias,
+        out,
+        pairs,
+        shapes.swiglu_limit,
+        shapes.swiglu_alpha,
+        width,
+        rows,
+        experts,
+        triton.next_power_of_2(experts),
+        shared,
+        every,
+        block_tokens,
+        columns,
+        step,
+        activate,
+        device.packed_decode and x.dtype == torch.bfloat16,
+        "ieee" if x.dtype == torch.float32 else "tf32",
+        **device.options(warps, stages=stages),
+    )
+
+
+def experts_up(
+    normalised: torch.Tensor, ids: torch.Tensor, weight: Mxfp4, bias: torch.Tensor, shapes: Shapes, device: Device
+) -> torch.Tensor:
+    """Normalised [T, H] -> activated [T, K, I], both in natural order."""
+    out = torch.empty(*ids.shape, shapes.intermediate, dtype=normalised.dtype, device=normalised.device)
+    _product(normalised, ids, weight, bias, out, shapes, device, shared=ids.shape[1], activate=True)
+    return out
+
+
+def experts_down(
+    activated: torch.Tensor,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    weight: Mxfp4,
+    bias: torch.Tensor,
+    x: torch.Tensor,
+    shapes: Shapes,
+    device: Device,
+) -> torch.Tensor:
+    """Activated [T, K, I] -> x + the weighted sum over the chosen experts, [T, H]."""
+    tokens, top = ids.shape
+    y = torch.empty(tokens, top, shapes.hidden, dtype=x.dtype, device=x.device)
+    _product(activated, ids, weight, bias, y, shapes, device, shared=1, activate=False)
+    out = torch.empty_like(x)
+    block = 1024
+    _combine_kernel[(tokens, triton.cdiv(shapes.hidden, block))](
+        y, weights, x, out, shapes.hidden, top, block, **device.options(4)
+    )
+    return out

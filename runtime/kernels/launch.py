@@ -1,0 +1,78 @@
+"""How kernels are launched: what the device can do, and the order of kernels that start before their predecessor ends.
+
+On Hopper and later every kernel is launched as a *programmatic dependent* of the one before it: its blocks start while the
+predecessor drains, fetch their weights into registers, and only then wait. Two rules make that safe:
+
+1. nothing written by the directly preceding kernel is read, and nothing at all is written, before ``wait``;
+2. dependents are released only after ``wait``. So when a kernel runs, everything older than its direct predecessor has
+   finished, and may be read before ``wait``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """Sizes that decide speed and nothing else: measured on an H100 by benchmarks/runtime.py, sensible elsewhere."""
+
+    gemv_rows: int = 4  # rows of a bf16 weight that a warp reads
+    up_rows: int = 8  # rows of an expert's first matrix a warp
+    down_rows: int = 4
+    decode_splits: int = 16  # parts of a long context that are attended to in parallel, at batch 1
+    decode_keys: int = 64  # keys a step of decode attention
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What the kernels need to know of the device, and the counters by which the last block of a launch is known.
+
+    ``counters`` are zero between launches: the block that counts to the end sets its counter back. One stream at a time
+    may use them.
+    """
+
+    processors: int
+    dependent_launch: bool
+    packed_decode: bool  # decode MXFP4 two values at a time in PTX; otherwise in plain Triton (the interpreter)
+    counters: torch.Tensor  # int32 zeros
+    tuning: Tuning
+
+    def options(self, warps: int, stages: int = 1) -> dict[str, int | bool]:
+        """Return the keyword arguments of a launch."""
+        options: dict[str, int | bool] = {"num_warps": warps, "num_stages": stages, "DEPENDENT": self.dependent_launch}
+        if self.dependent_launch:
+            options["launch_pdl"] = True
+        return options
+
+
+COUNTERS = 1 << 16
+
+
+def describe(device: torch.device, tuning: Tuning | None = None) -> Device:
+    """Look at a device. On the CPU the kernels run only under TRITON_INTERPRET=1."""
+    counters = torch.zeros(COUNTERS, dtype=torch.int32, device=device)
+    tuning = tuning or Tuning()
+    if device.type != "cuda":
+        return Device(processors=4, dependent_launch=False, packed_decode=False, counters=counters, tuning=tuning)
+    properties = torch.cuda.get_device_properties(device)
+    return Device(
+        processors=properties.multi_processor_count,
+        dependent_launch=properties.major >= 9,
+        packed_decode=properties.major >= 8,
+        counters=counters,
+        tuning=tuning,
+    )
+
+
+@triton.jit
+def wait_and_release(DEPENDENT: tl.constexpr):
+    """Wait for the kernel before this one, then let the next one start."""
+    if DEPENDENT:
+        gdc_wait()
+        gdc_launch_dependents()

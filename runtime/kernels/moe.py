@@ -1,0 +1,323 @@
+"""Router and experts for a few tokens: one warp reads a few rows of a chosen expert and multiplies them in registers.
+
+Nothing is sorted, gathered or scattered: each program reads the ids of its token from device memory. The down projection
+sums over the chosen experts itself, so no partial result is ever written.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from runtime.kernels.base import Mxfp4, Shapes
+from runtime.kernels.dense import TILE, load_gain, load_tiles, multiply_tiles
+from runtime.kernels.launch import Device, wait_and_release
+from runtime.kernels.mxfp4 import PACKED_SCALE, after_dots, block_dots, packed_place, scale_value
+
+WORDS = 128  # columns of a tile: a warp reads 16 bytes a lane, one block of 32 values
+
+
+@triton.jit
+def swiglu(gate, up, limit, alpha):
+    gate = tl.minimum(gate, limit)
+    up = tl.minimum(tl.maximum(up, -limit), limit)
+    return gate / (1.0 + tl.exp(-alpha * gate)) * (up + 1.0)
+
+
+@triton.jit
+def choose(scores, e, TOP: tl.constexpr, SLOTS: tl.constexpr, EXPERTS: tl.constexpr):
+    """The TOP best of ``scores`` and their softmax, in SLOTS slots; the lower id where two are equal."""
+    slot = tl.arange(0, SLOTS)
+    ids = tl.zeros((SLOTS,), tl.int32)
+    best = tl.full((SLOTS,), float("-inf"), tl.float32)
+    for k in tl.static_range(TOP):
+        top = tl.max(scores, axis=0)
+        # A score that is not a number equals nothing: keep the id in range whatever comes.
+        chosen = tl.minimum(tl.min(tl.where(scores == top, e, EXPERTS), axis=0), EXPERTS - 1)
+        ids = tl.where(slot == k, chosen, ids)
+        best = tl.where(slot == k, top, best)
+        scores = tl.where(e == chosen, float("-inf"), scores)
+    share = tl.exp(best - tl.max(best, axis=0))
+    return ids, share / tl.sum(share, axis=0)
+
+
+@triton.jit
+def _route_kernel(
+    x,
+    gain,
+    weight,
+    bias,
+    scores,
+    normalised,
+    ids,
+    weights,
+    counters,
+    eps,
+    EXPERTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TOP: tl.constexpr,
+    SLOTS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    TILE: tl.constexpr,
+    ROWS: tl.constexpr,
+    PARTS: tl.constexpr,
+    SLICE: tl.constexpr,
+    PACKED: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    part = tl.program_id(0)
+    token = tl.program_id(1)
+    row = part * ROWS + tl.arange(0, ROWS)
+    real = row < EXPERTS
+    tiles = load_tiles(weight + row * WIDTH, real, WIDTH, TILE)
+    gains = load_gain(gain, WIDTH, TILE)
+    offset = tl.load(bias + row, mask=real, other=0.0).to(tl.float32)
+    # The part of the normalised token that this program writes.
+    k = part * SLICE + tl.arange(0, SLICE)
+    g = tl.load(gain + k, mask=k < WIDTH, other=0.0).to(tl.float32)
+    wait_and_release(DEPENDENT)
+    source = x + token.to(tl.int64) * WIDTH
+    mine = tl.load(source + k, mask=k < WIDTH, other=0.0).to(tl.float32)
+    total, scale = multiply_tiles(source, tiles, gains, eps, WIDTH, TILE, ROWS, True)
+    tl.store(scores + token * EXPERTS + row, total * scale + offset, mask=real)
+    value = mine * g * scale
+    if PACKED:
+        place = packed_place(k, WIDTH)
+        value = value * PACKED_SCALE
+    else:
+        place = k
+    tl.store(normalised + token.to(tl.int64) * WIDTH + place, value.to(normalised.dtype.element_ty), mask=k < WIDTH)
+    # The last program of the token chooses.
+    tl.debug_barrier()
+    if tl.atomic_add(counters + token, 1, sem="acq_rel") == PARTS - 1:
+        tl.store(counters + token, 0)
+        e = tl.arange(0, BLOCK)
+        all_scores = tl.load(scores + token * EXPERTS + e, mask=e < EXPERTS, other=float("-inf"), cache_modifier=".cg")
+        chosen, share = choose(all_scores, e, TOP, SLOTS, EXPERTS)
+        slot = tl.arange(0, SLOTS)
+        tl.store(ids + token * TOP + slot, chosen, mask=slot < TOP)
+        tl.store(weights + token * TOP + slot, share, mask=slot < TOP)
+
+
+def route(
+    x: torch.Tensor,
+    gain: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    shapes: Shapes,
+    device: Device,
+    *,
+    packed: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Normalise, score and choose: normalised [T, H] (packed order if asked), ids int32 [T, K], weights fp32 [T, K].
+
+    Scores come from the unrounded normalised token, the reference's from the rounded one: ids may differ where two scores
+    are closer than that rounding.
+    """
+    tokens, width = x.shape
+    experts, top = shapes.experts, shapes.experts_per_token
+    rows = 2 if tokens <= 16 else 8
+    parts = triton.cdiv(experts, rows)
+    kind = packed_dtype(x.dtype) if packed else x.dtype
+    normalised = torch.empty(tokens, width, dtype=kind, device=x.device)
+    scores = torch.empty(tokens, experts, dtype=torch.float32, device=x.device)
+    ids = torch.empty(tokens, top, dtype=torch.int32, device=x.device)
+    weights = torch.empty(tokens, top, dtype=torch.float32, device=x.device)
+    _route_kernel[(parts, tokens)](
+        x,
+        gain,
+        weight,
+        bias,
+        scores,
+        normalised,
+        ids,
+        weights,
+        device.counters,
+        shapes.norm_eps,
+        experts,
+        triton.next_power_of_2(experts),
+        top,
+        triton.next_power_of_2(top),
+        width,
+        TILE,
+        rows,
+        parts,
+        triton.next_power_of_2(triton.cdiv(width, parts)),
+        packed,
+        **device.options(4),
+    )
+    return normalised, ids, weights
+
+
+def packed_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Packed activations are fp16, and fp32 where nothing is to be rounded."""
+    return torch.float32 if dtype == torch.float32 else torch.float16
+
+
+@triton.jit
+def _up_kernel(
+    x,
+    ids,
+    blocks,
+    scales,
+    bias,
+    out,
+    limit,
+    alpha,
+    WIDTH: tl.constexpr,
+    OUT: tl.constexpr,
+    TOP: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+    PAIRS: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    pair = tl.program_id(1)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    wait_and_release(DEPENDENT)
+    expert = tl.load(ids + pair).to(tl.int64)
+    tiles = load_rows(expert * OUT + row, blocks, scales, WIDTH, TILE)
+    total = multiply_rows(x + (pair // TOP).to(tl.int64) * WIDTH, tiles, 0, WIDTH, ROWS, TILE, PAIRS)
+    total += tl.load(bias + expert * OUT + row).to(tl.float32)
+    gate, up = tl.split(tl.reshape(total, (ROWS // 2, 2)))
+    value = swiglu(gate, up, limit, alpha) * PACKED_SCALE
+    k = tl.program_id(0) * (ROWS // 2) + tl.arange(0, ROWS // 2)
+    place = packed_place(k, OUT // 2)
+    tl.store(out + pair.to(tl.int64) * (OUT // 2) + place, value.to(out.dtype.element_ty))
+
+
+@triton.jit
+def load_rows(row, blocks, scales, WIDTH: tl.constexpr, TILE: tl.constexpr):
+    """Load rows (counted over all experts) of a matrix [.., WIDTH]: words and scales of each tile of columns in turn."""
+    words = blocks.to(tl.pointer_type(tl.int32))
+    tiles = ()
+    for start in tl.static_range(0, WIDTH // 8, TILE):
+        word = start + tl.arange(0, TILE)
+        group = start // 4 + tl.arange(0, TILE // 4)
+        w = tl.load(words + row[:, None] * (WIDTH // 8) + word[None, :], mask=(word < WIDTH // 8)[None, :], other=0)
+        s = tl.load(
+            scales + row[:, None] * (WIDTH // 32) + group[None, :], mask=(group < WIDTH // 32)[None, :], other=0
+        )
+        tiles = tiles + (w, s)  # type: ignore[assignment]
+    return tiles
+
+
+@triton.jit
+def multiply_rows(
+    x,
+    tiles,
+    FROM: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+    PAIRS: tl.constexpr,
+):
+    """Multiply rows that ``load_rows`` loaded, from entry FROM of ``tiles`` on, with a packed row x: fp32 [ROWS]."""
+    total = tl.zeros((ROWS, TILE // 4), tl.float32)
+    for start in tl.static_range(0, WIDTH // 8, TILE):
+        word = start + tl.arange(0, TILE)
+        w = tiles[FROM + 2 * (start // TILE)]
+        s = tiles[FROM + 2 * (start // TILE) + 1]
+        total += block_dots(w, x, word, word < WIDTH // 8, ROWS, TILE, WIDTH, PAIRS) * scale_value(s)
+    return tl.sum(total, axis=1) * after_dots(PAIRS)
+
+
+def experts_up(
+    normalised: torch.Tensor, ids: torch.Tensor, weight: Mxfp4, bias: torch.Tensor, shapes: Shapes, device: Device
+) -> torch.Tensor:
+    """Packed normalised [T, H] -> packed activated [T, K, I]."""
+    tokens, top = ids.shape
+    rows = device.tuning.up_rows
+    out = torch.empty(tokens, top, shapes.intermediate, dtype=normalised.dtype, device=normalised.device)
+    _up_kernel[(2 * shapes.intermediate // rows, tokens * top)](
+        normalised,
+        ids,
+        weight.blocks,
+        weight.scales,
+        bias,
+        out,
+        shapes.swiglu_limit,
+        shapes.swiglu_alpha,
+        shapes.hidden,
+        2 * shapes.intermediate,
+        top,
+        rows,
+        WORDS,
+        device.packed_decode and normalised.dtype == torch.float16,
+        **device.options(1),
+    )
+    return out
+
+
+@triton.jit
+def _down_kernel(
+    x,
+    ids,
+    weights,
+    blocks,
+    scales,
+    bias,
+    residual,
+    out,
+    WIDTH: tl.constexpr,
+    OUT: tl.constexpr,
+    TOP: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+    PAIRS: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    token = tl.program_id(1)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    # The experts were chosen two launches ago, so their weights are fetched while the kernel before this one drains.
+    tiles = ()
+    for k in tl.static_range(TOP):
+        expert = tl.load(ids + token * TOP + k).to(tl.int64)
+        tiles = tiles + load_rows(expert * OUT + row, blocks, scales, WIDTH, TILE)
+    total = tl.zeros((ROWS,), tl.float32)
+    wait_and_release(DEPENDENT)
+    STEPS: tl.constexpr = (WIDTH // 8 + TILE - 1) // TILE
+    for k in tl.static_range(TOP):
+        expert = tl.load(ids + token * TOP + k).to(tl.int64)
+        share = tl.load(weights + token * TOP + k)
+        source = x + (token * TOP + k).to(tl.int64) * WIDTH
+        y = multiply_rows(source, tiles, 2 * STEPS * k, WIDTH, ROWS, TILE, PAIRS)
+        total += share * (y + tl.load(bias + expert * OUT + row).to(tl.float32))
+    place = token.to(tl.int64) * OUT + row
+    total += tl.load(residual + place).to(tl.float32)
+    tl.store(out + place, total.to(out.dtype.element_ty))
+
+
+def experts_down(
+    activated: torch.Tensor,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    weight: Mxfp4,
+    bias: torch.Tensor,
+    x: torch.Tensor,
+    shapes: Shapes,
+    device: Device,
+) -> torch.Tensor:
+    """Packed activated [T, K, I] -> x + the weighted sum over the chosen experts, [T, H]."""
+    tokens, top = ids.shape
+    rows = device.tuning.down_rows
+    out = torch.empty_like(x)
+    _down_kernel[(shapes.hidden // rows, tokens)](
+        activated,
+        ids,
+        weights,
+        weight.blocks,
+        weight.scales,
+        bias,
+        x,
+        out,
+        shapes.intermediate,
+        shapes.hidden,
+        top,
+        rows,
+        WORDS,
+        device.packed_decode and activated.dtype == torch.float16,
+        **device.options(1),
+    )
+    return out

@@ -1,0 +1,150 @@
+"""Every Triton kernel against the reference: interpreted on the CPU in fp32 and fp16, compiled in bf16 where a GPU is.
+
+The interpreter shows logic, masks and edges; types, layouts and races only a GPU shows (benchmarks/runtime.py runs the same
+cases there, at the true shapes).
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks import kernel_cases
+from benchmarks.kernel_cases import Lab, Span, open_lab
+from runtime.kernels import mxfp4
+from runtime.kernels.base import Kernels, Shapes
+from runtime.kernels.open import open_kernels
+from runtime.kernels.reference import decode_mxfp4
+
+# Nothing is a power of two that need not be, no two sizes are equal, and head_dim is not the model's.
+TINY = Shapes(64, 96, 8, 2, 16, 8, 4, 300, 16)
+ON_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+SHAPES = Shapes(192, 160, 16, 2, 64, 8, 4, 300, 16) if ON_GPU else TINY
+# fp32 shows exactness; the half type shows where a kernel rounds. The interpreter's bf16 dot is wrong, so fp16 there.
+LIMITS = {torch.bfloat16: 1e-2, torch.float16: 2e-3} if ON_GPU else {torch.float32: 2e-6, torch.float16: 2e-3}
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Kernels:
+    return open_kernels("triton", DEVICE)
+
+
+@pytest.fixture(params=LIMITS, ids=str)
+def lab(request: pytest.FixtureRequest) -> Lab:
+    return open_lab(SHAPES, DEVICE, request.param, torch.seed() % 2**31)
+
+
+def close(lab: Lab, *errors: float) -> None:
+    assert max(errors) <= LIMITS[lab.dtype], f"{errors} from seed {lab.generator.initial_seed()}"
+
+
+# One token, the last of the gemv, the first of the tensor cores, more than a tile of them.
+@pytest.mark.parametrize("tokens", [1, 8, 9, 70])
+def test_norm_and_projections_are_the_references(lab: Lab, kernels: Kernels, tokens: int) -> None:
+    close(lab, kernel_cases.norm_qkv_case(lab, kernels, tokens), kernel_cases.project_case(lab, kernels, tokens))
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 20])
+def test_the_router_chooses_what_the_reference_chooses(lab: Lab, kernels: Kernels, tokens: int) -> None:
+    close(lab, kernel_cases.route_case(lab, kernels, tokens))
+
+
+# Gemv, its limit, the experts' own search for their rows, and (from 129 tokens on) sorted pairs.
+@pytest.mark.parametrize("tokens", [1, 4, 5, 40, 131])
+def test_experts_are_the_references(lab: Lab, kernels: Kernels, tokens: int) -> None:
+    close(lab, *kernel_cases.experts_case(lab, kernels, tokens))
+
+
+@pytest.mark.parametrize("tokens", [1, 10])
+def test_unembedding_is_the_references(lab: Lab, kernels: Kernels, tokens: int) -> None:
+    close(lab, kernel_cases.unembed_case(lab, kernels, tokens))
+
+
+SPANS = {
+    "first token": [Span(0, 1)],
+    "page is full": [Span(7, 1)],
+    "page is new": [Span(8, 1)],
+    "window is full": [Span(15, 1)],
+    "window moves": [Span(16, 1)],
+    "window has moved": [Span(17, 1)],
+    "ragged decode over several parts": [Span(200, 1), Span(0, 1), Span(63, 1), Span(64, 1), Span(65, 1)],
+    "prompt": [Span(0, 21)],
+    "chunk within a page": [Span(9, 5)],
+    "chunk over pages and blocks": [Span(60, 37)],
+    "prompt, decode, draft": [Span(0, 19), Span(129, 1), Span(127, 4)],
+}
+
+
+@pytest.mark.parametrize("window", [None, SHAPES.window], ids=["full", "window"])
+@pytest.mark.parametrize("spans", SPANS.values(), ids=SPANS)
+def test_attention_is_the_references_wherever_it_starts(
+    lab: Lab, kernels: Kernels, spans: list[Span], window: int | None
+) -> None:
+    close(lab, kernel_cases.attend_case(lab, kernels, spans, 8, window))
+
+
+def test_a_record_can_be_used_again_at_once(kernels: Kernels) -> None:
+    """The counters of the last block are back at zero: the second launch chooses and adds up like the first."""
+    lab = open_lab(SHAPES, DEVICE, next(iter(LIMITS)), 3)
+    for _ in range(3):
+        close(
+            lab,
+            kernel_cases.route_case(lab, kernels, 2),
+            kernel_cases.attend_case(lab, kernels, [Span(150, 1)], 8, None),
+        )
+
+
+def test_equal_scores_give_the_lower_expert(kernels: Kernels) -> None:
+    x = torch.ones(1, SHAPES.hidden, device=DEVICE)
+    weight = torch.zeros(SHAPES.experts, SHAPES.hidden, device=DEVICE)
+    bias = torch.tensor([1.0, 2.0, 1.0, 2.0, 1.0, 1.0, 0.0, 2.0], device=DEVICE)
+    _, ids, weights = kernels.route(x, torch.ones(SHAPES.hidden, device=DEVICE), weight, bias, SHAPES)
+    assert ids.tolist() == [[1, 3, 7, 0]]
+    assert weights.sum().item() == pytest.approx(1.0)
+
+
+def test_scores_that_are_no_numbers_choose_experts_that_exist(kernels: Kernels) -> None:
+    x = torch.full((1, SHAPES.hidden), float("nan"), device=DEVICE)
+    weight = torch.zeros(SHAPES.experts, SHAPES.hidden, device=DEVICE)
+    bias = torch.zeros(SHAPES.experts, device=DEVICE)
+    _, ids, _ = kernels.route(x, torch.ones(SHAPES.hidden, device=DEVICE), weight, bias, SHAPES)
+    assert all(0 <= expert < SHAPES.experts for expert in ids.flatten().tolist())
+
+
+def test_packed_order_is_a_permutation_that_is_undone() -> None:
+    width = 96
+    k = torch.arange(width)
+    place = (k % 4) * (width // 4) + (k // 8) * 2 + (k // 4) % 2  # as packed_place says, in plain torch
+    packed = torch.empty(width)
+    packed[place] = k * 16.0
+    assert mxfp4.natural_order(packed).tolist() == k.tolist()
+
+
+@pytest.mark.parametrize("scale", [0, 1, 118, 127, 150])
+def test_every_code_is_decoded_under_every_scale(kernels: Kernels, scale: int) -> None:
+    """One-hot tokens read the matrix back through the down projection, value by value."""
+    experts, rows, width = SHAPES.experts, SHAPES.hidden, SHAPES.intermediate
+    lab = open_lab(SHAPES, DEVICE, torch.float32, 4)
+    down = lab.mxfp4(rows, width)
+    down.blocks.view(experts, -1)[:, :256] = torch.arange(256, dtype=torch.uint8, device=DEVICE)
+    down.scales.fill_(scale)
+    tokens = 8
+    activated = torch.zeros(tokens, 4, width, device=DEVICE)
+    ids = torch.arange(4, dtype=torch.int32, device=DEVICE).expand(tokens, 4).contiguous()
+    share = torch.zeros(tokens, 4, device=DEVICE)
+    for token in range(tokens):
+        activated[token, token % 4, 7 * token] = 1.0
+        share[token, token % 4] = 1.0
+    out = kernels.experts_down(
+        activated,
+        ids,
+        share,
+        down,
+        torch.zeros(experts, rows, device=DEVICE),
+        torch.zeros(tokens, rows, device=DEVICE),
+        SHAPES,
+    )
+    truth = decode_mxfp4(down.blocks, down.scales)
+    for token in range(tokens):
+        torch.testing.assert_close(out[token], truth[token % 4, :, 7 * token], rtol=0, atol=0)
