@@ -268,6 +268,9 @@ class _Reader:
             if trimmed[3:].strip(BLANKS):
                 hunk.anchors.append(trimmed[3:])
             return
+        if hunk is None and marker == _EOF:
+            self.notes.append(f"'{_EOF}' before a hunk says nothing")
+            return
         if hunk is None:
             section.hunk = hunk = _OpenHunk(number)
         if marker == _EOF:
