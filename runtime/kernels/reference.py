@@ -53,7 +53,7 @@ def decode_mxfp4(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     )
     values = pairs.index_select(0, blocks.reshape(-1).int()).view(*scales.shape, 32)
     scale = powers.index_select(0, scales.reshape(-1).int()).view(*scales.shape, 1)
-    return (values * scale).flatten(-2)
+    return values.mul_(scale).flatten(-2)
 
 
 def norm(x: torch.Tensor, gain: torch.Tensor, eps: float) -> torch.Tensor:

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from runtime.errors import CheckpointError
 from runtime.model.config import ModelConfig, hugging_face_json, original_json, read_config
 from runtime.model.memory import require_weights
+from runtime.model.rope import inverse_frequencies
 from runtime.model.weights import Layout, Weights, allocate, destinations
 
 # Called with the bytes that are on the device so far and the bytes that will be there in the end.
@@ -70,6 +71,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
             f"{directory} has no *.safetensors: it is not a checkpoint, or nothing was downloaded yet"
         )
     config = read_config(directory / "config.json")
+    inverse_frequencies(config)  # refuses a ramp that cannot be, before gigabytes are loaded
     _check_index(directory, shards)
     entries = _headers(shards)
     layout = detect_layout(entries)

@@ -230,11 +230,9 @@ def _hugging_face(data: Json) -> ModelConfig:
     _fixed(data, "hidden_act", "silu")
     _fixed(data, "attention_bias", True)
     _fixed(data, "tie_word_embeddings", False)
-    quantization = data.get("quantization_config")
-    if quantization is not None and quantization.get("quant_method") != "mxfp4":
-        raise CheckpointError(
-            f"quantization_config.quant_method is {quantization.get('quant_method')!r}: only mxfp4 is supported"
-        )
+    method = _object(data, "quantization_config", {"quant_method": "mxfp4"}).get("quant_method")
+    if method != "mxfp4":
+        raise CheckpointError(f"quantization_config.quant_method is {method!r}: only mxfp4 is supported")
     rope = _rope(data)
     layers = _count(data, "num_hidden_layers")
     config = ModelConfig(
@@ -266,7 +264,7 @@ def _hugging_face(data: Json) -> ModelConfig:
 
 def _rope(data: Json) -> Json:
     """Return the rope settings with theta in them: ``rope_parameters`` is transformers 5, the other form is older."""
-    scaling = data.get("rope_parameters") or data.get("rope_scaling") or {"rope_type": "default"}
+    scaling = _object(data, "rope_parameters", _object(data, "rope_scaling", {"rope_type": "default"}))
     rope = {"rope_theta": data.get("rope_theta", 150_000.0), **scaling}
     kind = rope.get("rope_type", rope.get("type"))
     known = {"rope_type", "type", "rope_theta", "factor", "beta_fast", "beta_slow", "truncate"}
@@ -295,7 +293,7 @@ def _initial_context(data: Json, rope: Json) -> int:
 def _layer_types(value: object, layers: int) -> tuple[bool, ...]:
     if value is None:
         return alternating(layers)
-    if not isinstance(value, list) or any(kind not in {SLIDING, FULL} for kind in value):
+    if not isinstance(value, list) or any(kind not in (SLIDING, FULL) for kind in value):
         raise CheckpointError(f"layer_types must be a list of {SLIDING} and {FULL}")
     if len(value) != layers:
         raise CheckpointError(f"layer_types has {len(value)} entries for {layers} layers")
@@ -310,6 +308,7 @@ def _checked(config: ModelConfig) -> ModelConfig:
         (config.hidden % 32 == 0, "hidden_size must be a multiple of 32 (an MXFP4 block)"),
         (config.intermediate % 32 == 0, "intermediate_size must be a multiple of 32 (an MXFP4 block)"),
         (config.experts_per_token <= config.experts, "more experts a token than experts"),
+        (config.rope_theta > 1.0, "rope_theta must be above 1"),
     )
     for holds, message in rules:
         if not holds:
@@ -326,6 +325,15 @@ def _known(data: Json, keys: frozenset[str]) -> None:
 def _fixed(data: Json, key: str, value: object) -> None:
     if data.get(key, value) != value:
         raise CheckpointError(f"{key} is {data[key]!r}: only {value!r} is supported")
+
+
+def _object(data: Json, key: str, default: Json) -> Json:
+    value = data.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{key} is {value!r}: a JSON object is needed")
+    return value
 
 
 def _number(data: Json, key: str, default: float | None = None) -> float:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -280,6 +281,12 @@ def test_folders_that_are_no_checkpoint_are_named(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match=r"no tensor has a name of gpt-oss: wte\.weight"):
         detect_layout(["wte.weight"])
+
+
+def test_an_impossible_ramp_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    write_tiny(tmp_path, Layout.ORIGINAL, replace(tiny_config(), rope_beta_slow=32.0))
+    with pytest.raises(CheckpointError, match="YaRN's ramp"):
+        open_checkpoint(tmp_path)
 
 
 def test_weights_kept_under_original_are_found(tmp_path: Path) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from runtime.errors import CheckpointError
 from runtime.model.config import (
@@ -165,6 +169,11 @@ def test_an_unknown_key_is_named(form: dict[str, Any]) -> None:
         ({"hidden_size": 2880.5}, "whole number"),
         ({"hidden_size": True}, "positive number"),
         ({"vocab_size": -1}, "positive number"),
+        ({"vocab_size": float("nan")}, "positive number"),
+        ({"rope_theta": 1}, "rope_theta must be above 1"),
+        ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn': a JSON object"),
+        ({"quantization_config": ["mxfp4"]}, "quantization_config is .* a JSON object"),
+        ({"layer_types": [["sliding_attention"]] * 36}, "layer_types must be"),
     ],
 )
 def test_what_would_change_the_arithmetic_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -196,3 +205,28 @@ def test_a_file_that_is_not_a_config_is_named(tmp_path: Path) -> None:
 
 def test_no_key_is_both_read_and_ignored() -> None:
     assert not HF_KEYS & HF_IGNORED
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers(-10, 10**6) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(
+    form=st.sampled_from([ORIGINAL_20B, HF_120B]),
+    nested=st.booleans(),
+    data=st.data(),
+    value=ANYTHING,
+)
+@settings(max_examples=300, deadline=None)
+def test_any_value_under_any_key_is_read_or_refused_by_name(
+    form: dict[str, Any], nested: bool, data: st.DataObject, value: object
+) -> None:
+    changed = copy.deepcopy(form)
+    part = changed["rope_scaling"] if nested and "rope_scaling" in changed else changed
+    key = data.draw(st.sampled_from(sorted(part)))
+    part[key] = value
+    with contextlib.suppress(CheckpointError):
+        assert isinstance(parse_config(changed), ModelConfig)
