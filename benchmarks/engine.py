@@ -66,9 +66,9 @@ def worst_choice(engine: Engine, request: Request, tokens: Sequence[int]) -> flo
         page for page in (pool.take() for _ in range(-(-len(ids) // pool.page_tokens))) if page is not None
     ]
     start = len(request.prompt)
-    engine.runner.logits([Work(running, 0, start - 1, False, 0)]) if start > 1 else None
+    engine.runner.logits([Work(running, 0, start - 1, 0, 0)]) if start > 1 else None
     for index, token in enumerate(tokens):
-        row = engine.runner.logits([Work(running, start - 1 + index, 1, True, index)])[0]
+        row = engine.runner.logits([Work(running, start - 1 + index, 1, 1, index)])[0]
         worst = max(worst, float((row.max() - row[token]) / row.std()))
     pool.release(running.pages)
     return worst

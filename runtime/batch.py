@@ -70,8 +70,8 @@ def pack(
 ) -> torch.Tensor:
     """Write a plan into a host buffer, uint8 [nbytes].
 
-    Rows beyond the plan's own (a step padded to the size of a captured graph) are sequences of one token, whose key and
-    value go to ``spare_page``, which belongs to nobody. Tokens that are not known yet are left 0. ``into`` is a buffer
+    Rows beyond the plan's own (a step padded to the size of a captured graph) are sequences whose keys and values go to
+    ``spare_page``, which belongs to nobody. Tokens that are not known yet are left 0. ``into`` is a buffer
     of that size to use again, pinned where the copy to the device is to run beside other work.
     """
     whole = torch.empty(nbytes(counts), dtype=torch.uint8) if into is None else into
@@ -85,7 +85,7 @@ def pack(
         positions = np.arange(work.start, end)
         pages = np.asarray(sequence.pages, dtype=np.int64)
         rows = slice(row, row + work.count)
-        known = sequence.tokens[work.start : end]
+        known = [*sequence.tokens[work.start : end - len(work.draft)], *work.draft]
         parts["token_ids"][row : row + len(known)] = known
         parts["positions"][rows] = positions
         parts["slots"][rows] = pages[positions // page_tokens] * page_tokens + positions % page_tokens
@@ -94,17 +94,20 @@ def pack(
         parts["context_len"][index] = end
         row += work.count
         parts["query_start"][index + 1] = row
-        if work.samples:
-            parts["sample_rows"][sample] = row - 1
-            sample += 1
+        parts["sample_rows"][sample : sample + work.samples] = range(row - work.samples, row)
+        sample += work.samples
+    spare = counts.sequences - len(works)
+    each = (counts.tokens - row) // spare if spare else 0
     for index in range(len(works), counts.sequences):
-        parts["slots"][row] = spare_page * page_tokens
+        rows = slice(row, row + each)
+        parts["positions"][rows] = range(each)
+        parts["slots"][rows] = range(spare_page * page_tokens, spare_page * page_tokens + each)
         table[index, 0] = spare_page
-        parts["context_len"][index] = 1
-        row += 1
+        parts["context_len"][index] = each
+        row += each
         parts["query_start"][index + 1] = row
-        parts["sample_rows"][sample] = row - 1
-        sample += 1
+        parts["sample_rows"][sample : sample + each] = range(row - each, row)
+        sample += each
     return whole
 
 

@@ -48,7 +48,7 @@ class Launched:
             self._done.record()
 
     def tokens(self) -> tuple[list[int], list[float] | None]:
-        """Return a token for each work that samples, in order, and their log-probabilities if anybody asks for them."""
+        """Return a token for each sampled row, in order, and their log-probabilities if anybody asks for them."""
         if self._done is not None:
             self._done.synchronize()
         return self._picked.tolist(), None if self._logprobs is None else self._logprobs.tolist()
@@ -73,7 +73,7 @@ class Runner:
         self._caches = caches
         self._page_tokens = page_tokens
         self._device = device
-        self._graphs: dict[tuple[int, int, bool], _Graph] | None = {} if graphs and device.type == "cuda" else None
+        self._graphs: dict[tuple[int, int, int, bool], _Graph] | None = {} if graphs and device.type == "cuda" else None
         self._spare_page = caches[0].keys.shape[0] - 1
 
     def launch(
@@ -85,25 +85,21 @@ class Runner:
         """
         with torch.inference_mode():
             counts = batch.exact(works, self._page_tokens)
-            sampled = [work for work in works if work.samples]
-            sampling = _sampling(sampled, mask)
-            fits = counts.max_query_len == 1 and counts.sequences <= BATCHES[-1] and len(sampled) == len(works)
-            if self._graphs is not None and fits:
+            sampling = _sampling(works, mask)
+            if self._graphs is not None and _is_captured(works, counts):
                 logits, picked = self._replay(works, counts, sampling, after)
             else:
-                inputs = batch.unpack(
-                    self._upload(batch.pack(works, self._page_tokens, counts, self._spare_page)), counts
-                )
+                buffer = batch.pack(works, self._page_tokens, counts, self._spare_page)
+                inputs = batch.unpack(self._upload(buffer), counts)
                 if after is not None:
                     inputs.token_ids.copy_(after.picked)
                 logits = self._forward(inputs, self._caches)
-                picked = (
-                    pick(logits, _on(sampling, self._device)) if sampled else logits.new_empty(0, dtype=torch.int64)
-                )
-            picked = picked[: len(sampled)]
-            asks = any(work.sequence.request.sampling.logprobs for work in sampled)
+                on_device = _on(sampling, self._device)
+                picked = pick(logits, on_device) if counts.samples else logits.new_empty(0, dtype=torch.int64)
+            picked = picked[: counts.samples]
+            asks = any(work.sequence.request.sampling.logprobs for work in works if work.samples)
             # The graph's own outputs are written again by the next step: what outlives this one is a copy.
-            return Launched(works, picked.clone(), logprob(logits[: len(sampled)], picked) if asks else None)
+            return Launched(works, picked.clone(), logprob(logits[: counts.samples], picked) if asks else None)
 
     def _upload(self, host: torch.Tensor) -> torch.Tensor:
         if self._device.type != "cuda":
@@ -118,7 +114,7 @@ class Runner:
         context = next((size for size in CONTEXTS if size >= counts.max_context_len), CONTEXTS[-1])
         # Top-p and masks are rare and keep the graph from being one shape: those steps pick outside of it.
         inside = sampling.mask is None and not sampling.nucleus
-        key = (sequences, context, inside and sampling.greedy)
+        key = (sequences, counts.max_query_len, context, inside and sampling.greedy)
         found = self._graphs.get(key) or self._capture(*key)
         found.buffer.copy_(
             self._upload(batch.pack(works, self._page_tokens, found.counts, self._spare_page)), non_blocking=True
@@ -134,16 +130,17 @@ class Runner:
             return found.logits, found.picked
         return found.logits, pick(found.logits[:rows], _on(sampling, self._device))
 
-    def _capture(self, sequences: int, context: int, greedy: bool) -> _Graph:
-        """Capture a decode step of ``sequences`` sequences with contexts up to ``context`` tokens."""
+    def _capture(self, sequences: int, query: int, context: int, greedy: bool) -> _Graph:
+        """Capture a step of ``sequences`` sequences with ``query`` new tokens each and contexts up to ``context``."""
         assert self._graphs is not None
         pages = -(-context // self._page_tokens)
-        counts = Counts(sequences, sequences, pages, sequences, 1, context)
+        rows = sequences * query
+        counts = Counts(rows, sequences, pages, rows, query, context)
         buffer = self._upload(batch.pack([], self._page_tokens, counts, self._spare_page))
         sampling = SamplingInputs(
-            torch.ones(sequences, device=self._device),
-            torch.ones(sequences, device=self._device),
-            torch.zeros(sequences, dtype=torch.float64, device=self._device),
+            torch.ones(rows, device=self._device),
+            torch.ones(rows, device=self._device),
+            torch.zeros(rows, dtype=torch.float64, device=self._device),
             greedy=greedy,
             nucleus=False,
         )
@@ -165,22 +162,26 @@ class Runner:
         with torch.cuda.graph(graph, pool=None if first is None else first.graph.pool()):
             logits, picked = work()
         captured = _Graph(graph, counts, buffer, inputs, sampling, logits, picked)
-        self._graphs[sequences, context, greedy] = captured
+        self._graphs[sequences, query, context, greedy] = captured
         return captured
 
 
-def _sampling(sampled: Sequence[Work], mask: torch.Tensor | None) -> SamplingInputs:
+def _is_captured(works: Sequence[Work], counts: Counts) -> bool:
+    """Whether a graph stands for such a step: plain decode of up to so many sequences, or one sequence with a guess."""
+    if any(work.samples != work.count for work in works):
+        return False
+    return counts.sequences == 1 or (counts.max_query_len == 1 and counts.sequences <= BATCHES[-1])
+
+
+def _sampling(works: Sequence[Work], mask: torch.Tensor | None) -> SamplingInputs:
     """How the rows of a plan are sampled, on the host."""
-    settings = [work.sequence.request.sampling for work in sampled]
+    rows = [(work.sequence.request.sampling, work.index + offset) for work in works for offset in range(work.samples)]
     return SamplingInputs(
-        temperature=torch.tensor([each.temperature for each in settings], dtype=torch.float32),
-        top_p=torch.tensor([each.top_p for each in settings], dtype=torch.float32),
-        uniform=torch.tensor(
-            [uniform(work.sequence.request.sampling.seed or 0, work.index) for work in sampled],
-            dtype=torch.float64,
-        ),
-        greedy=all(each.temperature == 0 for each in settings),
-        nucleus=any(each.top_p < 1 for each in settings),
+        temperature=torch.tensor([each.temperature for each, _ in rows], dtype=torch.float32),
+        top_p=torch.tensor([each.top_p for each, _ in rows], dtype=torch.float32),
+        uniform=torch.tensor([uniform(each.seed or 0, index) for each, index in rows], dtype=torch.float64),
+        greedy=all(each.temperature == 0 for each, _ in rows),
+        nucleus=any(each.top_p < 1 for each, _ in rows),
         mask=mask,
     )
 

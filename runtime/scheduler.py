@@ -2,6 +2,10 @@
 
 A sequence is a list of tokens of which the first ``computed`` are in the cache. A step computes some of the rest; when it
 reaches the last one, the step also samples. Prefill, a chunk of a prefill and decode are the same plan with other counts.
+
+A step may also compute tokens that are only guessed (a draft) and sample after each of them. Those that the samples agree
+with are kept, and the first sample that differs takes the place of the guess. As a guess is certain of itself, this is
+rejection sampling (Leviathan et al. 2023, arXiv 2211.17192) with the same random numbers as without it: the same tokens.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from runtime.errors import RequestRefused
+from runtime.lookup import Lookup, Speculation
 from runtime.pages import ROOT, PagePool
 from runtime.request import Request, TokenOut
 
@@ -28,6 +33,7 @@ class Sequence:
     cached_tokens: int = 0  # of the prompt, taken from the prefix cache when the request first ran
     started: bool = False
     ended: bool = False
+    lookup: Lookup | None = None
 
     @property
     def sampled(self) -> int:
@@ -37,16 +43,18 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One sequence's share of a step: compute ``count`` tokens from position ``start``; sample after the last if asked.
+    """One sequence's share of a step: compute ``count`` tokens from position ``start``, the last of them ``draft``.
 
-    ``index`` counts the tokens that the sequence sampled before the one that this step samples.
+    The step samples after each of the last ``samples`` tokens: none, one, or one more than the draft has. ``index`` counts
+    the tokens that the sequence sampled before the first of these.
     """
 
     sequence: Sequence
     start: int
     count: int
-    samples: bool
+    samples: int
     index: int
+    draft: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +64,7 @@ class Limits:
     step_tokens: int = 2048  # tokens computed in one step, over all sequences
     sequences: int = 64  # sequences running at a time
     context_tokens: int = 131072  # the model's window
+    speculation: Speculation = field(default_factory=Speculation)
 
 
 class Scheduler:
@@ -129,60 +138,98 @@ class Scheduler:
             return []
         if self.waiting and len(self.running) < self.limits.sequences:
             return []
+        if len(works) == 1 and (works[0].draft or self._guess(works[0].sequence)):
+            return []  # a guess needs to know what came before it
         if any(len(w.sequence.tokens) + 1 >= self._room or w.index + 1 >= w.sequence.request.max_tokens for w in works):
             return []
         if not all(self._grow(work.sequence, len(work.sequence.tokens) + 1) for work in works):
             return []
-        return [Work(w.sequence, len(w.sequence.tokens), 1, True, w.index + 1) for w in works]
+        return [Work(w.sequence, len(w.sequence.tokens), 1, 1, w.index + 1) for w in works]
 
     def record(self, works: Seq[Work], tokens: Seq[int], logprobs: Seq[float] | None = None) -> list[TokenOut]:
-        """Take in what a step computed; ``tokens`` are those sampled, one for each work that samples, in order.
+        """Take in what a step computed; ``tokens`` are those sampled, ``samples`` for each work, in order.
 
         Work for a sequence that ended meanwhile (an abort, or a stop while the next step was under way) is void.
         """
         outs: list[TokenOut] = []
-        index = 0
+        first = 0
         for work in works:
-            sequence = work.sequence
-            if sequence.ended:
-                index += work.samples
-                continue
-            sequence.computed = work.start + work.count
-            self._publish(sequence)
-            if not work.samples:
-                continue
-            token = tokens[index]
-            logprob = None if logprobs is None or not sequence.request.sampling.logprobs else logprobs[index]
-            index += 1
-            sequence.tokens.append(token)
-            finish = self._finish(sequence, token)
-            if finish is not None:
-                self._drop(sequence)
-            outs.append(TokenOut(sequence.request.id, token, finish, logprob, sequence.cached_tokens))
+            rows = slice(first, first + work.samples)
+            first += work.samples
+            if not work.sequence.ended:
+                asks = logprobs is not None and work.sequence.request.sampling.logprobs
+                outs += self._accept(work, tokens[rows], logprobs[rows] if logprobs is not None and asks else None)
         return outs
+
+    def _accept(self, work: Work, tokens: Seq[int], logprobs: Seq[float] | None) -> list[TokenOut]:
+        """Take one work's samples up to the first that its draft did not foresee."""
+        sequence = work.sequence
+        sequence.computed = work.start + work.count - len(work.draft)
+        outs: list[TokenOut] = []
+        for place, token in enumerate(tokens):
+            out = self._take(sequence, token, None if logprobs is None else logprobs[place])
+            outs.append(out)
+            if out.finish is not None or place == len(work.draft) or token != work.draft[place]:
+                break
+            sequence.computed += 1
+        if not outs or outs[-1].finish is None:
+            self._publish(sequence)
+        if work.draft and sequence.lookup is not None:
+            sequence.lookup.account(len(outs), len(sequence.tokens))
+        return outs
+
+    def _take(self, sequence: Sequence, token: int, logprob: float | None) -> TokenOut:
+        """Add a sampled token to its sequence, which may end with it."""
+        sequence.tokens.append(token)
+        full = len(sequence.tokens) >= self._room
+        finish = None
+        if token in sequence.request.stop:
+            finish = "stop"
+        elif full or sequence.sampled >= sequence.request.max_tokens:
+            finish = "length"
+        if finish is not None:
+            self._publish(sequence)
+            self._drop(sequence)
+        return TokenOut(sequence.request.id, token, finish, logprob, sequence.cached_tokens)
 
     @property
     def _room(self) -> int:
         """Tokens that one sequence can have: alone in the pool and out of pages is an end too, for nobody can give way."""
         return min(self.limits.context_tokens, self.pool.total * self.pool.page_tokens)
 
-    def _finish(self, sequence: Sequence, token: int) -> str | None:
-        if token in sequence.request.stop:
-            return "stop"
-        full = len(sequence.tokens) >= self._room
-        return "length" if full or sequence.sampled >= sequence.request.max_tokens else None
-
     def _work(self, sequence: Sequence, budget: int, planned: list[Sequence]) -> Work | None:
         """Work for a running sequence. Makes the youngest others give way for its pages; gives way itself if it is the youngest."""
         count = min(len(sequence.tokens) - sequence.computed, budget)
+        if count == 1 and len(self.running) == 1 and not self.waiting:
+            drafted = self._drafted(sequence)
+            if drafted is not None:
+                return drafted
         while not self._grow(sequence, sequence.computed + count):
             victim = next((other for other in reversed(self.running) if other not in planned), None)
             if victim is None or victim is sequence:
                 self._preempt(sequence)
                 return None
             self._preempt(victim)
-        samples = sequence.computed + count == len(sequence.tokens)
+        samples = int(sequence.computed + count == len(sequence.tokens))
         return Work(sequence, sequence.computed, count, samples, sequence.sampled)
+
+    def _drafted(self, sequence: Sequence) -> Work | None:
+        """Decode work with a guess of what follows, or None where there is none or no room for it."""
+        draft = self._guess(sequence)
+        length = len(sequence.tokens) + len(draft)
+        if (
+            not draft
+            or length > self._room
+            or len(draft) >= self.limits.step_tokens
+            or not self._grow(sequence, length)
+        ):
+            return None
+        return Work(sequence, sequence.computed, 1 + len(draft), 1 + len(draft), sequence.sampled, draft)
+
+    def _guess(self, sequence: Sequence) -> tuple[int, ...]:
+        if sequence.lookup is None:
+            sequence.lookup = Lookup(self.limits.speculation)
+        return sequence.lookup.draft(sequence.tokens)
 
     def _admit(self, sequence: Sequence, budget: int) -> Work | None:
         """Work for a waiting sequence, or None (with nothing held) when its first chunk doesn't fit now."""
@@ -197,7 +244,7 @@ class Scheduler:
             return None
         if not sequence.started:
             sequence.cached_tokens, sequence.started = sequence.computed, True
-        samples = sequence.computed + count == len(sequence.tokens)
+        samples = int(sequence.computed + count == len(sequence.tokens))
         return Work(sequence, sequence.computed, count, samples, sequence.sampled)
 
     def _pages_for(self, tokens: int) -> int:

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from runtime.engine import Engine, EngineOptions, open_engine
-from runtime.kernels.reference import reference_kernels
-from runtime.model.checkpoint import load_weights, open_checkpoint
-from runtime.model.tiny import write_tiny
-from runtime.model.transformer import Transformer, build_transformer
+from runtime.lookup import Speculation
+from runtime.model.transformer import Transformer
 from runtime.request import Request, Sampling, TokenOut
 from runtime.scheduler import Limits
 from tests.runtime.ragged import run_chunks
@@ -24,11 +23,8 @@ PAGE = 16
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Transformer:
-    folder = tmp_path_factory.mktemp("tiny")
-    config = write_tiny(folder)
-    weights = load_weights(open_checkpoint(folder), torch.device("cpu"), torch.float32)
-    return build_transformer(config, weights, reference_kernels(), 512)
+def model(tiny_model: Transformer) -> Transformer:
+    return tiny_model
 
 
 def greedy(model: Transformer, prompt: Sequence[int], count: int) -> list[int]:
@@ -39,7 +35,7 @@ def greedy(model: Transformer, prompt: Sequence[int], count: int) -> list[int]:
     return tokens[len(prompt) :]
 
 
-def engine(model: Transformer, pages: int = 64, **limits: int) -> Engine:
+def engine(model: Transformer, pages: int = 64, **limits: Any) -> Engine:
     config = model.config
     page_bytes = 2 * config.layers * PAGE * config.kv_heads * config.head_dim * 4
     limits_ = replace(Limits(context_tokens=400), **limits)
@@ -100,6 +96,19 @@ def test_a_cached_prefix_of_any_length_gives_the_true_tokens(
     outs = drain(tested, [Request("x", whole, 20, sampling=GREEDY)])["x"]
     assert [out.token for out in outs] == truth["50"]
     assert outs[0].cached_tokens == cut // PAGE * PAGE
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0, seed=5), Sampling(0.7, 0.9, seed=6)])
+def test_guessing_changes_no_token(model: Transformer, sampling: Sampling) -> None:
+    """Guesses are forced (a 1-gram, whatever they earn) on a text that repeats, alone, so that most steps verify one."""
+    request = Request("x", prompt(3, 9) * 5, 40, sampling=sampling)
+    plain, guessed = (engine(model, speculation=Speculation(draft, ngram=1, cost=0.0)) for draft in (0, 5))
+    seen = []
+    launch = guessed.runner.launch
+    guessed.runner.launch = lambda works, *rest: seen.extend(w.draft for w in works) or launch(works, *rest)
+    outs = [[out.token for out in drain(each, [request])["x"]] for each in (plain, guessed)]
+    assert outs[0] == outs[1]
+    assert any(seen)
 
 
 def test_sampled_tokens_repeat_over_schedules(model: Transformer) -> None:
