@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from agent.harmony.tokens import is_text
 from agent.model.base import Model
 from agent.model.client import Client, Clock, Endpoint, persist
 from agent.model.completions import CompletionsSource, Spelling
+from agent.model.listing import Offer, loaded_window, offers
 from agent.model.wires import offers_responses, raw_wires
 
 if TYPE_CHECKING:
@@ -23,16 +24,7 @@ if TYPE_CHECKING:
 LOCAL_PORTS: Mapping[str, int] = {"Ollama": 11434, "LM Studio": 1234, "vLLM": 8000, "llama.cpp": 8080}
 _LOOK_TIMEOUT_S = 1.0
 _ASK_TIMEOUT_S = 10.0
-# Under which names servers tell the window of a model: vLLM and SGLang, llama.cpp, gateways.
-_WINDOW_KEYS = ("max_model_len", "n_ctx", "context_length", "context_window", "max_context_length")
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """What an endpoint says of one model: its name there, and its window in tokens where it is told."""
-
-    model: str
-    context_tokens: int | None = None
+_SMALL_WINDOW_TOKENS = 16_384  # with less, a run is compacted every few turns
 
 
 def open_model(
@@ -57,16 +49,13 @@ def open_model(
     try:
         offer = _offer(config, client, say)
         client.endpoint = replace(endpoint, model=offer.model)
-        return _over(client, config, config.context_tokens or offer.context_tokens, say)
+        context_tokens = config.context_tokens or loaded_window(client, offer)
+        if context_tokens is not None and context_tokens < _SMALL_WINDOW_TOKENS:
+            say(f"the model's window is only {context_tokens} tokens: `agent doctor` says how to enlarge it")
+        return _over(client, config, context_tokens, say)
     except BaseException:
         client.close()
         raise
-
-
-def offers(listing: Mapping[str, Any]) -> list[Offer]:
-    """Return the models of a ``/models`` document, in the server's order."""
-    entries = listing.get("data") or listing.get("models") or ()
-    return [Offer(str(entry["id"]), _window(entry)) for entry in entries if isinstance(entry, dict) and entry.get("id")]
 
 
 def _scripted(config: RunConfig) -> Model:
@@ -222,12 +211,3 @@ def _patiently(client: Client, path: str) -> dict[str, Any]:
         if isinstance(found, dict):
             return found
     raise AssertionError("persist gives a document or raises")
-
-
-def _window(entry: Mapping[str, Any]) -> int | None:
-    for place in (entry, entry.get("meta")):
-        for key in _WINDOW_KEYS:
-            value = place.get(key) if isinstance(place, dict) else None
-            if isinstance(value, int) and value > 0:
-                return value
-    return None

@@ -8,9 +8,14 @@ from typing import Any
 import pytest
 
 from agent.config import RunConfig
-from agent.errors import EndpointRefused, EndpointUnreachable, UsageError
+from agent.conversation import Conversation, Message, Role
+from agent.errors import EndpointRefused, EndpointUnreachable, ModelUnfit, UsageError
+from agent.events import MessageAdded
+from agent.model.base import SamplingParams
 from agent.model.client import Clock
-from agent.model.open import offers, open_model
+from agent.model.listing import Server, offers
+from agent.model.open import open_model
+from tests.agent.model.endpoints import ENDPOINTS, Endpoint, models, refuses
 from tests.servers import Reply, Request, document, nobody, serving
 
 NO_WAIT = Clock(sleep=lambda _: None)
@@ -29,7 +34,7 @@ def opened(reply: Reply, **options: Any) -> tuple[str, int | None, list[str]]:
 
 
 def test_the_only_model_is_taken_and_told() -> None:
-    assert opened(listing({"id": "m", "max_model_len": 4096})) == ("m", 4096, ["no model was given: taking m"])
+    assert opened(listing({"id": "m", "max_model_len": 40_960})) == ("m", 40_960, ["no model was given: taking m"])
 
 
 def test_the_only_gpt_oss_is_taken_among_others() -> None:
@@ -131,3 +136,105 @@ def test_a_recording_is_opened_by_its_wire_or_by_its_script(tmp_path: Path) -> N
 def test_the_local_wire_needs_a_folder() -> None:
     with pytest.raises(UsageError, match="--model"):
         open_model(RunConfig(wire="local"))
+
+
+TAKEN = {
+    "vLLM": "completions, ids",
+    "vLLM without ids": "completions, text",
+    "llama.cpp": "completions, llama.cpp",
+    "old SGLang": "completions, sglang",
+    "Ollama": "chat",
+    "a gateway that strips control tokens": "responses",
+    "a server that runs tokens together": "chat",
+    "another model": "chat",
+}
+
+
+@pytest.mark.parametrize("kind", ENDPOINTS)
+def test_auto_takes_the_best_wire_that_is_offered(kind: str, cache_dir: Path) -> None:
+    said: list[str] = []
+    with serving(ENDPOINTS[kind]()) as server:
+        model = open_model(RunConfig(endpoint=server.url, cache_dir=cache_dir), said.append, clock=NO_WAIT)
+        model.close()
+    assert model.name.endswith(f"({TAKEN[kind]})")
+    if "completions" not in TAKEN[kind]:
+        assert f"taking the {TAKEN[kind]} wire, because" in said[-1]
+
+
+@pytest.mark.parametrize("kind", ENDPOINTS)
+def test_a_wire_that_is_asked_for_is_taken_or_refused_with_the_reason(kind: str, cache_dir: Path) -> None:
+    with serving(ENDPOINTS[kind]()) as server:
+        config = RunConfig(endpoint=server.url, cache_dir=cache_dir, wire="completions")
+        if "completions" in TAKEN[kind]:
+            open_model(config, clock=NO_WAIT).close()
+            return
+        with pytest.raises(ModelUnfit, match="offers no raw completions for gpt-oss"):
+            open_model(config, clock=NO_WAIT)
+        assert not any(path.endswith(("chat/completions", "responses")) for path in (r.path for r in server.requests))
+
+
+@pytest.mark.parametrize("wire", ["chat", "responses"])
+def test_a_named_wire_is_not_probed(wire: str, cache_dir: Path) -> None:
+    with serving(ENDPOINTS["vLLM"]()) as server:
+        open_model(RunConfig(endpoint=server.url, cache_dir=cache_dir, wire=wire)).close()
+        assert [request.path for request in server.requests] == ["/v1/models"]
+
+
+def test_an_answer_over_the_wire_that_was_taken(cache_dir: Path) -> None:
+    conversation = Conversation("Be useful.", (), (Message(Role.USER, "Hi."),))
+    with serving(ENDPOINTS["Ollama"]()) as server:
+        model = open_model(RunConfig(endpoint=server.url, cache_dir=cache_dir), clock=NO_WAIT)
+        events = list(model.sample(conversation, SamplingParams()))
+        model.close()
+    assert [e.message.text for e in events if isinstance(e, MessageAdded)] == ["Hm.", "Done."]
+
+
+def test_a_server_that_dies_while_it_is_probed_is_unreachable(cache_dir: Path) -> None:
+    with serving(Endpoint({"/v1/models": models(), "/v1/completions": refuses("down", 503)})) as server:
+        watch_s = [0.0]
+        clock = Clock(now=lambda: watch_s[0], sleep=lambda s: watch_s.__setitem__(0, watch_s[0] + s))
+        with pytest.raises(EndpointUnreachable, match="down"):
+            open_model(RunConfig(endpoint=server.url, cache_dir=cache_dir), clock=clock)
+        assert watch_s[0] <= 60
+
+
+@pytest.mark.parametrize(
+    ("owner", "server"),
+    [
+        ("vllm", Server.VLLM),
+        ("llamacpp", Server.LLAMA),
+        ("library", Server.OLLAMA),
+        ("me", Server.OTHER),
+        (None, Server.OTHER),
+    ],
+)
+def test_the_kind_of_server_is_told_by_the_owner(owner: str | None, server: Server) -> None:
+    (offer,) = offers({"data": [{"id": "m", "owned_by": owner}]})
+    assert offer.server is server
+
+
+@pytest.mark.parametrize(
+    ("owner", "path", "page", "window"),
+    [
+        ("library", "/api/ps", {"models": [{"name": "other"}, {"name": "m", "context_length": 4096}]}, 4096),
+        ("library", "/api/ps", {"models": []}, None),
+        (
+            "organization_owner",
+            "/api/v0/models",
+            {"data": [{"id": "m", "max_context_length": 131_072, "loaded_context_length": 8192}]},
+            8192,
+        ),
+        ("organization_owner", "/api/v0/models", {"data": [{"id": "m", "max_context_length": 131_072}]}, 131_072),
+        ("library", "/elsewhere", {}, None),
+    ],
+)
+def test_the_window_that_is_loaded_is_asked_where_the_server_tells_it(
+    owner: str, path: str, page: dict[str, Any], window: int | None
+) -> None:
+    said: list[str] = []
+    paths = {"/v1/models": models(id="m", owned_by=owner), path: lambda _: document(page)}
+    with serving(Endpoint(paths)) as server:
+        model = open_model(RunConfig(endpoint=server.url, wire="chat", model="m"), said.append)
+        model.close()
+    assert model.context_tokens == window
+    assert bool(said) == (window is not None and window < 16_384)
