@@ -45,7 +45,10 @@ def examine(config: RunConfig) -> Iterator[Finding]:
     yield engine(config)
     yield container(config)
     yield vocabulary(config)
-    yield model(config)
+    if config.wire in {"scripted", "local"} or (config.endpoint is None and config.script is not None):
+        yield model(config)
+    else:
+        yield from endpoint(config)
 
 
 def python() -> Finding:
@@ -123,6 +126,16 @@ def vocabulary(config: RunConfig) -> Finding:
     except AgentError as error:
         return Finding("vocabulary", str(error), FIX_CODE)
     return Finding("vocabulary", f"complete, in {config.cache_dir}")
+
+
+def endpoint(config: RunConfig) -> Iterator[Finding]:
+    """The endpoint that a run would ask, looked at closely. What is only weak still works; what to do is said with it."""
+    from agent.model.probe import probe
+
+    for seen in probe(config):
+        code = ENDPOINT_CODE if seen.good is False and seen.subject in {"endpoint", "wire"} else 0
+        weak = "weak: " if seen.good is False and not code else ""
+        yield Finding(seen.subject, weak + "; ".join(filter(None, [seen.seen, seen.mend])), code)
 
 
 def model(config: RunConfig) -> Finding:

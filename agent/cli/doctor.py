@@ -37,5 +37,5 @@ def doctor(as_json: bool, **flags: object) -> int:
             click.echo(json.dumps(asdict(finding) | {"works": finding.works}))
         else:
             mark = click.style("works", fg="green") if finding.works else click.style("fails", fg="red")
-            click.echo(f"{mark}  {finding.subject:<10}  {clean(finding.detail)}")
+            click.echo(f"{mark}  {finding.subject:<15}  {clean(finding.detail)}")
     return worst

@@ -42,13 +42,8 @@ def open_model(
         return _scripted(config)
     if config.wire == "local" or (config.wire == "auto" and config.endpoint is None and _is_checkpoint(config.model)):
         return _local(config, say)
-    clock = clock or Clock()
-    url = config.endpoint or _look_around(config, ports, clock, say)
-    endpoint = Endpoint(url, config.model or "", config.api_key, config.silence_timeout_s, config.endpoint_timeout_s)
-    client = Client(endpoint, clock)
+    client, offer = find_endpoint(config, say, ports=ports, clock=clock)
     try:
-        offer = _offer(config, client, say)
-        client.endpoint = replace(endpoint, model=offer.model)
         context_tokens = config.context_tokens or loaded_window(client, offer)
         if context_tokens is not None and context_tokens < _SMALL_WINDOW_TOKENS:
             say(f"the model's window is only {context_tokens} tokens: `agent doctor` says how to enlarge it")
@@ -56,6 +51,27 @@ def open_model(
     except BaseException:
         client.close()
         raise
+
+
+def find_endpoint(
+    config: RunConfig,
+    say: Callable[[str], None],
+    *,
+    ports: Mapping[str, int] = LOCAL_PORTS,
+    clock: Clock | None = None,
+) -> tuple[Client, Offer]:
+    """Return a client for the endpoint that ``config`` means, and the model there. Raises as ``open_model`` does."""
+    clock = clock or Clock()
+    url = config.endpoint or _look_around(config, ports, clock, say)
+    endpoint = Endpoint(url, config.model or "", config.api_key, config.silence_timeout_s, config.endpoint_timeout_s)
+    client = Client(endpoint, clock)
+    try:
+        offer = _offer(config, client, say)
+    except BaseException:
+        client.close()
+        raise
+    client.endpoint = replace(endpoint, model=offer.model)
+    return client, offer
 
 
 def _scripted(config: RunConfig) -> Model:

@@ -114,4 +114,4 @@ def test_the_command_tells_all_and_exits_with_the_first_fault(
         cli, ["doctor", "--endpoint", "http://127.0.0.1:9/v1", "--wire", "chat"], standalone_mode=False
     )
     assert bad.return_value == 3
-    assert "fails  model" in bad.stdout
+    assert "fails  endpoint" in bad.stdout
