@@ -17,6 +17,7 @@ from runtime.engine import Engine, EngineOptions, make_caches, open_engine
 from runtime.errors import RequestRefused, RuntimeFault
 from runtime.kernels.base import StepInputs
 from runtime.kernels.open import open_kernels
+from runtime.local import find_checkpoint
 from runtime.model.checkpoint import load_weights, open_checkpoint
 from runtime.model.config import ModelConfig, gpt_oss_20b, gpt_oss_120b
 from runtime.model.memory import weights_bytes
@@ -63,15 +64,6 @@ class Load:
     repeats: int
 
 
-def locate(name: str) -> Path:
-    """Return the folder of a checkpoint, given by its path or as the name of a model that was pulled."""
-    if Path(name).is_dir():
-        return Path(name)
-    from runtime.model.hub import locate as locate_pulled  # the hub's client takes half a second to load
-
-    return locate_pulled(name)
-
-
 def open_model(place: Place, directory: Path, positions: int | None = None) -> Transformer:
     """Load a checkpoint, its progress on stderr where that is a terminal. Raises RuntimeFault."""
     checkpoint = open_checkpoint(directory)
@@ -101,7 +93,7 @@ def read_ids(path: Path, vocabulary: int) -> list[int]:
 
 def logits(place: Place, checkpoint: str, ids_path: Path, out: Path, chunk_tokens: int) -> None:
     """Write the fp32 logits [tokens, vocabulary] of a prompt as a .npy file, a chunk of rows at a time."""
-    directory = locate(checkpoint)
+    directory = find_checkpoint(checkpoint)
     config = open_checkpoint(directory).config
     ids = read_ids(ids_path, config.vocabulary)
     model = open_model(place, directory, positions=_window(config, len(ids)))
@@ -152,7 +144,7 @@ def generate(
     seed: int | None,
 ) -> None:
     """Continue a prompt and print one id a line as it is sampled; how it ended and how fast it was go to stderr."""
-    directory = locate(checkpoint)
+    directory = find_checkpoint(checkpoint)
     config = open_checkpoint(directory).config
     prompt = tuple(read_ids(ids_path, config.vocabulary))
     window = _window(config, len(prompt) + max_tokens)
@@ -203,7 +195,7 @@ def bench(place: Place, name: str, load: Load) -> None:
 def _bench_model(place: Place, name: str, positions: int) -> Transformer:
     sizes = {"20b": gpt_oss_20b, "120b": gpt_oss_120b, "tiny": tiny_config}
     if name not in sizes:
-        return open_model(place, locate(name), positions)
+        return open_model(place, find_checkpoint(name), positions)
     config = sizes[name]()
     _window(config, positions)
     kernels = open_kernels(place.kernels, place.device)

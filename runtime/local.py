@@ -15,8 +15,20 @@ from runtime.scheduler import Limits
 from runtime.worker import Worker
 
 
+def find_checkpoint(name: str) -> Path:
+    """Return the folder of a checkpoint: its path, or the name of a model that `agent models pull` fetched.
+
+    Raises CheckpointError when it is neither.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    from runtime.model.hub import locate  # the hub's client takes half a second to load
+
+    return locate(name)
+
+
 def open_worker(
-    directory: Path,
+    name: str,
     *,
     device: str | None = None,
     cache_bytes: int | None = None,
@@ -25,13 +37,14 @@ def open_worker(
 ) -> tuple[Worker, int]:
     """Load a checkpoint and start an engine over it; return its thread and the window in tokens.
 
+    ``name`` is its folder, or the name of a model that was pulled.
     ``device`` None is the first CUDA device, else the CPU. A GPU computes in bf16, the CPU in fp32. The window is the
     model's, or what the cache holds where that is less. ``progress`` is told (bytes loaded, bytes in all).
     Raises CheckpointError, DoesNotFit or another RuntimeFault.
     """
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = torch.float32 if where.type == "cpu" else torch.bfloat16
-    checkpoint = open_checkpoint(directory)
+    checkpoint = open_checkpoint(find_checkpoint(name))
     weights = load_weights(checkpoint, where, dtype, progress)
     window = min(checkpoint.config.context_tokens, context_tokens or checkpoint.config.context_tokens)
     model = build_transformer(checkpoint.config, weights, open_kernels("auto", where), window)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +32,8 @@ def models() -> None:
 @click.option("--endpoint", metavar="URL", help="A mirror of the hub.")
 def pull(repository: str, revision: str | None, cache: Path | None, endpoint: str | None) -> None:
     """Fetch a checkpoint (openai/gpt-oss-20b) and verify it. What is there already is not fetched again."""
-    path, verified = _hub().pull(repository, revision, cache, endpoint)
+    with _hashing() as progress:
+        path, verified = _hub().pull(repository, revision, cache, endpoint, progress)
     click.echo(f"{verified.hashed_files} files, {verified.read_bytes / GIB:.1f} GiB, every hash right", err=True)
     click.echo(path)
 
@@ -54,9 +58,22 @@ def verify(model: str, cache: Path | None) -> None:
     """Hash the files of a model (a folder or a fetched name) and account for every tensor. Asks no network."""
     hub = _hub()
     path = hub.locate(model, cache)
-    verified = hub.verify(path)
+    with _hashing() as progress:
+        verified = hub.verify(path, progress)
     unknown = f", {verified.unknown_files} without a known hash" if verified.unknown_files else ""
     click.echo(f"{path}: every tensor is there; {verified.hashed_files} files have the right hash{unknown}")
+
+
+@contextmanager
+def _hashing() -> Iterator[Callable[[str, int], None] | None]:
+    """Say on a terminal which file is being hashed; elsewhere say nothing."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    try:
+        yield lambda name, done: click.echo(f"\r\x1b[Khashing {name}: {done / GIB:.1f} GiB", nl=False, err=True)
+    finally:
+        click.echo(err=True)
 
 
 def _hub() -> ModuleType:

@@ -81,7 +81,7 @@ class LocalSource:
 
 
 def open_local(directory: Path, options: LocalOptions, progress: Progress | None = None) -> LocalSource:
-    """Load a checkpoint and start an engine over it.
+    """Load a checkpoint (a folder, or the name of one that was pulled) and start an engine over it.
 
     Raises ModelUnfit when the checkpoint is unusable, the device has no room for it, or the runtime is not installed;
     the message says what to do.
@@ -99,7 +99,7 @@ def open_local(directory: Path, options: LocalOptions, progress: Progress | None
         ) from missing
     try:
         worker, context_tokens = open_worker(
-            directory,
+            str(directory),
             device=options.device,
             cache_bytes=options.cache_bytes,
             context_tokens=options.context_tokens,

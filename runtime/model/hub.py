@@ -24,7 +24,7 @@ from runtime.model.checkpoint import open_checkpoint
 from runtime.model.config import read_config
 
 # The repositories also hold the original layout and one for Metal: the same weights again.
-FILES = ["*.json", "*.safetensors", "*.jinja", "LICENSE*", "USAGE_POLICY*"]
+FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "LICENSE*", "USAGE_POLICY*"]
 NOT_FILES = ["original/*", "metal/*"]
 READ_BYTES = 8 << 20
 GIB = 1 << 30
@@ -61,11 +61,16 @@ class _Silent(tqdm):
 
 
 def pull(
-    repository: str, revision: str | None = None, cache: Path | None = None, endpoint: str | None = None
+    repository: str,
+    revision: str | None = None,
+    cache: Path | None = None,
+    endpoint: str | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Path, Verified]:
     """Fetch a checkpoint and verify it; return its folder. What is already there is not fetched again.
 
-    ``cache`` None is the hub's common cache. Raises CheckpointError when it cannot be fetched or arrived damaged (the
+    ``cache`` None is the hub's common cache. The client shows the fetching itself, on a terminal; ``progress`` is told of
+    the hashing. Raises CheckpointError when it cannot be fetched or arrived damaged (the
     damaged files are removed, so that pulling again fetches them again), and DoesNotFit when the disk is too full.
     """
     with _asking(repository):
@@ -91,7 +96,7 @@ def pull(
             allow_patterns=FILES,
             ignore_patterns=NOT_FILES,
         )
-    damaged, verified = _hash_files(Path(path), None)
+    damaged, verified = _hash_files(Path(path), progress)
     for file in damaged:
         file.resolve().unlink()
         file.unlink()

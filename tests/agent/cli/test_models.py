@@ -45,6 +45,16 @@ def test_a_model_is_pulled_listed_and_verified(
     assert "does not have its hash" in capsys.readouterr().err
 
 
+def test_a_terminal_is_told_what_is_being_hashed(
+    server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["models", "pull", REPOSITORY, "--cache", str(tmp_path), "--endpoint", server.endpoint]) == 0
+    assert "hashing" not in capsys.readouterr().err
+    monkeypatch.setattr("agent.cli.models.sys.stderr.isatty", lambda: True, raising=False)
+    assert run(["models", "verify", REPOSITORY, "--cache", str(tmp_path)]) == 0
+    assert "hashing model.safetensors: 0.0 GiB\n" in capsys.readouterr().err
+
+
 def test_a_broken_model_is_listed_with_what_is_wrong(
     server: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
