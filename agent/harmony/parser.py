@@ -230,7 +230,7 @@ class Parser:
                 self._end_nothing(token)
         elif not self._segments_hold_text() or not self._messages:
             self._end_nothing(token)
-        elif token == RETURN and self._messages[-1].channel is Channel.ANALYSIS:
+        elif token == RETURN and _is_thought(self._messages[-1]):
             text = "".join(segment.text for segment in segments)
             self._whole(Header(channel=Channel.FINAL, body=text, kinds=(Kind.MISSING_MESSAGE,)), token)
         else:
@@ -331,6 +331,10 @@ class Parser:
 
     def _repair(self, kind: Kind, detail: str = "") -> None:
         self._repairs.append(repaired(kind, detail))
+
+
+def _is_thought(message: Message) -> bool:
+    return message.channel is Channel.ANALYSIS and message.recipient is None
 
 
 def _settle(header: Header, text: str, token: int | None) -> tuple[Header, tuple[Kind, ...], str]:

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from agent.conversation import Channel
 from agent.harmony.codec import Codec
 from agent.harmony.parser import Parsed, Parser
-from agent.harmony.tokens import CALL, CHANNEL, CONSTRAIN, END, ENDOFTEXT, MESSAGE, OPENING, RETURN, START
+from agent.harmony.tokens import CHANNEL, END, MESSAGE, OPENING, RETURN, START
 from tests.agent.harmony import oracle
+from tests.agent.harmony.garbage import as_ids, garbage
 from tests.agent.harmony.streams import RECIPIENTS, STREAMS
 
 ANALYSIS, COMMENTARY, FINAL = Channel.ANALYSIS, Channel.COMMENTARY, Channel.FINAL
@@ -225,34 +226,6 @@ def test_a_cut_stream_keeps_what_was_whole_and_says_what_was_begun(codec) -> Non
     assert parsed.partial.tokens == parsed.open
     kept = [token for message in parsed.messages for token in message.tokens]
     assert [*kept, *parsed.open] == [*OPENING, *ids]
-
-
-CONTROLS = (START, END, MESSAGE, CHANNEL, CONSTRAIN, CALL, RETURN, ENDOFTEXT)
-PIECES = (
-    "assistant",
-    "analysis",
-    "commentary",
-    "final",
-    " to=",
-    "container.exec",
-    "python",
-    "json",
-    "code",
-    "user",
-    BODY,
-)
-PLAIN = st.integers(min_value=-1, max_value=201_100)
-
-
-@st.composite
-def garbage(draw: st.DrawFn) -> list[int | str]:
-    """Ids with the frame's own tokens and words far more often than chance would have them."""
-    token = st.one_of(st.sampled_from(CONTROLS), st.sampled_from(PIECES), PLAIN)
-    return draw(st.lists(token, max_size=40))
-
-
-def as_ids(codec: Codec, mixed: list[int | str]) -> list[int]:
-    return [t for item in mixed for t in (codec.encode(item) if isinstance(item, str) else [item])]
 
 
 @given(mixed=garbage(), stopped=st.booleans(), sizes=st.lists(st.integers(1, 5), min_size=1, max_size=5))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agent.conversation import Channel, Conversation, Message
 from agent.errors import ContextOverflow, EndpointUnreachable
@@ -16,6 +18,7 @@ from agent.model.base import Chunk, ModelEvent, SamplingParams
 from agent.model.raw import RawModel
 from agent.model.scripted_tokens import ScriptedTokens
 from tests.agent.harmony.cases import TRAINED, user
+from tests.agent.harmony.garbage import as_ids, garbage
 from tests.agent.harmony.streams import STREAMS
 
 TASK = Conversation("Fix it.", TRAINED, (user("It breaks."),))
@@ -292,3 +295,28 @@ def test_the_return_of_an_answer_becomes_an_end(codec) -> None:
     (answer,) = messages(ask(Server(codec, FINAL)))
     assert answer.tokens[-1] == RETURN
     assert RETURN not in codec.prompt(TASK.add(answer))
+
+
+@given(
+    answers=st.lists(garbage(), min_size=1, max_size=6),
+    finishes=st.lists(st.sampled_from(["stop", "length"]), min_size=1),
+)
+def test_whatever_a_server_sends_the_answer_ends(encoding, answers, finishes: list[str]) -> None:
+    """Nothing raises, the ladder has an end, half a call is no call, and the next prompt begins as this one did."""
+    codec = Codec(encoding)
+    server = Server(
+        codec,
+        *([Chunk(tuple(as_ids(codec, answer)), finishes[n % len(finishes)])] for n, answer in enumerate(answers)),
+    )
+    events = ask(server, SamplingParams(max_tokens=10_000))
+    assert len(server.prompts) <= 10
+    given_messages = messages(events)
+    assert all(not message.is_call and not message.is_final for message in given_messages[:-1])
+    assert all(message.tokens for message in given_messages)
+    assert (sampled(events).finish == "call") == (given_messages != [] and given_messages[-1].is_call)
+    begun = server.prompts[0][: -len(OPENING)]
+    after = codec.prompt(TASK.add(*given_messages))
+    if not any(message.is_final for message in given_messages):
+        assert after[: len(begun)] == begun
+    assert after[-len(OPENING) :] == list(OPENING)
+    assert RETURN not in after or any(RETURN in message.tokens[:-1] for message in given_messages)
