@@ -24,7 +24,9 @@ MARKER_FILES = (
 )  # fmt: skip
 OUTPUT_BYTES = 20_000
 REPORT_BYTES = 32 << 20
-REPORT = "/tmp/.agent-check-{number}.xml"  # noqa: S108 - inside the sandbox, where /tmp is the run's own
+# The report lies in the sandbox's own home, outside the workspace: in a container that is a folder below /tmp.
+REPORT = '"${{HOME:-/tmp}}/.agent-check-{number}.xml"'
+ADDOPTS = "-o junit_logging=no -o junit_family=xunit1 -p no:cacheprovider"
 CANNOT_RUN = (126, 127)
 NO_TESTS = 5
 SHOWN_TESTS = 10
@@ -85,17 +87,16 @@ def run_checks(commands: Sequence[str], sandbox: Sandbox, timeout_s: float) -> t
 
 def _run(command: str, number: int, sandbox: Sandbox, timeout_s: float) -> CheckResult:
     report = REPORT.format(number=number)
-    env = {
-        "PYTEST_ADDOPTS": f"--junitxml={report} -o junit_logging=no -o junit_family=xunit1 -p no:cacheprovider",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "CI": "1",
-    }
-    script = f'rm -f {report}; exec sh -c "$1"'
+    script = (
+        f'report={report}; rm -f "$report"; mkdir -p "${{report%/*}}"; '
+        f'export PYTEST_ADDOPTS="\'--junitxml=$report\' {ADDOPTS}"; exec sh -c "$1"'
+    )
+    env = {"PYTHONDONTWRITEBYTECODE": "1", "CI": "1"}
     result = sandbox.exec(("sh", "-c", script, "check", command), timeout_s, env=env, max_output_bytes=OUTPUT_BYTES)
     text = result.output.decode("utf-8", "replace")
     tests: Mapping[str, str] = {}
     if "pytest" in command or "passed" in text or "failed" in text:
-        got = sandbox.exec(("cat", report), 30.0, max_output_bytes=REPORT_BYTES)
+        got = sandbox.exec(("sh", "-c", f"cat {report}"), 30.0, max_output_bytes=REPORT_BYTES)
         if got.exit_code == 0 and not got.truncated_bytes:
             tests = parse_junit(got.output)
     return CheckResult(command, result.exit_code, result.duration_s, text, tests)

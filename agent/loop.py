@@ -37,6 +37,7 @@ from agent.model.base import Model, SamplingParams
 from agent.position import (
     GO_ON,
     MAKE_THE_CALL,
+    NOT_ALLOWED,
     NOTHING_CHANGED,
     REPEATS_AT_MOST,
     REPEATS_SAID,
@@ -142,7 +143,9 @@ def _conclude(state: State, world: World, last_chance: bool) -> Iterator[Event]:
         yield from _tell(MAKE_THE_CALL, "edit_in_final")
     elif outcome is Outcome.NO_CHANGE and not last_chance and not state.repairs.get("no_change"):
         yield from _tell(NOTHING_CHANGED, "no_change")
-    elif outcome is not Outcome.NO_CHANGE and state.checks_after is None:
+    elif outcome is Outcome.REFUSED and not last_chance and not state.repairs.get("refused"):
+        yield from _tell(NOT_ALLOWED + reason, "refused")
+    elif outcome not in {Outcome.NO_CHANGE, Outcome.REFUSED} and state.checks_after is None:
         yield Checked("after", world.check("after"))
     elif outcome is Outcome.CHECKS_FAILED and not last_chance and state.repairs.get("checks_failed", 0) < CHECK_CHANCES:
         yield from _tell(feedback(reason, state.checks_after or ()), "checks_failed")

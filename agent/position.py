@@ -22,6 +22,9 @@ NOTHING_CHANGED = (
     f"{HARNESS}You ended, but no file in the workspace has changed. If the task needs a change, make it now with the "
     "tools. If it truly needs none, give the final message again and say why."
 )
+NOT_ALLOWED = (
+    f"{HARNESS}You ended, but your change may not leave the sandbox. Undo what the rule forbids, then end again: "
+)
 REPEATED = f"\n{HARNESS}You have made this same call "
 
 STALLS_AT_MOST = 4

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from agent.check import MARKER_FILES, find_checks, run_checks
+from agent.check import MARKER_FILES, find_checks, run_checks, touched_tests
 from agent.config import RunConfig, public, restore
 from agent.conversation import Conversation, Message, Role
 from agent.errors import AgentError, LogError, ModelError, PolicyRefused, UsageError
@@ -227,12 +227,14 @@ class _Session:
 
     def _end(self, error: BaseException, shop: Workshop) -> None:
         """Write down what ended the run, and save the work first, as far as the sandbox still gives it."""
-        with contextlib.suppress(SandboxError, DiffRefused, OSError):
-            if shop.sandbox.done() and shop.sandbox.exception() is None and self._state.calls:
+        paths: tuple[str, ...] = ()
+        with contextlib.suppress(SandboxError, DiffRefused, WorktreeError, OSError):
+            if shop.sandbox.done() and shop.sandbox.exception() is None and self._state.mode == "fix":
                 shop.save()
+                paths = shop.salvage().paths
         outcome = next((end for kind, end in ENDS.items() if isinstance(error, kind)), Outcome.INTERNAL)
         said = "interrupted by the person" if isinstance(error, KeyboardInterrupt) else str(error) or repr(error)
-        self.keep(RunEnded(outcome, said, last_words(self._state)))
+        self.keep(RunEnded(outcome, said, last_words(self._state), paths, touched_tests(paths)))
 
 
 def _started(config: RunConfig, run: str, task: str, mode: str, snapshot: Snapshot) -> RunStarted:

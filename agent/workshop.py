@@ -19,6 +19,7 @@ from agent.tools.base import Tool
 from agent.tools.names import Unknown, resolve
 from agent.world import Action
 from sandbox.base import Sandbox
+from sandbox.errors import DiffRefused
 from sandbox.snapshot import Snapshot
 from sandbox.worktree import Applied, Worktree, branch_name
 
@@ -80,12 +81,20 @@ class Workshop:
 
     def verdict(self, state: State) -> tuple[Outcome, str]:
         """Say how the work stands; see World."""
-        return verdict(state.checks_before or (), state.checks_after, self.work()[1].paths)
+        try:
+            paths = self.work()[1].paths
+        except DiffRefused as error:
+            return Outcome.REFUSED, str(error)
+        return verdict(state.checks_before or (), state.checks_after, paths)
 
     def digests(self) -> dict[str, str]:
         """Return the changed files with a hash each; see World."""
-        found = {}
-        for path in self.work()[1].paths[:HASHED_FILES]:
+        found: dict[str, str] = {}
+        try:
+            paths = self.work()[1].paths[:HASHED_FILES]
+        except DiffRefused:  # said when the run is to end; until then the model may still undo it
+            return found
+        for path in paths:
             try:
                 found[path] = "sha256 " + hashlib.sha256(self.sandbox.result().read(path)).hexdigest()[:12]
             except OSError:
@@ -95,17 +104,24 @@ class Workshop:
     def finish(self, state: State, outcome: Outcome, reason: str) -> RunEnded:
         """Take the result out of the sandbox: the patch into the run's folder, and the branch if one is wanted; see World."""
         claimed = last_words(state)
-        if state.mode == "ask":
+        if state.mode == "ask" or outcome is Outcome.REFUSED:
             return RunEnded(outcome, reason, claimed)
-        diff, applied = self.work()
+        applied = self.salvage()
         branch = commit = None
+        if applied.changes and self.config.deliver == "branch":
+            branch = (self.config.branch or branch_name(state.task, state.run)) + self.branch_suffix
+            commit = Worktree(self.snapshot).keep(applied, branch, commit_message(state.task, claimed, reason))
+        return RunEnded(outcome, reason, claimed, applied.paths, touched_tests(applied.paths), branch, commit)
+
+    def salvage(self) -> Applied:
+        """Write the change into the run's folder, for `agent diff`, `agent apply` and resume. Raises DiffRefused."""
+        diff, applied = self.work()
         write_whole(self.folder / SNAPSHOT_NAME, diff)
         if diff:
             write_whole(self.folder / PATCH_NAME, diff)
-            if self.config.deliver == "branch":
-                branch = (self.config.branch or branch_name(state.task, state.run)) + self.branch_suffix
-                commit = Worktree(self.snapshot).keep(applied, branch, commit_message(state.task, claimed, reason))
-        return RunEnded(outcome, reason, claimed, applied.paths, touched_tests(applied.paths), branch, commit)
+        else:
+            (self.folder / PATCH_NAME).unlink(missing_ok=True)
+        return applied
 
     def now_s(self) -> float:
         """Return a time that only goes forward; see World."""

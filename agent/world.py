@@ -48,8 +48,10 @@ class World(Protocol):
         ...
 
     def verdict(self, state: State) -> tuple[Outcome, str]:
-        """Say how the work stands by what was observed: the outcome and its reason. Without Checked{after}: whether
-        anything changed (NO_CHANGE) or not yet checked (UNVERIFIED)."""
+        """Say how the work stands by what was observed: the outcome and its reason.
+
+        NO_CHANGE and REFUSED need no Checked{after}; without it, all else is UNVERIFIED.
+        """
         ...
 
     def digests(self) -> dict[str, str]:

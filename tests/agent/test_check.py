@@ -284,7 +284,7 @@ def test_a_check_that_is_not_pytest_costs_one_command() -> None:
     sandbox = Recording([ExecResult(1, b"\xff no", 0.5)])
     assert run_checks(["make lint"], sandbox, 9.0) == (CheckResult("make lint", 1, 0.5, "\ufffd no"),)
     assert sandbox.asked[0][0][-1] == "make lint"
-    assert "PYTEST_ADDOPTS" in sandbox.asked[0][1]
+    assert "PYTEST_ADDOPTS" in sandbox.asked[0][0][2]
 
 
 def test_out_of_time_is_no_exit_code() -> None:
@@ -307,20 +307,31 @@ def here(tmp_path: Path) -> Recording:
         def exec(self, argv, timeout_s, stdin=b"", cwd=None, env=None, max_output_bytes=1 << 20):  # type: ignore[no-untyped-def]
             path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
             done = subprocess.run(
-                argv, cwd=tmp_path, env={"PATH": path, **(env or {})}, capture_output=True, timeout=60, check=False
+                argv,
+                cwd=tmp_path,
+                env={"PATH": path, "HOME": str(tmp_path / "its home"), **(env or {})},
+                capture_output=True,
+                timeout=60,
+                check=False,
             )
             return ExecResult(done.returncode, done.stdout + done.stderr, 0.1)
 
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "pytest.ini").write_text("[pytest]\n")  # where test ids begin
     return Here([])
 
 
 def test_real_pytest_is_compared_test_by_test_and_leaves_nothing_behind(here: Recording, tmp_path: Path) -> None:
-    (tmp_path / "test_a.py").write_text("class TestA:\n    def test_x(self): assert 1 == 2\ndef test_y(): pass\n")
+    (tmp_path / "work" / "test_a.py").write_text(
+        "class TestA:\n    def test_x(self): assert 1 == 2\ndef test_y(): pass\n"
+    )
     before = run_checks([PYTEST], here, 60.0)
     assert before[0].exit_code == 1
     assert before[0].tests == {"test_a.py::TestA::test_x": "failed", "test_a.py::test_y": "passed"}
-    assert [path.name for path in tmp_path.iterdir()] == ["test_a.py"]
-    (tmp_path / "test_a.py").write_text("class TestA:\n    def test_x(self): assert 1 == 1\ndef test_y(): pass\n")
+    assert {path.name for path in (tmp_path / "work").iterdir()} == {"test_a.py", "pytest.ini"}
+    (tmp_path / "work" / "test_a.py").write_text(
+        "class TestA:\n    def test_x(self): assert 1 == 1\ndef test_y(): pass\n"
+    )
     after = run_checks([PYTEST], here, 60.0)
     assert verdict(before, after, ["a.py"]) == (
         Outcome.PASSED,
@@ -329,6 +340,6 @@ def test_real_pytest_is_compared_test_by_test_and_leaves_nothing_behind(here: Re
 
 
 def test_a_report_of_the_run_before_is_not_taken_for_this_ones(here: Recording, tmp_path: Path) -> None:
-    (tmp_path / "test_a.py").write_text("def test_y(): pass\n")
+    (tmp_path / "work" / "test_a.py").write_text("def test_y(): pass\n")
     assert run_checks([PYTEST], here, 60.0)[0].tests
     assert run_checks(["echo 'pytest did not run'; exit 3"], here, 60.0)[0].tests == {}

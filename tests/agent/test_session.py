@@ -212,6 +212,26 @@ def test_delivering_a_patch_makes_no_branch(repository: Path, configure: Configu
     assert (repository / "calc.py").read_text() == BUGGY.replace("+ 2", "* 2")
 
 
+LINK = shell("ln -s /etc/passwd leak")
+
+
+def test_what_may_not_leave_is_told_and_can_be_undone(repository: Path, configure: Configure) -> None:
+    config = configure([LOOK, patch(PATCH), LINK, DONE, shell("rm leak"), DONE])
+    ended = fix(config, "mend it", repository, "fix", lambda _: None)
+    assert (ended.outcome, ended.changed_paths) == (Outcome.PASSED, ("calc.py",))
+    told = [e.message.text for e in events_of(config) if isinstance(e, MessageAdded)]
+    assert any("'leak': a link may not point outside the repository" in text for text in told)
+
+
+def test_what_may_not_leave_stays_inside(repository: Path, configure: Configure) -> None:
+    config = configure([LOOK, patch(PATCH), LINK, DONE, DONE])
+    ended = fix(config, "mend it", repository, "fix", lambda _: None)
+    assert (ended.outcome, ended.branch) == (Outcome.REFUSED, None)
+    assert "may not point outside" in ended.reason
+    assert not (folder_of(config) / PATCH_NAME).exists()
+    assert git(repository, "branch", "--format=%(refname:short)").split() == ["main"]
+
+
 def test_a_limit_hands_back_what_there_is(repository: Path, configure: Configure) -> None:
     ended = fix(configure(MEND, max_turns=2), "mend it", repository, "fix", lambda _: None)
     assert (ended.outcome, ended.changed_paths) == (Outcome.LIMIT, ("calc.py",))
@@ -294,6 +314,7 @@ def test_after_an_interrupt_the_work_is_restored_from_the_saved_copy(repository:
     config = configure(MEND)
     fix(config, "mend it", repository, "fix", stop_at(ToolFinished, 2))
     assert b"return n * 2" in (folder_of(config) / SNAPSHOT_NAME).read_bytes()
+    assert b"return n * 2" in (folder_of(config) / PATCH_NAME).read_bytes(), "agent diff works on it"
     ended = resume(folder_of(config), lambda _: None)
     assert (ended.outcome, ended.changed_paths) == (Outcome.PASSED, ("calc.py",))
     told = [e.message.text for e in events_of(config) if isinstance(e, MessageAdded)]
