@@ -49,7 +49,7 @@ class Workshop:
 
     def resolve(self, call: Message) -> Action:
         """Return what a call means; see World."""
-        meant = resolve(call.recipient or "", call.text, self.tools)
+        meant = resolve(call.recipient or "", call.text, self.tools, self.config.tools)
         if isinstance(meant, Unknown):
             said = meant.answer
             return Action("unknown", lambda: ToolResult(said, ok=False))

@@ -57,11 +57,13 @@ _SEARCH = (
 [ -e "$2" ] || missing "$2"
 path=$2 most=$3 wide=$5
 look() {  # -E or -F, expression
-  if [ "${path#/}" = "$path" ] && git rev-parse --is-inside-work-tree >/dev/null 2>&1; then
+  code=2
+  if [ "${path#/}" = "$path" ]; then
     git -c core.quotePath=false grep -nI --untracked "$1" -e "$2" -- "$path" 2>/dev/null
-  else
-    grep -rnIH --exclude-dir=.git "$1" -e "$2" -- "$path" 2>/dev/null
+    code=$?
   fi
+  # More than 1: this is no repository, or the expression is wrong, which grep finds as well.
+  [ "$code" -le 1 ] || grep -rnIH --exclude-dir=.git "$1" -e "$2" -- "$path" 2>/dev/null
 }
 show() {
   LC_ALL=C awk -v most="$most" -v wide="$wide" 'NR <= most { print substr($0, 1, wide) } END { printf "%d", NR }'

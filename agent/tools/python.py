@@ -63,7 +63,7 @@ class Python:
         if self.stateful:
             # The folder's name comes from the workspace, so a resumed run finds its interpreter again.
             key = hashlib.sha256(sandbox.workspace.encode()).hexdigest()[:16]
-            argv = ["python3", "-S", "-c", BOOT, key, str(self.timeout_s), driver()]
+            argv = ["python3", "-S", "-E", "-c", BOOT, key, str(self.timeout_s), driver()]
             result = sandbox.exec(argv, self.timeout_s + _GRACE_S, source, max_output_bytes=self.max_output_bytes)
         else:
             result = sandbox.exec(["python3", "-"], self.timeout_s, source, max_output_bytes=self.max_output_bytes)
