@@ -321,7 +321,16 @@ def _pack(snapshot: Snapshot, folder: Path, tags: list[tuple[str, str]]) -> tupl
         cut = {line[0] for line in lines if not taken.issuperset(line[1:])}
         shallow, tags, wanted = sorted(cut | (taken & set(shallow))), [], [snapshot.commit]
     asked = "".join(f"--shallow {oid}\n" for oid in shallow) + "".join(f"{oid}\n" for oid in wanted)
-    arguments = ["pack-objects", "--revs", "--delta-base-offset", "--threads=2", "-q", str(folder / "pack")]
+    # Deltas that are there are kept, new ones not sought: the pack goes over a socket once, and time is what it may not cost.
+    arguments = [
+        "pack-objects",
+        "--revs",
+        "--delta-base-offset",
+        "--window=0",
+        "--compression=1",
+        "-q",
+        str(folder / "pack"),
+    ]
     plumbing.bare(snapshot.git_dir, arguments, stdin=asked.encode())
     return shallow, tags
 
