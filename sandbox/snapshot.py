@@ -261,7 +261,7 @@ def _uncommitted(top: Path, git_dir: Path, common: Path, index: Path, head_tree:
         shutil.copyfile(index, copy)
     try:
         own = [f":(exclude,top,literal){name}" for name in environments(top)]
-        plumbing.run(["add", "-A", "--", ":/", *own], top, env)
+        plumbing.run(["-c", "core.looseCompression=0", "add", "-A", "--", ":/", *own], top, env)
         staged = plumbing.run(["ls-files", "-s", "-z"], top, env).split(b"\0")
         links = {line.split(b"\t", 1)[1] for line in staged if line.startswith(b"160000 ")}
         if links:  # a repository inside the checkout that is no submodule is no part of this one
