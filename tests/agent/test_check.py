@@ -308,7 +308,7 @@ def here(tmp_path: Path) -> Recording:
             path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
             done = subprocess.run(
                 argv,
-                cwd=tmp_path,
+                cwd=tmp_path / "work",
                 env={"PATH": path, "HOME": str(tmp_path / "its home"), **(env or {})},
                 capture_output=True,
                 timeout=60,

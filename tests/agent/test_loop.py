@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from itertools import count, islice
+from dataclasses import replace
+from itertools import count, islice, pairwise
 from pathlib import Path
 
 import pytest
@@ -33,8 +35,8 @@ from agent.log import Log, read
 from agent.loop import EFFECT_UNKNOWN, OUT_OF_TIME, run
 from agent.model.base import Model, SamplingParams
 from agent.model.scripted import ScriptedModel
-from agent.position import GO_ON, MAKE_THE_CALL, NOTHING_CHANGED, REPEATS_AT_MOST, STALLS_AT_MOST
-from agent.world import Limits
+from agent.position import GO_ON, MAKE_THE_CALL, NOT_ALLOWED, NOTHING_CHANGED, REPEATS_AT_MOST, STALLS_AT_MOST
+from agent.world import Action, Limits
 from tests.fakes import FakeWorld, FaultyModel, analysis, call, final, started
 
 PASSING = CheckResult("pytest", 0, 0.1, "1 passed")
@@ -366,3 +368,46 @@ def test_the_checks_before_come_before_the_first_call_of_a_run() -> None:
     events, _ = play(ScriptedModel(FIX), FakeWorld(TOOLS, CHECKS))
     order = [e.when if isinstance(e, Checked) else "call" for e in events if isinstance(e, Checked | ToolStarted)]
     assert order == ["before", "call", "call", "after"]
+
+
+def test_what_may_not_leave_is_told_once() -> None:
+    class Strict(FakeWorld):
+        def verdict(self, state: State) -> tuple[Outcome, str]:
+            return Outcome.REFUSED, "'x': no links"
+
+    events, ended = play(ScriptedModel([*FIX, [final("still there")]]), Strict(TOOLS, CHECKS))
+    assert (ended.outcome, ended.reason) == (Outcome.REFUSED, "'x': no links")
+    assert told(events) == [NOT_ALLOWED + "'x': no links"]
+
+
+def test_what_had_to_be_mended_to_understand_a_call_is_an_event() -> None:
+    class Mending(FakeWorld):
+        def resolve(self, call: Message) -> Action:
+            return replace(super().resolve(call), repairs=("json", "name"))
+
+    events, _ = play(ScriptedModel(FIX), Mending(TOOLS, CHECKS))
+    at = next(number for number, event in enumerate(events) if isinstance(event, ToolStarted))
+    assert [event.kind for event in events[at - 2 : at] if isinstance(event, Repaired)] == ["json", "name"]
+
+
+def test_a_late_turn_costs_the_loop_what_an_early_one_does() -> None:
+    """Counted in calls of Python functions, which no neighbour on the machine can slow down."""
+    turns = [[Sampled(9, 9, "call"), MessageAdded(call("look", n=n))] for n in range(300)]
+    events = run(fold([started()]), FaultyModel(turns), SamplingParams(), FakeWorld(TOOLS), Limits(turns=300))
+    calls, marks = 0, []
+
+    def count_calls(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    before = sys.getprofile()
+    sys.setprofile(count_calls)
+    try:
+        for event in islice(events, 1400):
+            if isinstance(event, ToolStarted):
+                marks.append(calls)
+    finally:
+        sys.setprofile(before)
+    costs = [after - before for before, after in pairwise(marks)]
+    # From the turn on at which the loop detector's window (24 calls) is full.
+    assert max(costs[30:]) <= 1.05 * max(costs[25:30]), costs
