@@ -21,14 +21,11 @@ from agent.harmony.tokens import (
     OPENING,
     RETURN,
     START,
-    is_text,
 )
 
 WORDS = (" code", " now", "user", " commentary", "assistant", "??", " <", "json", " to", "functions", "\n", ".")
 CONTROLS = (START, END, MESSAGE, CHANNEL, CONSTRAIN, CALL, RETURN, 199_999, 200_013, 201_087)
 HEADER_WORDS = (" please", " code_interpreter", " ??", " Action", " (tool)", " json_schema")
-
-Shape = tuple[str, str | None, str | None]  # channel, recipient, text
 
 
 @dataclass(frozen=True)
@@ -80,19 +77,6 @@ def faults(codec: Codec, origin: Stream, seed: int) -> Iterator[Fault]:
         if not inside and ids[at] not in ENDS and ids[at] != START:
             word = codec.encode(chance.choice(HEADER_WORDS))
             yield Fault("header word", (*ids[:at], *word, *ids[at:]), False, at)
-
-
-def texts(codec: Codec, ids: Sequence[int]) -> str:
-    """All that is text in a stream, frame left out: whatever stands between a message marker and an end."""
-    kept, inside = [], False
-    for token in ids:
-        if token in ENDS or token == START:
-            inside = False
-        elif token == MESSAGE:
-            inside = True
-        elif inside and is_text(token):
-            kept.append(token)
-    return b"".join(map(codec.token_bytes, kept)).decode("utf-8", "replace")
 
 
 def continuation(origin: Stream, prompt: Sequence[int]) -> tuple[int, ...]:
