@@ -24,6 +24,7 @@ Item = TypeVar("Item")
 _CONNECT_TIMEOUT_S = 10.0
 _LEAST_CONNECT_S = 1.0
 _WRITE_TIMEOUT_S = 60.0
+_KEEPALIVE_S = 2.0  # uvicorn hangs up after 5 s of rest: a request must not meet it doing so
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 8.0
 _PROMPT_RETRIES = 4
@@ -140,6 +141,7 @@ class Client:
                 connect=max(_LEAST_CONNECT_S, min(_CONNECT_TIMEOUT_S, endpoint.patience_s)),
                 write=_WRITE_TIMEOUT_S,
             ),
+            limits=_limits(endpoint.url),
         )
 
     def openai(self) -> openai.OpenAI:
@@ -215,6 +217,16 @@ class Client:
                     yield from sse.events(sse.lines(response.iter_bytes()))
         except BREAKS as error:
             raise broken(error, self.endpoint.url) from error
+
+
+def _limits(url: str) -> httpx2.Limits:
+    """Keep connections only where opening one is dear.
+
+    llama.cpp hangs up behind a streamed answer without saying so, and a request that meets it doing so is lost.
+    """
+    if url.startswith("https:"):
+        return httpx2.Limits(keepalive_expiry=_KEEPALIVE_S)
+    return httpx2.Limits(max_keepalive_connections=0)
 
 
 @contextmanager
