@@ -30,11 +30,15 @@ def open_kernels(name: str, device: torch.device) -> Kernels:
 def _open_triton(device: torch.device) -> Kernels:
     """Import triton only where it is asked for: there is none for macOS, and it takes a second."""
     try:
+        import triton
+
         from runtime.kernels.fast import triton_kernels
     except ImportError as missing:
         raise RuntimeFault(
             "the Triton kernels need the package triton: pip install 'gpt-oss-agent[runtime]'"
         ) from missing
+    if device.type != "cuda" and not triton.knobs.runtime.interpret:
+        raise RuntimeFault(f"the Triton kernels do not run on {device}, only on CUDA GPUs: use 'reference'")
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         if major < 8:

@@ -105,6 +105,22 @@ def test_the_ids_may_come_from_stdin_and_the_process_is_a_real_one(tmp_path: Pat
     assert len(run.stdout.split()) == 2
 
 
+def test_triton_without_a_gpu_is_refused_in_one_line(tiny_checkpoints: dict[Layout, Path]) -> None:
+    """In a process of its own: the tests of the kernels switch this one's Triton to its interpreter."""
+    arguments = ["generate", str(tiny_checkpoints[Layout.ORIGINAL]), "--ids", "-", "--kernels", "triton"]
+    run = subprocess.run(
+        [sys.executable, "-m", "runtime", *arguments, "--device", "cpu"],
+        cwd=Path(cli.__file__).resolve().parent.parent,
+        env={"PATH": ""},
+        input="5\n",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == cli.FAULT
+    assert run.stderr == "runtime: the Triton kernels do not run on cpu, only on CUDA GPUs: use 'reference'\n"
+
+
 def test_bench_says_what_it_measured(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["bench", "tiny", "--prompt-tokens", "40", "--tokens", "5", "--batch", "2", "--repeats", "2"]
     assert cli.main(arguments) == 0
