@@ -63,6 +63,7 @@ def test_clean_removes_what_dead_runs_left_and_nothing_else(tmp_path: Path) -> N
     finally:
         for container in made.values():
             docker.remove(client, container)
+        client.images.remove("gpt-oss-agent/test-empty")
         client.close()
 
 
