@@ -98,13 +98,18 @@ def logits(place: Place, checkpoint: str, ids_path: Path, out: Path, chunk_token
     ids = read_ids(ids_path, config.vocabulary)
     model = open_model(place, directory, positions=_window(config, len(ids)))
     part = out.with_name(out.name + ".part")
-    found = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=(len(ids), config.vocabulary))
-    row = 0
-    for rows in all_logits(model, ids, chunk_tokens):
-        found[row : row + len(rows)] = rows.cpu().numpy()
-        row += len(rows)
-    found.flush()
-    part.replace(out)
+    try:
+        found = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=(len(ids), config.vocabulary))
+        row = 0
+        for rows in all_logits(model, ids, chunk_tokens):
+            found[row : row + len(rows)] = rows.cpu().numpy()
+            row += len(rows)
+        found.flush()
+        part.replace(out)
+    except OSError as error:
+        raise RequestRefused(f"--out {out} cannot be written: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def all_logits(model: Transformer, ids: Sequence[int], chunk_tokens: int) -> Iterator[torch.Tensor]:

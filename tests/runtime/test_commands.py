@@ -50,6 +50,28 @@ def test_logits_are_those_of_the_model(
     assert [path.name for path in out.parent.iterdir() if "part" in path.name] == []
 
 
+def test_a_place_that_cannot_be_written_is_named(
+    tiny_checkpoints: dict[Layout, Path], ids_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ids_file.parent / "no" / "folder" / "logits.npy"
+    arguments = ["logits", str(tiny_checkpoints[Layout.ORIGINAL]), "--ids", str(ids_file), "--out", str(out)]
+    assert cli.main(arguments) == cli.FAULT
+    assert f"--out {out} cannot be written" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_leaves_nothing_behind(
+    tiny_checkpoints: dict[Layout, Path], ids_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> object:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("runtime.commands.forward", interrupted)
+    out = ids_file.with_name("logits.npy")
+    arguments = ["logits", str(tiny_checkpoints[Layout.ORIGINAL]), "--ids", str(ids_file), "--out", str(out)]
+    assert cli.main(arguments) == cli.INTERRUPTED
+    assert [path.name for path in out.parent.iterdir() if path.is_file()] == ["ids.txt"]
+
+
 def test_logits_in_bf16_are_bf16s(tiny_checkpoints: dict[Layout, Path], ids_file: Path) -> None:
     out = ids_file.with_name("logits.npy")
     path = tiny_checkpoints[Layout.ORIGINAL]
