@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import ssl
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
@@ -25,6 +26,7 @@ _CONNECT_TIMEOUT_S = 10.0
 _LEAST_CONNECT_S = 1.0
 _WRITE_TIMEOUT_S = 60.0
 _KEEPALIVE_S = 2.0  # uvicorn hangs up after 5 s of rest: a request must not meet it doing so
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 8.0
 _PROMPT_RETRIES = 4
@@ -133,6 +135,10 @@ class Client:
         self.endpoint = endpoint
         self.clock = clock or Clock()
         self._openai: openai.OpenAI | None = None
+        try:
+            host = httpx2.URL(endpoint.url).host
+        except httpx2.InvalidURL as error:
+            raise broken(error, endpoint.url) from error
         headers = {"Authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {}
         self._http = httpx2.Client(
             headers=headers,
@@ -142,6 +148,9 @@ class Client:
                 write=_WRITE_TIMEOUT_S,
             ),
             limits=_limits(endpoint.url),
+            # A proxy is for the world outside; a certificate store takes 50 ms to load and plain HTTP has no use for it.
+            trust_env=host not in _LOOPBACK,
+            verify=endpoint.url.startswith("https:") or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
         )
 
     def openai(self) -> openai.OpenAI:
@@ -180,20 +189,26 @@ class Client:
         """Close the connections. May be called twice."""
         self._http.close()
 
-    def _exchange(self, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float) -> dict[str, Any]:
+    def _exchange(self, method: str, path: str, sent: Mapping[str, Any] | None, timeout_s: float) -> dict[str, Any]:
         url = self._url(path)
         try:
-            response = self._http.request(method, url, json=body, timeout=timeout_s)
+            response = self._http.request(method, url, json=sent, timeout=timeout_s)
         except BREAKS as error:
             raise broken(error, url) from error
         if not response.is_success:
-            raise refusal(response.status_code, response.headers, response.text, wall_s=self.clock.wall())
+            body = self._masked(response.text)
+            raise refusal(response.status_code, response.headers, body, wall_s=self.clock.wall())
         found: object = None
         with suppress(ValueError):
             found = response.json()
         if not isinstance(found, dict):
             raise ModelUnfit(_no_json(url, response.headers.get("content-type", ""), response.text))
         return found
+
+    def _masked(self, text: str) -> str:
+        """What a server says, without the key, which some repeat."""
+        key = self.endpoint.api_key
+        return text.replace(key, "***") if key else text
 
     def _url(self, path: str) -> str:
         if path.startswith("//"):
@@ -206,7 +221,7 @@ class Client:
         try:
             with opening as response:
                 if not response.is_success:
-                    body = _start_of(response)
+                    body = self._masked(_start_of(response))
                     raise refusal(response.status_code, response.headers, body, wall_s=self.clock.wall())
                 kind = response.headers.get("content-type", "")
                 if kind.startswith("text/html"):

@@ -74,7 +74,7 @@ class Transient(EndpointUnreachable):
 def refusal(status: int, headers: Mapping[str, str], body: str, *, wall_s: float) -> ModelError:
     """Translate an answer that is not a success. ``wall_s`` is the time of day as seconds since the epoch."""
     said = message_in(body)
-    if status == 413 or _OVERFLOW.search(body):
+    if status == 413 or (status != 429 and _OVERFLOW.search(body)):
         return ContextOverflow(f"the prompt does not fit the model's window: {said or f'HTTP {status}'}")
     told = f"the endpoint answered HTTP {status}" + (f": {said}" if said else "")
     if status == 429 and _QUOTA.search(body):
@@ -102,8 +102,10 @@ def broken(error: Exception, url: str) -> ModelError:
     """Translate what the HTTP client raised (one of ``BREAKS``) while it talked to ``url``."""
     said = str(error) or type(error).__name__
     match error:
-        case httpx2.InvalidURL() | httpx2.UnsupportedProtocol() | httpx2.LocalProtocolError():
-            return EndpointRefused(f"no request can be sent to {url}: {said}; check the URL and the key")
+        case httpx2.LocalProtocolError():  # its text repeats the header, and with it the key
+            return EndpointRefused(f"no request can be sent to {url}: a header is malformed; check the key")
+        case httpx2.InvalidURL() | httpx2.UnsupportedProtocol():
+            return EndpointRefused(f"no request can be sent to {url}: {said}; check the URL")
         case httpx2.ConnectError() if _is_certificate_error(error):
             return EndpointRefused(f"nobody vouches for the certificate of {url}: {said}; set SSL_CERT_FILE to your CA")
         case httpx2.ConnectError() | httpx2.ConnectTimeout():

@@ -206,9 +206,38 @@ def test_an_html_page_is_no_model_server() -> None:
             datas(found)
 
 
+@pytest.mark.parametrize("url", ["http://[::1", "http://a:port/v1"])
+def test_a_url_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(EndpointRefused, match="check the URL"):
+        client(url)
+
+
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1/v1", "127.0.0.1:1/v1"])
+def test_a_url_of_no_use_is_refused(url: str) -> None:
+    with pytest.raises(EndpointRefused, match="check the URL"):
+        datas(client(url))
+
+
 def test_a_key_that_no_header_can_carry_is_refused() -> None:
-    with serving([stream([])]) as server, pytest.raises(EndpointRefused, match="key"):
+    with serving([stream([])]) as server, pytest.raises(EndpointRefused, match="key") as caught:
         datas(client(server.url, key="line\nbreak"))
+    assert "break" not in str(caught.value)
+
+
+def test_a_key_that_a_server_repeats_is_not_repeated() -> None:
+    with serving([document({"error": {"message": "wrong key: sesame"}}, 401)]) as server:
+        found = client(server.url, key="sesame")
+        for ask in (lambda: datas(found), lambda: found.get("/models", 1.0)):
+            with pytest.raises(EndpointRefused, match="wrong key") as caught:
+                ask()
+            assert "sesame" not in str(caught.value)
+
+
+def test_a_server_on_this_machine_is_not_asked_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving([stream([])]) as server, nobody() as proxy:
+        monkeypatch.setenv("http_proxy", proxy.removesuffix("/v1"))
+        monkeypatch.setenv("HTTP_PROXY", proxy.removesuffix("/v1"))
+        assert datas(client(server.url)) == ["[DONE]"]
 
 
 def test_documents_are_fetched_below_the_base_and_at_the_root() -> None:

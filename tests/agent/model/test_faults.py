@@ -140,6 +140,11 @@ def test_every_status_has_one_meaning(status: int) -> None:
         assert "no" in str(error)
 
 
+def test_a_rate_limit_on_tokens_is_no_overflow() -> None:
+    body = json.dumps({"error": {"message": "the input exceeds the limit of tokens per minute"}})
+    assert type(refusal(429, {}, body, wall_s=WALL_S)) is Transient
+
+
 def test_a_spent_quota_is_not_waited_for() -> None:
     body = json.dumps({"error": {"message": "You exceeded your current quota", "code": "insufficient_quota"}})
     assert type(refusal(429, {"retry-after": "1"}, body, wall_s=WALL_S)) is EndpointRefused
