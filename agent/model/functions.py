@@ -30,7 +30,7 @@ class Functions:
     def __init__(self, tools: Sequence[ToolSpec]) -> None:
         self._by_wire: dict[str, ToolSpec] = {}
         for tool in tools:
-            name = safe_name(tool.name)
+            name = safe_name(tool.name.removeprefix(_NAMESPACE))
             while name in self._by_wire:
                 name = f"{name[: _MOST_NAME_CHARS - 1]}_"
             self._by_wire[name] = tool

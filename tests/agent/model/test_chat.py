@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.config import RunConfig
 from agent.conversation import Channel, Conversation, Message, Role, ToolSpec
 from agent.errors import ContextOverflow, EndpointRefused, EndpointUnreachable, ModelUnfit
 from agent.events import Delta, MessageAdded, Repaired, Retried, Sampled
@@ -17,6 +18,8 @@ from agent.model.base import ModelEvent, SamplingParams
 from agent.model.chat import ChatModel, chat_messages
 from agent.model.client import Client, Clock, Endpoint
 from agent.model.functions import Functions, call_id
+from agent.tools.names import Resolved, resolve
+from agent.tools.open import declare, open_tools
 from tests.servers import Pause, Reply, Request, Reset, document, event, head, serving, stream
 
 SHELL = ToolSpec("shell", "Runs a command.", {"type": "object", "properties": {"command": {"type": "string"}}})
@@ -452,3 +455,18 @@ def test_what_was_said_is_replayed_the_same_as_the_conversation_grows(
 
 def test_ids_are_stable_and_short() -> None:
     assert (call_id(0), call_id(12345)) == ("call00000", "call12345")
+
+
+def test_the_namespace_of_functions_is_the_servers_to_add() -> None:
+    functions = Functions([ToolSpec("functions.plan", "", {"type": "object"})])
+    assert [d["name"] for d in functions.declarations()] == ["plan"]
+    assert functions.recipient("plan") == functions.recipient("functions.plan") == "functions.plan"
+    assert functions.name("functions.plan") == functions.name("plan") == "plan"
+
+
+@pytest.mark.parametrize("style", ["trained", "generic"])
+def test_every_tool_of_ours_is_reached_through_its_function_name(style: str) -> None:
+    tools = open_tools(RunConfig())
+    functions = Functions(declare(tools, style))
+    reached = [resolve(functions.recipient(d["name"]), "{}", tools, style) for d in functions.declarations()]
+    assert [found.tool for found in reached if isinstance(found, Resolved)] == list(tools)
