@@ -162,6 +162,32 @@ def kill(command: Command, others: List[Command]) -> None:
         os.killpg(command.pid, signal.SIGKILL)
 
 
+def kill_everything() -> None:
+    """Kill every process that descends from this one: the commands, and what they left in the background.
+
+    This process inherits the orphans (see main.harden), so ancestry reaches also what left its group and session.
+    """
+    found: Set[int] = set()
+    for _ in range(KILL_ROUNDS):
+        parents = {process.pid: process.parent for process in _processes()}
+        living = {pid for pid in parents if _descends(pid, parents)}
+        if living <= found:
+            break
+        for pid in living:
+            _signal(pid, signal.SIGSTOP)
+        found |= living
+    for pid in found:
+        _signal(pid, signal.SIGKILL)
+
+
+def _descends(pid: int, parents: Dict[int, int]) -> bool:
+    seen: Set[int] = set()
+    while pid in parents and pid not in seen:
+        seen.add(pid)
+        pid = parents[pid]
+    return pid == os.getpid()
+
+
 def _signal(pid: int, number: int) -> None:
     with contextlib.suppress(OSError):
         os.kill(pid, number)

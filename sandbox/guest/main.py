@@ -68,8 +68,6 @@ class Guest:
                 if key.fd in self._selector.get_map():  # not closed by the one before
                     key.data()
             self._enforce()
-        for command in list(self._commands.values()):
-            commands.kill(command, [])
 
     # ---- the wire
 
@@ -286,7 +284,10 @@ def main(arguments: List[str]) -> None:
     os.dup2(2, 1)
     environment = dict(os.environ, **settings["env"])
     keep_path(environment["HOME"], environment.get("PATH", os.defpath))
-    with contextlib.suppress(BrokenPipeError):
-        Guest(in_fd, out_fd, settings).serve()
+    try:
+        with contextlib.suppress(BrokenPipeError):
+            Guest(in_fd, out_fd, settings).serve()
+    finally:
+        commands.kill_everything()
     if settings["remove"]:
         shutil.rmtree(settings["remove"], ignore_errors=True)

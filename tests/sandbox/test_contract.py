@@ -217,6 +217,40 @@ def test_a_closed_sandbox_is_gone_and_closing_twice_is_fine(sandbox: Sandbox) ->
         sandbox.exec(["true"], 5)
 
 
+def test_closing_ends_every_process_that_the_sandbox_started(sandbox: Sandbox, tmp_path: Path) -> None:
+    sign = tmp_path.name  # its processes are told from all others by their command lines
+    loop = (
+        "import os, sys\n"
+        "for _ in range(2):\n"
+        "    if os.fork(): os._exit(0)\n"
+        "    os.setsid()\n"
+        "os.execve(sys.executable, [sys.executable, '-c', 'while True: pass', sys.argv[1]], {})\n"
+    )
+    sandbox.exec(["python3", "-c", loop, sign], 10)
+    sandbox.exec(["sh", "-c", f"nohup sh -c 'sleep 600; : {sign}' >/dev/null 2>&1 & sleep 0.2"], 10)
+    deadline_s = time.monotonic() + 10
+    while len(_processes(sign)) < 2 and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    assert len(_processes(sign)) >= 2
+    sandbox.close()
+    while _processes(sign) and time.monotonic() < deadline_s:  # the engine kills, and reaps a little later
+        time.sleep(0.05)
+    assert _processes(sign) == []
+
+
+def _processes(sign: str) -> list[str]:
+    """Return the command lines on this machine, those of containers included, whose last word or script has the sign."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if any(word == sign.encode() or word.endswith(f": {sign}".encode()) for word in words):
+            found.append(b" ".join(words).decode("utf-8", "replace"))
+    return found
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_lost_workspace_is_restored_from_its_last_diff(
     kind: str, snapshot: snapshots.Snapshot, opened: Callable[..., Sandbox], repository: Path
