@@ -106,10 +106,11 @@ class Resumed:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """Text for the eye while the model speaks. Never logged."""
+    """Text for the eye while the model speaks. Never logged. ``recipient`` is set for the body of a call."""
 
     channel: Channel | None
     text: str
+    recipient: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -253,7 +253,7 @@ class Parser:
         last = self._messages.pop()
         self._repair(Kind.SPLIT_BODY)
         more = "".join(segment.text for segment in segments)
-        self._deltas.append(Delta(last.channel, more))
+        self._deltas.append(Delta(last.channel, more, last.recipient))
         self._messages.append(replace(last, text=last.text + more, tokens=(*last.tokens, *self._draft.ids)))
         self._begin_next(token)
 
@@ -327,7 +327,7 @@ class Parser:
     def _say(self, text: str) -> None:
         if text:
             self._draft.text.append(text)
-            self._deltas.append(Delta(self._draft.header.channel, text))
+            self._deltas.append(Delta(self._draft.header.channel, text, self._draft.header.recipient))
 
     def _repair(self, kind: Kind, detail: str = "") -> None:
         self._repairs.append(repaired(kind, detail))

@@ -17,12 +17,15 @@ class SamplingParams:
     """How to sample. Temperature and top_p are always sent explicitly: servers ship other defaults.
 
     ``max_tokens`` bounds one answer (None: what is left of the window). ``seed`` None leaves the choice to the source.
+    ``opening`` are the ids that the answer must begin with, behind ``<|start|>assistant``: only a model over a TokenSource
+    can be made to.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int | None = None
     seed: int | None = None
+    opening: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

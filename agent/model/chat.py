@@ -122,7 +122,7 @@ class ChatModel:
             yield Delta(Channel.FINAL, text)
         for call in delta.get("tool_calls") or ():
             if isinstance(call, dict) and (piece := answer.add(call)):
-                yield Delta(Channel.COMMENTARY, piece)
+                yield Delta(Channel.COMMENTARY, piece, answer.calls[-1].name)
         answer.finish = choice.get("finish_reason") or answer.finish
 
     def _body(self, conversation: Conversation, functions: Functions, params: SamplingParams) -> dict[str, Any]:

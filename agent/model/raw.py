@@ -132,7 +132,7 @@ class RawModel:
         tally = _Tally()
         kept: tuple[Message, ...] = ()
         repairs: tuple[Repaired, ...] = ()
-        opening: tuple[int, ...] = OPENING
+        opening: tuple[int, ...] = (*OPENING, *params.opening)
         tries, finish = self._tries, "stop"
         while True:
             prompt = self._codec.prompt(conversation.add(*kept), opening)

@@ -112,7 +112,10 @@ class ResponsesModel:
         kind = str(found.get("type") or event.name)
         if kind in _DELTAS:
             if isinstance(found.get("delta"), str) and found["delta"]:
-                yield Delta(_DELTAS[kind], found["delta"])
+                channel = _DELTAS[kind]
+                yield Delta(channel, found["delta"], answer.calling if channel is Channel.COMMENTARY else None)
+        elif kind == "response.output_item.added":
+            answer.calling = str((found.get("item") or {}).get("name") or "")
         elif kind == "response.output_item.done":
             answer.items.append(found.get("item") or {})
         elif kind in {"error", "response.failed"} or found.get("error"):
@@ -152,6 +155,7 @@ class _Answer:
     usage: Mapping[str, Any] = field(default_factory=dict)
     status: str | None = None
     reason: str | None = None
+    calling: str = ""  # the function whose arguments are arriving, where the server announced it
 
     def end(self, response: Mapping[str, Any]) -> None:
         self.status = str(response.get("status") or "completed")

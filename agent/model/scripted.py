@@ -52,7 +52,7 @@ class ScriptedModel:
         spoken = [_key(message) for message in conversation.messages if message.role is Role.ASSISTANT]
         answer = self._next(spoken)
         for message in answer:
-            yield Delta(message.channel, message.text)
+            yield Delta(message.channel, message.text, message.recipient)
         for message in answer:
             yield MessageAdded(message)
         finish = "call" if any(message.is_call for message in answer) else "stop"

@@ -320,3 +320,22 @@ def test_whatever_a_server_sends_the_answer_ends(encoding, answers, finishes: li
         assert after[: len(begun)] == begun
     assert after[-len(OPENING) :] == list(OPENING)
     assert RETURN not in after or any(RETURN in message.tokens[:-1] for message in given_messages)
+
+
+def test_an_answer_can_be_made_to_begin_with_a_call(codec: Codec) -> None:
+    forced = tuple(codec.encode_sampled("<|channel|>commentary to=functions.plan <|constrain|>json<|message|>"))
+    server = Server(codec, '{"steps": []}<|call|>')
+    events = ask(server, SamplingParams(opening=forced))
+    assert tuple(server.prompts[0][-len(forced) - 2 :]) == (*OPENING, *forced)
+    assert [(m.recipient, m.text) for m in messages(events)] == [("functions.plan", '{"steps": []}')]
+
+
+def test_deltas_tell_the_body_of_a_call_from_what_is_said(codec: Codec) -> None:
+    deltas = [event for event in ask(Server(codec, CALL)) if isinstance(event, Delta)]
+    assert {delta.recipient for delta in deltas if delta.channel is Channel.COMMENTARY} == {recipient_of(codec, CALL)}
+    assert {event.recipient for event in ask(Server(codec, FINAL)) if isinstance(event, Delta)} == {None}
+
+
+def recipient_of(codec: Codec, answer: str) -> str | None:
+    """The recipient of an answer's call."""
+    return messages(ask(Server(codec, answer)))[-1].recipient
