@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 WORKSPACE = "/workspace"
 HOME = "/tmp/home"  # noqa: S108 — a path inside the container, on a tmpfs of its own
+DATA = "/mnt/data"  # where gpt-oss was trained to keep files that are no part of the work
 LABEL = "gpt-oss-agent.run"
 START_TIMEOUT_S = 60.0
 LAST_WORDS_BYTES = 4096
@@ -31,7 +32,7 @@ MAX_INODES = 2_000_000
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a container may use. ``memory_bytes`` is the whole of it: the workspace and /tmp are memory too.
+    """What a container may use. ``memory_bytes`` is the whole of it: the workspace, /tmp and /mnt/data are memory too.
 
     On a tmpfs the limit holds on every storage driver and writes are as fast as they get; the price is that a
     repository, and what is built in it, must fit into ``disk_bytes``.
@@ -51,7 +52,7 @@ class Limits:
 
     @property
     def temporary_bytes(self) -> int:
-        """The size of /tmp."""
+        """The size of /tmp, and of /mnt/data."""
         return self.memory_bytes // 8
 
 
@@ -218,7 +219,7 @@ def _config(
         nano_cpus=int(limits.cpus * 1e9) if limits.cpus else None,
         tmpfs={
             WORKSPACE: f"size={limits.workspace_bytes},nr_inodes={MAX_INODES},mode=0755,{owner}",
-            "/tmp": f"size={limits.temporary_bytes},nr_inodes={MAX_INODES},mode=1777,{owner}",  # noqa: S108
+            **dict.fromkeys(("/tmp", DATA), f"size={limits.temporary_bytes},nr_inodes={MAX_INODES},mode=1777,{owner}"),  # noqa: S108
         },
         auto_remove=True,
         log_config=LogConfig(type="none"),

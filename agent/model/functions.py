@@ -22,6 +22,11 @@ _FREEFORM_SCHEMA: Mapping[str, Any] = {
     "required": [_FREEFORM],
 }
 _MOST_NAME_CHARS = 64
+# What stands for the trained texts, which only raw wires can show: for tools that are declared without a description.
+_BUILT_IN: Mapping[str, str] = {
+    "python": "Executes Python in a stateful notebook for 120 s at most; files can be kept in /mnt/data.",
+    "browser": "Searches and opens web pages.",
+}
 
 
 class Functions:
@@ -41,7 +46,7 @@ class Functions:
         return [
             {
                 "name": name,
-                "description": tool.description,
+                "description": tool.description or _BUILT_IN.get(tool.name, ""),
                 "parameters": dict(_FREEFORM_SCHEMA if tool.parameters is None else tool.parameters),
             }
             for name, tool in self._by_wire.items()

@@ -173,12 +173,15 @@ def _repaired(plain: str) -> object:
     from json_repair import repair_json  # a millisecond to import, and rarely needed
 
     value = repair_json(plain, return_objects=True)
+    if not isinstance(value, dict if plain.lstrip().startswith("{") else (list, str)):
+        return None  # `{"command"` is the beginning of an object, and no list of one word
     return value if _words(_flat(value)) == _words(re.sub(r'\\u[0-9a-fA-F]{4}|\\[nrtbf"/\\]', " ", plain)) else None
 
 
 def _cut_off(plain: str) -> bool:
     """Whether the text ends inside a string or a list, or before a value."""
-    inside, depth, escaped = False, [], False
+    inside, escaped, depth = False, False, list[str]()
+    before, is_key = "", False  # the last sign outside of strings; whether the newest string stands where a key does
     for letter in plain:
         if escaped:
             escaped = False
@@ -186,13 +189,15 @@ def _cut_off(plain: str) -> bool:
             escaped = letter == "\\"
             inside = letter != '"'
         elif letter == '"':
-            inside = True
+            inside, is_key = True, depth[-1:] == ["{"] and before in {"{", ","}
         elif letter in "[{":
             depth.append(letter)
         elif letter in "]}" and depth:
             depth.pop()
+        if not inside and letter != '"' and not letter.isspace():
+            before = letter
     end = plain.rstrip()[-1:]
-    return inside or (end not in "}]" and "[" in depth) or end in {":", ","}
+    return inside or (end not in "}]" and "[" in depth) or end in {":", ","} or (end == '"' and is_key)
 
 
 def _flat(value: object) -> str:

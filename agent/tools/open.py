@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from agent.config import RunConfig
 from agent.conversation import ToolSpec
@@ -11,7 +10,7 @@ from agent.tools.apply_patch import ApplyPatch
 from agent.tools.base import Tool
 from agent.tools.browse import ListDir, OpenFile, PrintTree, Search
 from agent.tools.plan import Plan
-from agent.tools.python import Python
+from agent.tools.python import TRAINED_TIMEOUT_S, Python
 from agent.tools.shell import Shell
 
 # Our name → the name that gpt-oss knows from its training, or, for `plan`, one in the namespace of functions: every name
@@ -31,10 +30,16 @@ TRAINED_NAMES: Mapping[str, str] = {
 def open_tools(config: RunConfig) -> dict[str, Tool]:
     """Return the tools of a run by our names, in the order in which they are declared."""
     most = config.max_output_bytes
+    python = Python(
+        min(config.command_timeout_s, TRAINED_TIMEOUT_S),
+        most,
+        stateful=config.python == "stateful",
+        has_data_folder=config.sandbox == "docker",
+    )
     tools: tuple[Tool, ...] = (
         Plan(),
         Shell(config.command_timeout_s, most),
-        Python(config.command_timeout_s, most, stateful=config.python == "stateful"),
+        python,
         PrintTree(most),
         ListDir(most),
         Search(most),
@@ -47,14 +52,14 @@ def open_tools(config: RunConfig) -> dict[str, Tool]:
 def declare(tools: Mapping[str, Tool], style: str) -> tuple[ToolSpec, ...]:
     """Return the declarations, ``style`` being trained (names and arguments the model knows) or generic (ours).
 
-    In the trained style python takes its body as it is (``parameters`` None), as the built-in tool does.
+    In the trained style python takes its body as it is (``parameters`` None), as the built-in tool does, and is described
+    by the trained text (an empty description) where that text is true.
     """
-    specs = [tool.spec for tool in tools.values()]
     match style:
         case "generic":
-            return tuple(specs)
+            return tuple(tool.spec for tool in tools.values())
         case "trained":
-            return tuple(_trained(spec) for spec in specs)
+            return tuple(_trained(tool) for tool in tools.values())
         case _:
             raise ValueError(f"style must be 'trained' or 'generic', not {style!r}")
 
@@ -64,6 +69,8 @@ def declared_name(tool: str, style: str) -> str:
     return TRAINED_NAMES.get(tool, tool) if style == "trained" else tool
 
 
-def _trained(spec: ToolSpec) -> ToolSpec:
-    parameters: Mapping[str, Any] | None = None if spec.name == "python" else spec.parameters
-    return ToolSpec(TRAINED_NAMES.get(spec.name, spec.name), spec.description, parameters)
+def _trained(tool: Tool) -> ToolSpec:
+    spec = tool.spec
+    if isinstance(tool, Python):
+        return ToolSpec(spec.name, "" if tool.is_as_trained else spec.description)
+    return ToolSpec(TRAINED_NAMES.get(spec.name, spec.name), spec.description, spec.parameters)

@@ -22,6 +22,8 @@ STATELESS = (
     "back. It is killed after {timeout_s:g} s."
 )
 
+TRAINED_TIMEOUT_S = 120.0  # gpt-oss was told in training how long its python may take, and of a writable /mnt/data
+
 PARAMETERS: dict[str, Any] = {
     "type": "object",
     "properties": {"code": {"type": "string", "description": "Python source."}},
@@ -37,11 +39,15 @@ _GRACE_S = 10.0  # for the client to kill an interpreter that ran out of time, b
 
 @dataclass(frozen=True, slots=True)
 class Python:
-    """Runs Python source for at most ``timeout_s`` seconds and shows at most ``max_output_bytes`` of what it prints."""
+    """Runs Python source for at most ``timeout_s`` seconds and shows at most ``max_output_bytes`` of what it prints.
+
+    ``has_data_folder`` says that the sandbox has the /mnt/data of the trained text.
+    """
 
     timeout_s: float
     max_output_bytes: int
     stateful: bool = True
+    has_data_folder: bool = False
     name: str = "python"
     writes: bool = True
 
@@ -49,6 +55,11 @@ class Python:
     def description(self) -> str:
         """What the model is told of it."""
         return (STATEFUL if self.stateful else STATELESS).format(timeout_s=self.timeout_s)
+
+    @property
+    def is_as_trained(self) -> bool:
+        """Whether everything is true that gpt-oss was told of its python in training."""
+        return self.stateful and self.has_data_folder and self.timeout_s == TRAINED_TIMEOUT_S
 
     @property
     def spec(self) -> ToolSpec:

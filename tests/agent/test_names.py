@@ -10,6 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.config import RunConfig
+from agent.harmony.codec import Codec, open_codec, recipients
+from agent.harmony.parser import Parser
+from agent.harmony.tokens import OPENING
 from agent.tools.names import Resolved, Unknown, resolve
 from agent.tools.open import TRAINED_NAMES, declare, open_tools
 
@@ -170,6 +173,11 @@ VARIANTS: list[tuple[str, str, str, object]] = [
 ]
 
 
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory: pytest.TempPathFactory) -> Codec:
+    return open_codec(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.mark.parametrize(("recipient", "text", "tool", "expected"), VARIANTS)
 def test_observed_variants(recipient: str, text: str, tool: str, expected: object) -> None:
     found = resolve(recipient, text, TOOLS)
@@ -229,6 +237,8 @@ def test_a_tool_that_is_not_on_offer() -> None:
         ("container.exec", '{"command": ["bash", "-lc", "rm -rf /tmp/x'),  # cut off inside the command
         ("container.exec", '{"command": ["rm", "-rf"'),  # and inside the list
         ("container.exec", '{"command": '),
+        ("container.exec", '{"command"'),  # an object that was begun, not a list of one word
+        ("container.exec", '{"command": ["ls"], "workdir"'),  # elsewhere the command means something else
         ("container.exec", BASH + '{"command":["pwd"]}'),  # two calls
         ("container.exec", '{"command": ["ls"], "cmd": ["pwd"]}'),  # two commands
         ("container.exec", '{"path": "src"}'),
@@ -271,6 +281,38 @@ def test_repairs_are_named() -> None:
     assert shell == Resolved("apply_patch", PATCH, ("name", "patch-command"))
 
 
+# As gpt-oss writes them when nothing goes wrong: recipient, channel and type, body, our tool.
+CANONICAL = [
+    ("container.exec", "commentary to={} <|constrain|>json", BASH, "shell"),
+    ("container.exec", "commentary to={} <|constrain|>json", body(command=["ls"], workdir="src", timeout=60), "shell"),
+    ("container.exec", "analysis to={} code", BASH, "shell"),
+    ("python", "analysis to={} code", "{'a': 1}['a']", "python"),
+    ("python", "analysis to={}", "import os\nprint(os.getcwd())", "python"),
+    ("functions.plan", "commentary to={} <|constrain|>json", body(steps=[], current=1), "plan"),
+    ("functions.plan", "commentary to={} json", body(steps=[{"text": "a", "state": "pending"}]), "plan"),
+    ("repo_browser.print_tree", "commentary to={} code", body(path="", depth=2), "print_tree"),
+    ("repo_browser.search", "commentary to={} code", body(path="src", query="x", max_results=5), "search"),
+    ("repo_browser.open_file", "commentary to={} code", body(**OPEN, line_numbers=True), "open_file"),
+    ("repo_browser.open_file", "commentary to={} code", body(path="a", line_start=None), "open_file"),
+    ("repo_browser.list_dir", "analysis to={} code", body(path="", depth=1), "list_dir"),
+    ("repo_browser.apply_patch", "commentary to={} <|constrain|>json", body(patch=PATCH), "apply_patch"),
+    ("repo_browser.apply_patch", "commentary to={} code", PATCH, "apply_patch"),
+]
+
+
+@pytest.mark.parametrize(("recipient", "header", "text", "tool"), CANONICAL)
+def test_what_is_well_formed_counts_as_no_repair(codec, recipient: str, header: str, text: str, tool: str) -> None:
+    """From the sampled ids to the tool: a run's numbers of repairs would say nothing otherwise."""
+    parser = Parser(codec.token_bytes, recipients(declare(TOOLS, "trained")))
+    parser.feed([*OPENING, *codec.encode_sampled(f"<|channel|>{header.format(recipient)}<|message|>{text}<|call|>")])
+    parsed = parser.finish(stopped=True)
+    assert parsed.repairs == ()
+    (call,) = parsed.messages
+    found = resolve(call.recipient or "", call.text, TOOLS)
+    assert isinstance(found, Resolved)
+    assert (found.tool, found.repairs) == (tool, ())
+
+
 def test_declarations() -> None:
     trained, generic = declare(TOOLS, "trained"), declare(TOOLS, "generic")
     assert [spec.name for spec in generic] == list(TOOLS)
@@ -290,6 +332,18 @@ def test_the_python_choice_is_told_to_the_model() -> None:
     stateless = open_tools(replace(RunConfig(), python="stateless"))
     assert "fresh interpreter" in stateless["python"].spec.description
     assert "live across calls" in TOOLS["python"].spec.description
+    assert declare(stateless, "trained")[2].description == stateless["python"].spec.description
+
+
+@pytest.mark.parametrize(
+    ("choice", "is_true"),
+    [({}, True), ({"sandbox": "none"}, False), ({"command_timeout_s": 60.0}, False), ({"python": "stateless"}, False)],
+)
+def test_the_trained_text_of_python_is_used_where_it_is_true(choice: dict[str, object], is_true: bool) -> None:
+    tools = open_tools(replace(RunConfig(), **choice))
+    described = {spec.name: spec.description for spec in declare(tools, "trained")}["python"]
+    assert described == ("" if is_true else tools["python"].spec.description)
+    assert "After 120 s" in TOOLS["python"].spec.description
 
 
 @given(st.text(max_size=40), st.text(max_size=80))

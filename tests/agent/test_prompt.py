@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -14,7 +15,8 @@ GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "instructions.txt"
 
 
 def test_the_instructions_are_the_golden_ones() -> None:
-    """Renew with: python -m tests.agent.test_prompt"""
+    if os.environ.get("GOLDEN_RENEW"):
+        GOLDEN.write_text(render(), "utf-8")
     assert render() == GOLDEN.read_text("utf-8")
 
 
@@ -48,7 +50,3 @@ def test_the_task_is_verbatim_between_a_pair_of_tags(mode: str, tag: str) -> Non
     assert f"<{tag}>\nslugify drops\n\n  the last word\n</{tag}>" in task_message(
         mode, "\nslugify drops\n\n  the last word\n"
     )
-
-
-if __name__ == "__main__":
-    GOLDEN.write_text(render(), "utf-8")

@@ -99,6 +99,14 @@ class TestPython:
         assert fresh("python", "x += 1\nx * 2").text == "42\n"
         assert fresh("python", "print(os.getcwd())").text == f"{fresh.sandbox.workspace}\n"
 
+    def test_files_can_be_kept_where_the_model_was_trained_to(self, fresh: Workshop) -> None:
+        if not fresh.tools["python"].has_data_folder:  # type: ignore[attr-defined]
+            assert "/mnt/data" not in fresh.tools["python"].spec.description
+            return
+        assert fresh("python", "open('/mnt/data/x', 'w').write('kept')").text == "4\n"
+        assert "kept" in fresh("shell", command="cat /mnt/data/x").text
+        assert fresh.sandbox.diff() == b""
+
     def test_output_of_processes_and_errors_comes_in_order(self, fresh: Workshop) -> None:
         result = fresh(
             "python", "import os, sys\nprint('a', flush=True)\nos.system('echo b')\nsys.stderr.write('c\\n')\n1/0"

@@ -66,6 +66,6 @@ def open_workshop(kind: str, folder: Path) -> Iterator[Workshop]:
     image = "host" if kind == "docker" else None
     sandbox = open_sandbox(SandboxOptions(run=f"tools-{folder.name}-{kind}", kind=kind, image=image), taken)
     try:
-        yield Workshop(sandbox, RunConfig(command_timeout_s=20.0, max_output_bytes=4000))
+        yield Workshop(sandbox, RunConfig(command_timeout_s=20.0, max_output_bytes=4000, sandbox=kind))
     finally:
         sandbox.close()

@@ -67,6 +67,7 @@ def test_nothing_of_the_host_is_writable_and_no_privilege_is_left(box: Sandbox) 
     assert set(places) <= {
         "/workspace",
         "/tmp",
+        "/mnt/data",
         "/dev",
         "/dev/shm",
         "/dev/null",
@@ -76,7 +77,7 @@ def test_nothing_of_the_host_is_writable_and_no_privilege_is_left(box: Sandbox) 
         "/dev/urandom",
         "/dev/tty",
     }
-    assert {places["/workspace"], places["/tmp"]} == {"tmpfs"}
+    assert {places["/workspace"], places["/tmp"], places["/mnt/data"]} == {"tmpfs"}
     assert said.splitlines()[-1] == "Network is unreachable"
     for place in ("/usr/x", "/etc/x", "/x", "/root/x", "/workspace/../x"):
         assert box.exec(["touch", place], 5).exit_code != 0

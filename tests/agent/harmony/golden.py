@@ -1,21 +1,18 @@
 """Golden files of the codec: the ids of every golden conversation, and of a run of ten turns.
 
-Renew them with ``python -m tests.agent.harmony.golden`` and read the difference before it is committed: a changed id is
-a changed prompt.
+``make golden`` renews them; read the difference before it is committed: a changed id is a changed prompt.
 """
 
 from __future__ import annotations
 
 import json
-import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from agent.conversation import Conversation, Message
 from agent.events import MessageAdded
-from agent.harmony.codec import Codec, open_codec
+from agent.harmony.codec import Codec
 from agent.harmony.tokens import CALL
 from agent.model.base import SamplingParams
 from agent.model.raw import RawModel
@@ -103,17 +100,10 @@ def content(codec: Codec) -> dict[Path, Any]:
     }
 
 
-def main() -> None:
+def renew(codec: Codec) -> None:
     """Write them."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        for path, value in content(open_codec(Path(folder))).items():
-            rows = value.items() if isinstance(value, dict) else enumerate(value)
-            opening, closing = "{}" if isinstance(value, dict) else "[]"
-            lines = [f"{json.dumps(k)}: {json.dumps(v)}" if isinstance(value, dict) else json.dumps(v) for k, v in rows]
-            path.write_text(f"{opening}\n" + ",\n".join(lines) + f"\n{closing}\n", encoding="utf-8")
-            sys.stdout.write(f"wrote {path}\n")
-
-
-if __name__ == "__main__":
-    main()
+    for path, value in content(codec).items():
+        rows = value.items() if isinstance(value, dict) else enumerate(value)
+        opening, closing = "{}" if isinstance(value, dict) else "[]"
+        lines = [f"{json.dumps(k)}: {json.dumps(v)}" if isinstance(value, dict) else json.dumps(v) for k, v in rows]
+        path.write_text(f"{opening}\n" + ",\n".join(lines) + f"\n{closing}\n", encoding="utf-8")
