@@ -43,8 +43,9 @@ lint: .venv/.everything
 check: lint test
 
 golden: .venv/.everything engine
+	@scripts/codex || { echo 'make golden: without the Codex program the answers of apply_patch cannot be renewed'; exit 1; }
 	GOLDEN_RENEW=1 $(BIN)/python -m pytest -q tests -k golden
-	git diff --stat -- tests
+	git diff --stat -- tests README.md
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build dist

@@ -254,6 +254,8 @@ def _passing(result: CheckResult) -> set[str]:
 
 
 def _how(result: CheckResult) -> str:
+    if result.exit_code == 0:
+        return "ends with exit code 0 although its report has failures"
     return "ran out of time" if result.exit_code is None else f"fails with exit code {result.exit_code}"
 
 

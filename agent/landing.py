@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -19,11 +20,20 @@ def bring_in(repository: Path, patch: bytes) -> tuple[str, ...]:
     does not fit.
     """
     from sandbox import snapshot as snapshots
+    from sandbox.errors import WorktreeError
     from sandbox.worktree import Worktree
 
     with tempfile.TemporaryDirectory(prefix="gpt-oss-agent-apply-") as folder:
         worktree = Worktree(snapshots.take(repository, Path(folder)))
-        return worktree.bring(worktree.apply(patch))
+        try:
+            applied = worktree.apply(patch)
+        except WorktreeError as error:
+            places = ", ".join(dict.fromkeys(re.findall(r"error: (?:patch failed: )?([^\n]+?):(?: |\d)", str(error))))
+            raise WorktreeError(
+                f"the change does not fit the checkout as it is now ({places or error}): nothing was changed there. "
+                "`agent diff RUN` prints it; `agent apply RUN` brings it in once the checkout fits"
+            ) from error
+        return worktree.bring(applied)
 
 
 def discard(folder: Path) -> list[str]:

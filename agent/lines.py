@@ -57,7 +57,7 @@ VERDICTS = {
     Outcome.NO_CHANGE: "no change was made",
     Outcome.REFUSED: "the change was refused by policy",
     Outcome.SANDBOX: "the sandbox is not available",
-    Outcome.INTERRUPTED: "interrupted",
+    Outcome.INTERRUPTED: "the work so far is kept; agent resume goes on with it",
 }
 
 

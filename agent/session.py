@@ -233,7 +233,7 @@ class _Session:
                 shop.save()
                 paths = shop.salvage().paths
         outcome = next((end for kind, end in ENDS.items() if isinstance(error, kind)), Outcome.INTERNAL)
-        said = "interrupted by the person" if isinstance(error, KeyboardInterrupt) else str(error) or repr(error)
+        said = "stopped by Ctrl-C or a signal" if isinstance(error, KeyboardInterrupt) else str(error) or repr(error)
         self.keep(RunEnded(outcome, said, last_words(self._state), paths, touched_tests(paths)))
 
 

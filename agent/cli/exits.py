@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agent.errors import AgentError, ModelError, PolicyRefused, UsageError
-from agent.events import EXIT_CODES, Outcome
+from agent.outcome import EXIT_CODES, Outcome
 from runtime.errors import RuntimeFault
 from sandbox.errors import DiffRefused, SandboxError, WorktreeError
 
@@ -13,7 +13,7 @@ PIPE_CLOSED = 128 + 13  # what a shell reports for a program that SIGPIPE ended
 
 
 def exit_code(error: Exception) -> int:
-    """The exit code of an error that was raised on purpose."""
+    """The exit code of an error; what was not raised on purpose is internal."""
     match error:
         case AgentError():
             return error.exit_code

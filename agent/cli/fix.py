@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import click
 
-from agent.cli.exits import EXPECTED, exit_code, outcome_name
+from agent.cli.exits import exit_code, outcome_name
 from agent.cli.options import (
     ACKNOWLEDGEMENT,
     Command,
@@ -190,9 +190,11 @@ class _Screen:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        # A run that could not even begin owes its reader a last line too.
-        if self._as_json and isinstance(error, EXPECTED):
-            record = self.tally.result(RunEnded(Outcome.INTERNAL, str(error)))
+        # A run that could not even begin owes its reader a last line too, and so does one that a defect ended.
+        if self._as_json and isinstance(error, KeyboardInterrupt):
+            self._result(self.tally.result(RunEnded(Outcome.INTERRUPTED, "stopped by Ctrl-C or a signal")))
+        elif self._as_json and isinstance(error, Exception):
+            record = self.tally.result(RunEnded(Outcome.INTERNAL, str(error) or repr(error)))
             self._result(record | {"outcome": outcome_name(error), "exit_code": exit_code(error)})
 
     def finish(self, ended: RunEnded) -> None:

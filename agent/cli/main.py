@@ -11,8 +11,6 @@ from types import TracebackType
 import click
 
 from agent.cli.exits import EXPECTED, INTERRUPTED, PIPE_CLOSED, exit_code
-from agent.config import debug_wanted
-from agent.lines import clean
 
 # name: (module, its click command, one line of help). The help stands here so that `agent --help` loads no command.
 COMMANDS: Mapping[str, tuple[str, str, str]] = {
@@ -92,19 +90,27 @@ def run(arguments: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except EXPECTED as error:
-        if debug_wanted():
+        if not _told(f"agent: {error}"):
             raise
-        click.echo(f"agent: {clean(str(error))}", err=True)
         return exit_code(error)
     return result if isinstance(result, int) else 0
 
 
 def _unforeseen(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """What nobody raised on purpose: one line, and the way to the traceback. The interpreter then exits with 1."""
-    if debug_wanted():
+    if not _told(f"agent: internal error: {kind.__name__}: {error}\nAGENT_DEBUG=1 shows where."):
         sys.__excepthook__(kind, error, trace)
-    else:
-        click.echo(f"agent: internal error: {kind.__name__}: {clean(str(error))}\nAGENT_DEBUG=1 shows where.", err=True)
+
+
+def _told(message: str) -> bool:
+    """Say what went wrong, unless the person wants the traceback instead."""
+    from agent.config import debug_wanted  # what only a failure needs is half of the time that --help takes
+    from agent.lines import clean
+
+    if debug_wanted():
+        return False
+    click.echo(clean(message), err=True)
+    return True
 
 
 def main() -> None:

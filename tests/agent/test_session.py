@@ -300,7 +300,7 @@ def test_an_interrupted_run_says_so_and_can_go_on(
     # Where the patch was lost with the interrupt, the model is told so and makes it again.
     config = configure([*MEND, patch(PATCH), DONE])
     ended = fix(config, "mend it", repository, "fix", stop_at(at, number))
-    assert (ended.outcome, ended.reason) == (Outcome.INTERRUPTED, "interrupted by the person")
+    assert (ended.outcome, ended.reason) == (Outcome.INTERRUPTED, "stopped by Ctrl-C or a signal")
     assert events_of(config)[-1] == ended
     assert resume(folder_of(config), lambda _: None).outcome is Outcome.PASSED
     events = events_of(config)

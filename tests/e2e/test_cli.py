@@ -6,6 +6,7 @@ import pty
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -310,3 +311,22 @@ def _containers(run: str) -> int:
         return sum(1 for name, _ in docker.orphans(client) if name == run)
     finally:
         client.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "outcome"),
+    [("OSError(28, 'No space left')", 1, "internal"), ("KeyboardInterrupt", 130, "interrupted")],
+)
+def test_json_has_a_last_line_whatever_ends_the_run(place: Place, error: str, code: int, outcome: str) -> None:
+    """A defect, or a signal before there is a run, is found in the same place as every other end."""
+    program = (
+        "import sys, agent.session, agent.__main__ as m\n"
+        f"def broken(*_): raise {error}\n"
+        "agent.session.fix = broken\n"
+        "sys.argv = ['agent', 'fix', 'x', '--json', *sys.argv[1:]]\n"
+        "m.main()\n"
+    )
+    command = [sys.executable, "-c", program, *PLAIN]
+    done = subprocess.run(command, cwd=place.repository, env=place.env, capture_output=True, text=True, check=False)
+    _, result = results(done.stdout)
+    assert (done.returncode, result["exit_code"], result["outcome"]) == (code, code, outcome), done.stderr

@@ -196,3 +196,16 @@ def test_a_reader_that_went_away_ends_a_listing_quietly() -> None:
         os.close(writer)
     assert result.returncode == 141
     assert result.stderr == b""
+
+
+def test_an_interrupt_while_the_program_loads_ends_quietly() -> None:
+    code = (
+        "import os, signal, sys, agent.__main__ as m\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'agent.cli.main': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "m.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
