@@ -192,6 +192,12 @@ class RunConfig:
         default=None,
         metadata=_rule(Rule("text", "Branch for the commit (agent/<slug>-<id>, if not set).", optional=True)),
     )
+    worktree: Path | None = field(
+        default=None,
+        metadata=_rule(
+            Rule("path", "Keep the branch checked out in this new folder too.", optional=True, personal=True)
+        ),
+    )
     deliver: str = field(
         default="branch",
         metadata=_rule(

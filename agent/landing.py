@@ -6,11 +6,15 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agent.errors import UsageError
 from agent.events import RunEnded
 from agent.log import LOG_NAME
 from agent.runs import is_running, summary
+
+if TYPE_CHECKING:
+    from sandbox.worktree import Worktree
 
 
 def bring_in(repository: Path, patch: bytes) -> tuple[str, ...]:
@@ -45,6 +49,8 @@ def discard(folder: Path) -> list[str]:
         raise UsageError(f"The run {folder.name} is running. Stop it first (Ctrl-C where it was started).")
     found = summary(folder)
     gone = _remove_containers(folder.name)
+    if (folder / "worktree").exists():  # the run was killed while its change landed
+        _worktree(folder).clear()
     if found.ended is not None and found.ended.branch is not None:
         gone += _remove_branch(folder, Path(found.started.repository), found.ended)
     shutil.rmtree(folder)
@@ -52,13 +58,17 @@ def discard(folder: Path) -> list[str]:
 
 
 def _remove_branch(folder: Path, repository: Path, ended: RunEnded) -> list[str]:
+    if not repository.is_dir() or ended.branch is None or ended.commit is None:
+        return []
+    _worktree(folder).discard(ended.branch, ended.commit)
+    return [f"branch {ended.branch}"]
+
+
+def _worktree(folder: Path) -> Worktree:
     from sandbox import snapshot as snapshots
     from sandbox.worktree import Worktree
 
-    if not repository.is_dir() or ended.branch is None or ended.commit is None:
-        return []
-    Worktree(snapshots.load(folder)).discard(ended.branch, ended.commit)
-    return [f"branch {ended.branch}"]
+    return Worktree(snapshots.load(folder))
 
 
 def _remove_containers(run: str) -> list[str]:

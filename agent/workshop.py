@@ -110,7 +110,9 @@ class Workshop:
         branch = commit = None
         if applied.changes and self.config.deliver == "branch":
             branch = (self.config.branch or branch_name(state.task, state.run)) + self.branch_suffix
-            commit = Worktree(self.snapshot).keep(applied, branch, commit_message(state.task, claimed, reason))
+            kept = self.config.worktree
+            folder = kept.with_name(kept.name + self.branch_suffix) if kept else None
+            commit = Worktree(self.snapshot).keep(applied, branch, commit_message(state.task, claimed, reason), folder)
         return RunEnded(outcome, reason, claimed, applied.paths, touched_tests(applied.paths), branch, commit)
 
     def salvage(self) -> Applied:

@@ -19,6 +19,7 @@ SETTINGS = (
     "protocol.file.allow=always",
 )
 PREFIX = ["git", *(part for setting in SETTINGS for part in ("-c", setting))]
+QUIET = {"GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "GIT_NO_LAZY_FETCH": "1", "LC_ALL": "C"}
 # For our own bare repositories: not even the person's configuration has a say.
 ISOLATED = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "GIT_ATTR_NOSYSTEM": "1"}
 
@@ -26,8 +27,7 @@ ISOLATED = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "GIT_AT
 def environment(extra: Mapping[str, str]) -> dict[str, str]:
     """Return this process's environment without the variables that point git somewhere else."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-    quiet = {"GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "GIT_NO_LAZY_FETCH": "1", "LC_ALL": "C"}
-    return {**kept, **quiet, **extra}
+    return {**kept, **QUIET, **extra}
 
 
 def attempt(

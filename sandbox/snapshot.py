@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -58,6 +58,17 @@ class Item:
     mode: int
     oid: str
     path: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One path from one tree to another; a mode is 0 where the path is not there."""
+
+    path: bytes
+    old_mode: int
+    new_mode: int
+    old_oid: str
+    new_oid: str
 
 
 def take(repository: Path, state: Path, include_uncommitted: bool = True) -> Snapshot:
@@ -166,6 +177,37 @@ def result(snapshot: Snapshot, changes: bytes) -> str:
 def diff(snapshot: Snapshot, tree: str) -> bytes:
     """Return the unified diff (binary, modes, renames) from the snapshot to a tree of its repository."""
     return plumbing.bare(snapshot.git_dir, [*DIFF, snapshot.tree, tree])
+
+
+def steps(snapshot: Snapshot, tree: str) -> list[Step]:
+    """Return what leads from the snapshot to a tree of its repository, path by path."""
+    raw = plumbing.bare(snapshot.git_dir, ["diff-tree", "-r", "-z", "--raw", "--no-renames", snapshot.tree, tree])
+    fields = raw.split(b"\0")[:-1]
+    found = []
+    for meta, path in zip(fields[::2], fields[1::2], strict=True):
+        old_mode, new_mode, old_oid, new_oid, _ = meta.decode().lstrip(":").split()
+        found.append(Step(path, int(old_mode, 8), int(new_mode, 8), old_oid, new_oid))
+    return found
+
+
+def blobs(snapshot: Snapshot, oids: Iterable[str]) -> Iterator[bytes | None]:
+    """Yield each object's content as git has it, None where git has it not: one process, one at a time in memory."""
+    command = [*plumbing.PREFIX, "cat-file", "--batch"]
+    env = plumbing.environment({**plumbing.ISOLATED, "GIT_DIR": str(snapshot.git_dir)})
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for oid in oids:
+            process.stdin.write(oid.encode() + b"\n")
+            process.stdin.flush()
+            answer = process.stdout.readline().split()
+            if len(answer) != 3:
+                yield None
+                continue
+            data = process.stdout.read(int(answer[2]))
+            process.stdout.read(1)
+            yield data
+        process.stdin.close()
 
 
 def apply(snapshot: Snapshot, patch: bytes) -> str:
@@ -280,24 +322,13 @@ def environments(top: Path) -> list[str]:
 
 
 def _from_git(snapshot: Snapshot, wanted: Sequence[Item]) -> Iterator[bytes]:
-    command = [*plumbing.PREFIX, "cat-file", "--batch"]
-    env = plumbing.environment({**plumbing.ISOLATED, "GIT_DIR": str(snapshot.git_dir)})
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        for item in wanted:
-            process.stdin.write(item.oid.encode() + b"\n")
-            process.stdin.flush()
-            answer = process.stdout.readline().split()
-            if len(answer) != 3:
-                name = os.fsdecode(item.path)
-                raise WorktreeError(
-                    f"git has no content for {name} ({item.oid}): a partial clone? Get it with: git checkout -- {name!r}"
-                )
-            data = process.stdout.read(int(answer[2]))
-            process.stdout.read(1)
-            yield files.entry(item.path, item.mode, data)
-        process.stdin.close()
+    for item, data in zip(wanted, blobs(snapshot, (item.oid for item in wanted)), strict=True):
+        if data is None:
+            name = os.fsdecode(item.path)
+            raise WorktreeError(
+                f"git has no content for {name} ({item.oid}): a partial clone? Get it with: git checkout -- {name!r}"
+            )
+        yield files.entry(item.path, item.mode, data)
 
 
 def _tags(snapshot: Snapshot) -> list[tuple[str, str]]:

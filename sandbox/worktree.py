@@ -1,27 +1,36 @@
-"""The host's side: a checked diff becomes a tree, a branch, or changes in the checkout.
+"""The host's side: a checked diff becomes a tree, then a commit on a branch, or changes in the checkout.
 
-A worktree here has no files. The diff is applied to an index in our own bare repository (sandbox/snapshot.py), where no
-configuration, hook, attribute or filter of anybody has a say; a branch is made of the tree by plumbing; and what is to
-come into the checkout is written file by file, after a look that each file there still is what the run started from.
+Whether a diff may land is found out in an index of our own bare repository (sandbox/snapshot.py), where no configuration,
+hook, attribute or filter of anybody has a say. It then lands in a git worktree at the base commit: applied to the
+worktree's index and committed there, with hooks, filters and signing off. The worktree gets files only where the person
+asked to keep it; otherwise it is removed, and the repository shows nothing but the branch.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
+from sandbox import checkout, plumbing
 from sandbox import diff as diffs
-from sandbox import plumbing
 from sandbox import snapshot as snapshots
 from sandbox.errors import DiffRefused, WorktreeError
-from sandbox.snapshot import Item, Snapshot
+from sandbox.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from git import Git
 
 BOT = ("gpt-oss-agent", "agent@gpt-oss-agent.invalid")
 START_MESSAGE = "Uncommitted changes that the run started from"
-ABSENT = 0
+# A commit as we mean it: nobody's key is asked for, no template or background work, and the message in UTF-8.
+COMMIT_SETTINGS = ("commit.gpgSign=false", "commit.status=false", "i18n.commitEncoding=UTF-8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +39,7 @@ class Applied:
 
     tree: str
     changes: tuple[diffs.Change, ...]
+    diff: bytes = b""
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -38,21 +48,15 @@ class Applied:
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
-    """One path from one tree to the other; mode ABSENT where it is not there."""
-
-    path: bytes
-    old_mode: int
-    new_mode: int
-    old_oid: str
-    new_oid: str
-
-
-@dataclass(frozen=True, slots=True)
 class Worktree:
     """Where a run's diff lands. The person's checkout is touched by ``bring`` alone."""
 
     snapshot: Snapshot
+
+    @property
+    def folder(self) -> Path:
+        """Where a worktree is that nobody asked to keep: beside the snapshot, for a moment."""
+        return self.snapshot.git_dir.parent / "worktree"
 
     def apply(self, diff: bytes) -> Applied:
         """Check a diff and apply it to the snapshot.
@@ -61,42 +65,51 @@ class Worktree:
         """
         changes = diffs.parse(diff)
         tree = snapshots.apply(self.snapshot, diff) if changes else self.snapshot.tree
-        steps = self._steps(tree)
+        steps = snapshots.steps(self.snapshot, tree)
         touched = {os.fsdecode(step.path) for step in steps}
         if surprise := touched.symmetric_difference(diffs.paths(changes)):
             raise DiffRefused(f"{min(surprise)!r}: the diff does not say what git makes of it")
+        links = [step for step in steps if step.new_mode == diffs.LINK]
+        targets = dict(zip(links, snapshots.blobs(self.snapshot, (step.new_oid for step in links)), strict=True))
         for step in steps:
             path = os.fsdecode(step.path)
             problem = diffs.refusal(path, step.new_mode or None) or diffs.refusal(path, step.old_mode or None)
-            if problem is None and step.new_mode == diffs.LINK:
-                problem = diffs.link_refusal(path, os.fsdecode(self._blob(step)))
+            if problem is None and step in targets:
+                problem = diffs.link_refusal(path, os.fsdecode(targets[step] or b""))
             if problem:
                 raise DiffRefused(f"{path!r}: {problem}")
-        return Applied(tree, changes)
+        return Applied(tree, changes, diff if changes else b"")
 
-    def keep(self, applied: Applied, branch: str, message: str) -> str:
+    def keep(self, applied: Applied, branch: str, message: str, folder: Path | None = None) -> str:
         """Commit on a new branch of the person's repository; return the commit.
 
-        One commit on the base; when the run included uncommitted changes, these come first as a commit of their own, so
-        that the branch holds exactly what was checked and its last commit exactly what the agent did.
-        Raises WorktreeError when the branch exists or cannot be made.
+        One commit on the base; when the run included uncommitted changes (or there is no commit yet), the state that the
+        run started from comes first as a commit of its own, so that the branch holds exactly what was checked and its
+        last commit exactly what the agent did. With ``folder`` (new, or empty) the worktree stays there, with its files.
+        The branch appears with its commit or not at all; the same change kept twice is the same commit.
+        Raises WorktreeError when the branch or the folder is taken, or git cannot do it.
         """
         plumbing.bare(self.snapshot.git_dir, ["check-ref-format", f"refs/heads/{branch}"])
-        parent = self.snapshot.commit
-        if self.snapshot.dirty:
-            parent = self._commit(self.snapshot.tree, parent, START_MESSAGE)
-        commit = self._commit(applied.tree, parent, message)
-        base = f"^{self.snapshot.commit}\n" if self.snapshot.commit else ""
-        pack = plumbing.bare(
-            self.snapshot.git_dir, ["pack-objects", "--revs", "--stdout", "-q"], stdin=f"{commit}\n{base}".encode()
-        )
-        repository = self.snapshot.repository
-        plumbing.run(["unpack-objects", "-q", "--strict"], repository, stdin=pack)
-        none = "0" * len(commit)
-        done = plumbing.attempt(["update-ref", f"refs/heads/{branch}", commit, none], repository)
-        if done.returncode:
-            said = done.stderr.decode("utf-8", "replace").strip()
-            raise WorktreeError(f"the branch {branch} could not be made ({said}); give another name with --branch")
+        if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise WorktreeError(f"{folder} is there and not empty; name another folder with --worktree")
+        self.clear()
+        start = self._start()
+        place = folder or self.folder
+        with _quiet(self.snapshot.common_dir, self.snapshot.repository) as git:
+            git.worktree("add", "--quiet", "--no-checkout", "--detach", str(place), start)
+            try:
+                commit = self._commit(applied, message, place)
+                if not self._branch(git, branch, commit):
+                    commit = self._same(branch, applied, message)
+                if folder is not None:
+                    self._fill(place, branch)
+            except BaseException:
+                plumbing.attempt(["worktree", "remove", "--force", str(place)], self.snapshot.repository)
+                raise
+            if folder is None:
+                git.worktree("remove", "--force", str(place))
+            else:
+                self._note.write_bytes(os.fsencode(place))
         return commit
 
     def bring(self, applied: Applied) -> tuple[str, ...]:
@@ -104,26 +117,13 @@ class Worktree:
 
         Raises WorktreeError when a file there is no longer what the run started from.
         """
-        steps = self._steps(applied.tree)
-        root = self.snapshot.repository
-        renderings = {}
-        moved = []
-        for step in steps:
-            found = _found(root, step, self._blob(step) if step.new_mode else b"")
-            if found is None:
-                moved.append(os.fsdecode(step.path))
-            else:
-                renderings[step] = found
-        if moved:
-            raise WorktreeError(
-                f"the checkout has changed since the run started: {', '.join(moved[:10])}; nothing was written. "
-                "Take the branch or the patch of the run and merge it yourself"
-            )
-        _write(root, renderings)
-        return tuple(sorted(os.fsdecode(step.path) for step in steps))
+        return checkout.bring(self.snapshot, applied.tree)
 
     def discard(self, branch: str, commit: str) -> None:
-        """Delete a branch of ours, if it still is where we left it. Raises WorktreeError if not."""
+        """Delete a branch of ours, if it still is where we left it, and the worktree that was kept with it.
+
+        Raises WorktreeError if the branch has moved, or the worktree holds work that is not committed.
+        """
         from git import Repo
 
         with Repo(self.snapshot.repository) as repository:
@@ -134,34 +134,104 @@ class Worktree:
                 raise WorktreeError(
                     f"the branch {branch} has moved since the run; delete it with: git branch -D {branch}"
                 )
+        if self._note.exists():
+            kept = Path(os.fsdecode(self._note.read_bytes()))
+            if kept.exists():
+                arguments = [*self._without_filters(), "worktree", "remove", str(kept)]
+                plumbing.run(arguments, self.snapshot.repository)
+            self._note.unlink()
         plumbing.run(["branch", "-q", "-D", "--", branch], self.snapshot.repository)
 
-    def _steps(self, tree: str) -> list[_Step]:
-        raw = plumbing.bare(
-            self.snapshot.git_dir, ["diff-tree", "-r", "-z", "--raw", "--no-renames", self.snapshot.tree, tree]
+    def clear(self) -> None:
+        """Remove the worktree that a killed run left half made, and git's record of it."""
+        if self.folder.exists():
+            plumbing.attempt(["worktree", "remove", "--force", str(self.folder)], self.snapshot.repository)
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def _note(self) -> Path:
+        return self.snapshot.git_dir.parent / "worktree.path"
+
+    def _start(self) -> str:
+        """Return the commit that the worktree begins at, made and brought over if it is the person's uncommitted state."""
+        if self.snapshot.commit and not self.snapshot.dirty:
+            return self.snapshot.commit
+        parents = ["-p", self.snapshot.commit] if self.snapshot.commit else []
+        arguments = ["commit-tree", "-m", START_MESSAGE, *parents, self.snapshot.tree]
+        start = plumbing.bare(self.snapshot.git_dir, arguments, self._who()).decode().strip()
+        wanted = f"{start}\n" + (f"^{self.snapshot.commit}\n" if self.snapshot.commit else "")
+        # What is uncommitted may be large: no deltas are sought, and zlib's fastest level is enough.
+        pack = plumbing.bare(
+            self.snapshot.git_dir, ["pack-objects", "--revs", "--stdout", "--window=0", "-q"], stdin=wanted.encode()
         )
-        fields = raw.split(b"\0")[:-1]
-        steps = []
-        for meta, path in zip(fields[::2], fields[1::2], strict=True):
-            old_mode, new_mode, old_oid, new_oid, _ = meta.decode().lstrip(":").split()
-            steps.append(_Step(path, int(old_mode, 8), int(new_mode, 8), old_oid, new_oid))
-        return steps
+        fast = ["-c", "core.looseCompression=1"]
+        plumbing.run([*fast, "unpack-objects", "-q", "--strict"], self.snapshot.repository, stdin=pack)
+        return start
 
-    def _blob(self, step: _Step) -> bytes:
-        return plumbing.bare(self.snapshot.git_dir, ["cat-file", "blob", step.new_oid])
+    def _commit(self, applied: Applied, message: str, place: Path) -> str:
+        """Apply the diff in a worktree's index and commit it there, on a detached HEAD; return the commit."""
+        with _quiet(_git_dir(place), place, self._who()) as git:
+            git.read_tree("HEAD")
+            if applied.diff:
+                with _file(applied.diff) as text:
+                    git.apply(
+                        "--cached", "--binary", "--whitespace=nowarn", "--no-ignore-whitespace", "-", istream=text
+                    )
+            with _file(message.encode("utf-8", "replace")) as text:
+                options = ("--quiet", "--no-verify", "--allow-empty", "--allow-empty-message", "--cleanup=verbatim")
+                git.commit(*options, "-F", "-", istream=text)
+            commit, tree = str(git.rev_parse("HEAD", "HEAD^{tree}")).split()
+        if tree != applied.tree:
+            raise WorktreeError(
+                f"the worktree came to {tree}, not to {applied.tree} that was checked; nothing was kept"
+            )
+        return commit
 
-    def _commit(self, tree: str, parent: str, message: str) -> str:
+    def _branch(self, git: Git, branch: str, commit: str) -> bool:
+        """Make the branch; return False when there is one of that name."""
+        from git.exc import GitCommandError
+
+        try:
+            git.update_ref(f"refs/heads/{branch}", commit, "0" * len(commit))
+        except GitCommandError as error:
+            if not plumbing.attempt(
+                ["rev-parse", "-q", "--verify", f"refs/heads/{branch}"], self.snapshot.repository
+            ).returncode:
+                return False
+            raise WorktreeError(
+                f"the branch {branch} could not be made ({_said(error.stderr)}); give another name with --branch"
+            ) from error
+        return True
+
+    def _same(self, branch: str, applied: Applied, message: str) -> str:
+        """Return a branch's commit if it is this very change: a run that was killed after it had made it."""
+        names = [f"refs/heads/{branch}{at}" for at in ("", "^{tree}", "^1^{tree}")]
+        found = plumbing.attempt(["rev-parse", "-q", "--verify", *names[:1]], self.snapshot.repository)
+        commit = found.stdout.decode().strip()
+        trees = plumbing.attempt(["rev-parse", *names[1:]], self.snapshot.repository).stdout.decode().split()
+        said = plumbing.run(["log", "-1", "--format=%B", commit], self.snapshot.repository).decode("utf-8", "replace")
+        if trees != [applied.tree, self.snapshot.tree] or said.strip() != message.strip():
+            raise WorktreeError(f"the branch {branch} is there already; give another name with --branch")
+        return commit
+
+    def _fill(self, place: Path, branch: str) -> None:
+        """Put a worktree on its branch and write its files, no filter having a say: what is under LFS is its pointer."""
+        with _quiet(_git_dir(place), place, settings=self._without_filters()[1::2]) as git:
+            git.symbolic_ref("HEAD", f"refs/heads/{branch}")
+            git.checkout_index("--all", "--index", "--quiet")
+
+    def _without_filters(self) -> list[str]:
+        """Return git options that turn off every filter that the person has configured: attributes may come from the diff."""
+        asked = ["config", "--name-only", "-z", "--get-regexp", r"^filter\."]
+        found = plumbing.attempt(asked, self.snapshot.repository).stdout.decode("utf-8", "surrogateescape").split("\0")
+        drivers = sorted({key.rpartition(".")[0] for key in found if key})
+        empty = [f"{name}.{what}=" for name in drivers for what in ("clean", "smudge", "process")]
+        return [part for setting in [*empty, *(f"{n}.required=false" for n in drivers)] for part in ("-c", setting)]
+
+    def _who(self) -> dict[str, str]:
         name, email = identity(self.snapshot.repository)
-        env = {
-            f"GIT_{who}_{what}": value
-            for who in ("AUTHOR", "COMMITTER")
-            for what, value in (("NAME", name), ("EMAIL", email))
-        }
-        parents = ["-p", parent] if parent else []
-        made = plumbing.bare(
-            self.snapshot.git_dir, ["commit-tree", tree, *parents], env, message.encode("utf-8", "replace")
-        )
-        return made.decode().strip()
+        values = (("NAME", name), ("EMAIL", email))
+        return {f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER") for what, value in values}
 
 
 def identity(repository: Path) -> tuple[str, str]:
@@ -180,50 +250,43 @@ def branch_name(task: str, run: str) -> str:
     return f"agent/{slug or 'run'}-{re.sub(r'[^A-Za-z0-9]', '', run)[-8:]}"
 
 
-def _found(root: Path, step: _Step, new: bytes) -> bytes | None:
-    """Return what to write for a path, in the line ends that the checkout has; None if it is not as the run found it."""
-    full = root / os.fsdecode(step.path)
-    for parent in full.relative_to(root).parents:
-        above = root / parent
-        if above.is_symlink() or (above.exists() and not above.is_dir()):
-            return None
-    if step.old_mode == ABSENT:
-        return None if os.path.lexists(full) else new
-    if snapshots.from_checkout(root, Item(step.old_mode, step.old_oid, step.path)) is not None:
-        return new
-    if step.old_mode != diffs.LINK and snapshots.from_checkout(
-        root, Item(step.old_mode, step.old_oid, step.path), crlf=True
-    ):
-        return new.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
-    return None
+@contextmanager
+def _quiet(
+    git_dir: Path, work_tree: Path, env: dict[str, str] | None = None, settings: Sequence[str] = ()
+) -> Iterator[Git]:
+    """Give GitPython's git for one repository and nothing else, whatever GIT_* this process has; no hook runs.
+
+    Raises WorktreeError with what git said.
+    """
+    from git import Repo
+    from git.exc import GitCommandError
+
+    with Repo(work_tree) as repository:
+        git = repository.git
+        git.set_persistent_git_options(c=[*plumbing.SETTINGS, *COMMIT_SETTINGS, *settings])
+        places = {"GIT_DIR": git_dir, "GIT_WORK_TREE": work_tree, "GIT_INDEX_FILE": git_dir / "index"}
+        git.update_environment(**plumbing.QUIET, **{key: str(path) for key, path in places.items()}, **(env or {}))
+        try:
+            yield git
+        except GitCommandError as error:
+            raise WorktreeError(f"{' '.join(map(str, error.command))[:200]} failed: {_said(error.stderr)}") from error
 
 
-def _write(root: Path, renderings: dict[_Step, bytes]) -> None:
-    """Write everything beside its place first, so that a full disk changes nothing; then move it there."""
-    with tempfile.TemporaryDirectory(prefix=".gpt-oss-agent-", dir=root) as folder:
-        ready: list[tuple[Path, Path]] = []
-        for number, (step, data) in enumerate(renderings.items()):
-            beside = Path(folder, str(number))
-            if step.new_mode == diffs.LINK:
-                beside.symlink_to(os.fsdecode(data))
-            elif step.new_mode:
-                beside.write_bytes(data)
-                beside.chmod(0o755 if step.new_mode == diffs.PROGRAM else 0o644)
-            else:
-                continue
-            ready.append((beside, root / os.fsdecode(step.path)))
-        for step in renderings:
-            if not step.new_mode:
-                _remove(root, root / os.fsdecode(step.path))
-        for beside, full in ready:
-            full.parent.mkdir(parents=True, exist_ok=True)
-            beside.replace(full)
+def _git_dir(place: Path) -> Path:
+    """Return a linked worktree's own git directory."""
+    return Path((place / ".git").read_text("utf-8", "surrogateescape").removeprefix("gitdir:").strip())
 
 
-def _remove(root: Path, full: Path) -> None:
-    """Remove a file, and the folders that are empty without it."""
-    full.unlink()
-    for parent in full.parents:
-        if parent == root or any(parent.iterdir()):
-            return
-        parent.rmdir()
+@contextmanager
+def _file(data: bytes) -> Iterator[IO[bytes]]:
+    """Give bytes as a file that a process can read."""
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        file.seek(0)
+        yield file
+
+
+def _said(stderr: str) -> str:
+    """Return git's words without GitPython's frame around them."""
+    return stderr.strip().removeprefix("stderr: ").strip("'\n ")[-2000:]

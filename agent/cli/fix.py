@@ -76,6 +76,11 @@ def fix(
     """
     if to_checkout + (output is not None) + (flags["branch"] is not None) > 1:
         raise UsageError("--apply, --branch and --output exclude each other: say where the one change is to go.")
+    folder = flags["worktree"]
+    if folder is not None and (to_checkout or output is not None):
+        raise UsageError("--worktree holds the branch, which --apply and --output do not make: leave one of them out.")
+    if isinstance(folder, Path) and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"--worktree {folder}: it is there and not empty. Name a new folder.")
     if output is not None and not output.absolute().parent.is_dir():
         raise UsageError(f"--output {output}: the folder {output.absolute().parent} is not there.")
     deliver = "apply" if to_checkout else "patch" if output else None

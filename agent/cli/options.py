@@ -46,6 +46,7 @@ FLAGS: Mapping[str, tuple[str, str | None]] = {
     "endpoint_timeout_s": ("--endpoint-timeout", "S"),
     "max_output_bytes": ("--max-output", "SIZE"),
     "branch": ("--branch", "NAME"),
+    "worktree": ("--worktree", "DIR"),
     "runs_dir": ("--runs-dir", "DIR"),
 }
 ACKNOWLEDGEMENT = "--i-know-this-runs-on-my-machine"

@@ -15,6 +15,7 @@ from agent.landing import bring_in, discard
 from agent.log import LOG_NAME, Log
 from sandbox import snapshot as snapshots
 from sandbox.errors import DiffRefused, WorktreeError
+from sandbox.worktree import Worktree
 
 PATCH = b"diff --git a/x.py b/x.py\n--- a/x.py\n+++ b/x.py\n@@ -1,2 +1,2 @@\n one\n-two\n+TWO\n"
 DEEPER = b"diff --git a/x.py b/x.py\n--- a/x.py\n+++ b/x.py\n@@ -2,5 +2,5 @@\n 2\n 3\n-4\n+four\n 5\n 6\n"
@@ -141,3 +142,23 @@ def test_without_a_terminal_nothing_is_asked(run: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert not run.exists()
+
+
+def test_discard_takes_away_the_worktree_that_was_kept(run: Path, repository: Path, tmp_path: Path) -> None:
+    snapshot = snapshots.load(run)
+    worktree = Worktree(snapshot)
+    commit = worktree.keep(worktree.apply(PATCH), "agent/x-1-2", "mend x", tmp_path / "kept")
+    with Log(run / LOG_NAME) as log:
+        log.append(RunEnded(Outcome.PASSED, "", "", ("x.py",), (), "agent/x-1-2", commit))
+    assert (tmp_path / "kept" / "x.py").read_text() == "one\nTWO\n"
+    assert agent("discard", "x-1", "--yes").exit_code == 0
+    assert not (tmp_path / "kept").exists()
+    assert git(repository, "worktree", "list").count("\n") == 0
+    assert git(repository, "worktree", "prune", "--dry-run", "-v") == ""
+
+
+def test_discard_takes_away_a_worktree_left_by_a_killed_run(run: Path, repository: Path) -> None:
+    git(repository, "worktree", "add", "-q", "--detach", str(run / "worktree"))
+    discard(run)
+    assert git(repository, "worktree", "prune", "--dry-run", "-v") == ""
+    assert git(repository, "worktree", "list").count("\n") == 0

@@ -1,0 +1,165 @@
+"""A change brought into the person's checkout, uncommitted: every file of it, or none.
+
+Each file is looked at first (it must still be what the run started from), written beside its place, and only then moved
+there; what was there is kept until the last move is done. When a move fails, or the person interrupts, all is put back.
+POSIX knows no rename of several files at once, so two things remain: a reader may see some files new and others old for
+a moment, and a process that is killed between two moves leaves them so. Then ``.gpt-oss-agent-*`` in the checkout
+holds the old files, each under its own path in ``old``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sandbox import diff as diffs
+from sandbox import snapshot as snapshots
+from sandbox.errors import WorktreeError
+from sandbox.snapshot import Item, Snapshot, Step
+
+PREFIX = ".gpt-oss-agent-"
+
+
+def bring(snapshot: Snapshot, tree: str) -> tuple[str, ...]:
+    """Write what leads from the snapshot to a tree into the checkout; return the paths.
+
+    Raises WorktreeError when a file there is no longer what the run started from, or cannot be written.
+    """
+    root = snapshot.repository
+    steps = snapshots.steps(snapshot, tree)
+    removed = {root / os.fsdecode(step.path) for step in steps if not step.new_mode}
+    written = [step for step in steps if step.new_mode]
+    contents = dict(zip(written, snapshots.blobs(snapshot, (step.new_oid for step in written)), strict=True))
+    renderings: dict[Step, bytes] = {}
+    moved = []
+    for step in steps:
+        found = _found(root, step, contents.get(step) or b"", removed)
+        if found is None:
+            moved.append(os.fsdecode(step.path))
+        else:
+            renderings[step] = found
+    if moved:
+        raise WorktreeError(
+            f"the checkout has changed since the run started: {', '.join(moved[:10])}; nothing was written. "
+            "Take the branch or the patch of the run and merge it yourself"
+        )
+    if renderings:
+        _write(root, renderings)
+    return tuple(sorted(os.fsdecode(step.path) for step in steps))
+
+
+def _found(root: Path, step: Step, new: bytes, removed: Set[Path]) -> bytes | None:
+    """Return what to write for a path, in the line ends that the checkout has; None if it is not as the run found it."""
+    full = root / os.fsdecode(step.path)
+    for parent in full.relative_to(root).parents:
+        above = root / parent
+        if above not in removed and (above.is_symlink() or (above.exists() and not above.is_dir())):
+            return None
+    if not step.old_mode:
+        return new if not os.path.lexists(full) or _becomes_free(full, removed) else None
+    old = Item(step.old_mode, step.old_oid, step.path)
+    if snapshots.from_checkout(root, old) is not None:
+        return new
+    if step.old_mode != diffs.LINK and snapshots.from_checkout(root, old, crlf=True) is not None:
+        return new.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+    return None
+
+
+def _becomes_free(folder: Path, removed: Set[Path]) -> bool:
+    """Whether a folder holds nothing but files that the change removes, so that a file can take its place."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    return all(path in removed or (path.is_dir() and not path.is_symlink()) for path in folder.rglob("*"))
+
+
+def _write(root: Path, renderings: Mapping[Step, bytes]) -> None:
+    """Stage everything, so that a full disk changes nothing; then move it, and put all back if that fails."""
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=root))
+    moves = _Moves(root, folder / "old")
+    try:
+        staged = _stage(folder / "new", renderings)
+        for step in sorted(renderings, key=lambda step: bool(step.new_mode)):  # removals make room for folders
+            moves.make(Path(os.fsdecode(step.path)), staged.get(step))
+    except BaseException as error:
+        problem = moves.undo()
+        if problem is not None:  # the old files stay where they are named
+            raise WorktreeError(
+                f"the change could not be brought in ({error}) and not wholly be taken back ({problem}); what the "
+                f"files were is in {folder / 'old'}: copy it over the checkout, then remove {folder}"
+            ) from error
+        shutil.rmtree(folder)
+        if isinstance(error, OSError):
+            raise WorktreeError(
+                f"the change could not be brought into {root}: {error}; everything is as it was. Make room or give "
+                "the permission, and do it again"
+            ) from error
+        raise
+    shutil.rmtree(folder)
+
+
+def _stage(folder: Path, renderings: Mapping[Step, bytes]) -> dict[Step, Path]:
+    folder.mkdir()
+    staged = {}
+    for number, (step, data) in enumerate(renderings.items()):
+        if not step.new_mode:
+            continue
+        staged[step] = beside = folder / str(number)
+        if step.new_mode == diffs.LINK:
+            beside.symlink_to(os.fsdecode(data))
+        else:
+            beside.write_bytes(data)
+            beside.chmod(0o755 if step.new_mode == diffs.PROGRAM else 0o644)
+    return staged
+
+
+@dataclass(slots=True)
+class _Moves:
+    """Files moved into place, and what is needed to take that back."""
+
+    root: Path
+    old: Path
+    done: list[tuple[Path, bool]] = field(default_factory=list)  # relative paths; True: a folder that was not there
+
+    def make(self, path: Path, staged: Path | None) -> None:
+        """Put a staged file at a path, or (None) remove what is there and the folders that are empty without it."""
+        full, kept = self.root / path, self.old / path
+        if os.path.lexists(full):
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(full, kept, follow_symlinks=False)
+            except OSError:  # a file system without links
+                shutil.copy2(full, kept, follow_symlinks=False)
+        if staged is None:
+            self.done.append((path, False))
+            full.unlink()
+            for parent in full.parents:
+                if parent == self.root or any(parent.iterdir()):
+                    return
+                parent.rmdir()
+            return
+        for parent in reversed([parent for parent in path.parents if not (self.root / parent).exists()]):
+            (self.root / parent).mkdir()
+            self.done.append((parent, True))
+        self.done.append((path, False))
+        staged.replace(full)
+
+    def undo(self) -> OSError | None:
+        """Put back what was there; return what stood in the way, if anything did. What can be put back is."""
+        problem: OSError | None = None
+        for path, folder in reversed(self.done):
+            full, kept = self.root / path, self.old / path
+            try:
+                if folder:
+                    full.rmdir()
+                elif os.path.lexists(kept):
+                    full.parent.mkdir(parents=True, exist_ok=True)
+                    kept.replace(full)
+                elif os.path.lexists(full) and not full.is_dir():
+                    full.unlink()
+            except OSError as error:
+                problem = problem or error
+        return problem
