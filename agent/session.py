@@ -41,7 +41,6 @@ from agent.tools.base import Tool
 from agent.tools.open import declare, open_tools
 from agent.workshop import SNAPSHOT_NAME, Workshop, last_words
 from agent.world import Limits
-from sandbox import diff as diffs
 from sandbox import docker
 from sandbox import snapshot as snapshots
 from sandbox.base import Sandbox
@@ -294,16 +293,14 @@ def _check_before(
 ) -> tuple[CheckResult, ...]:
     """Run the checks on the untouched workspace, while the model reads the task; nothing once a call was made.
 
-    New files that they leave behind (and that are not ignored) are removed: they are not the model's work.
+    What they leave behind (and is not ignored) is undone: it is not the model's work.
     """
     if not checks or state.checks_before is not None or state.calls or state.pending is not None:
         return state.checks_before or ()
     opened = sandbox.result()
     results = run_checks(checks, opened, config.check_timeout_s)
     with contextlib.suppress(DiffRefused, OSError):  # what cannot be cleaned up is seen in the result
-        for change in diffs.parse(opened.diff()):
-            if change.old_path is None and change.path is not None:
-                opened.remove(change.path)
+        opened.undo()
     return results
 
 

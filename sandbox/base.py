@@ -67,6 +67,10 @@ class Sandbox(Protocol):
         """One unified diff (binary, modes, renames) from the copied state to now: untracked files in, ignored ones out."""
         ...
 
+    def undo(self) -> None:
+        """Bring the workspace back to the copied state: what ``diff`` would say is gone then; ignored files stay."""
+        ...
+
     def close(self) -> None:
         """Tear it down. May be called twice."""
         ...

@@ -84,11 +84,21 @@ class Client:
         self._ask({"verb": "begin", "excludes": excludes.decode("utf-8", "surrogateescape"), "skip": list(skip)}, "")
         self._load(parts, keep=True)
 
+    def undo(self) -> None:
+        """Bring the workspace back to the copied state; see Sandbox."""
+        with self._diffing:
+            changes = self._ask({"verb": "changes", "limit_bytes": MAX_DIFF_BYTES}, self.workspace).data
+            if changes:
+                self._bring(snapshots.result(self.snapshot, changes), self.snapshot.tree)
+
     def restore(self, patch: bytes) -> None:
         """Bring the workspace from the snapshot to where a patch leads."""
-        tree = snapshots.apply(self.snapshot, patch)
-        before = {item.path: item for item in snapshots.items(self.snapshot)}
-        after = {item.path: item for item in snapshots.items(self.snapshot, tree)}
+        self._bring(self.snapshot.tree, snapshots.apply(self.snapshot, patch))
+
+    def _bring(self, here: str, there: str) -> None:
+        """Bring the workspace from one tree to another."""
+        before = {item.path: item for item in snapshots.items(self.snapshot, here)}
+        after = {item.path: item for item in snapshots.items(self.snapshot, there)}
         changed = [item for path, item in after.items() if before.get(path) != item]
         gone = [files.entry(path, files.GONE, b"") for path in before.keys() - after.keys()]
         self._load([*gone, *snapshots.contents(self.snapshot, changed)], keep=False)

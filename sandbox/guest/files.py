@@ -11,6 +11,7 @@ believing the workspace's own ``.git``.
 
 import contextlib
 import os
+import shutil
 import stat
 import struct
 import time
@@ -243,7 +244,7 @@ class Loader:
         permissions = 0o755 if self._mode == PROGRAM else 0o644
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         if not self._keep:  # over what is there: its mode, and its being a link, must not survive
-            _unlink(full)
+            _clear(full)
         try:
             return open(os.open(full, flags, permissions), "wb", buffering=0)
         except FileNotFoundError:
@@ -251,8 +252,10 @@ class Loader:
             return open(os.open(full, flags, permissions), "wb", buffering=0)
 
     def _place(self, full: bytes, target: bytes) -> None:
-        if self._mode == GONE or not self._keep:
+        if self._mode == GONE:
             _unlink(full)
+        elif not self._keep:
+            _clear(full)
         if self._mode == LINK:
             os.makedirs(os.path.dirname(full), exist_ok=True)
             os.symlink(target, full)
@@ -274,6 +277,14 @@ def _stamp(status: os.stat_result) -> Stamp:
 def _unlink(full: bytes) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(full)
+
+
+def _clear(full: bytes) -> None:
+    """Remove what is in the way, also a folder of which only ignored files are left."""
+    if os.path.isdir(full) and not os.path.islink(full):
+        shutil.rmtree(full)
+    else:
+        _unlink(full)
 
 
 def _names(folder: bytes) -> List[bytes]:

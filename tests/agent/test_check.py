@@ -276,6 +276,9 @@ class Recording:
     def diff(self) -> bytes:
         return b""
 
+    def undo(self) -> None:
+        return
+
     def close(self) -> None:
         return
 

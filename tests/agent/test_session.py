@@ -167,7 +167,8 @@ def test_checks_are_found_when_none_is_named(repository: Path, configure: Config
 
 
 def test_what_the_checks_leave_behind_is_not_the_models_work(repository: Path, configure: Configure) -> None:
-    config = configure(MEND, checks=(f"touch litter; {CHECK}",))
+    (repository / "counter").write_text("0")
+    config = configure(MEND, checks=(f"touch litter; echo >> counter; rm -f test_calc.py; {CHECK}",))
     ended = fix(config, "mend it", repository, "fix", lambda _: None)
     assert (ended.outcome, ended.changed_paths) == (Outcome.PASSED, ("calc.py",))
 

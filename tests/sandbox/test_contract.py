@@ -210,6 +210,23 @@ def test_a_file_put_back_is_no_change(sandbox: Sandbox) -> None:
     assert sandbox.diff() == b""
 
 
+def test_undo_brings_back_what_was_copied_and_leaves_what_is_ignored(sandbox: Sandbox) -> None:
+    sh(
+        sandbox,
+        "echo x >> README; rm link; mkdir link; echo x > link/new; chmod -x run.sh; mv src/words.py w; rmdir src; ln -s /etc src;"
+        "mkdir build; echo kept > build/out; rm blob.bin; mkdir blob.bin; touch blob.bin/a.pyc; git add -A; git commit -qm mine",
+    )
+    sandbox.undo()
+    assert sandbox.diff() == b""
+    shown = "cat README src/words.py build/out; readlink link; [ -x run.sh ] && wc -c < blob.bin; ls"
+    assert sh(sandbox, shown).split() == [
+        *["words", "def", "first(text):", "return", "text.split()[0]", "kept", "src/words.py", "256"],
+        *["README", "blob.bin", "build", "link", "run.sh", "src"],
+    ]
+    sandbox.undo()
+    assert sandbox.diff() == b""
+
+
 def test_a_closed_sandbox_is_gone_and_closing_twice_is_fine(sandbox: Sandbox) -> None:
     sandbox.close()
     sandbox.close()
@@ -258,11 +275,15 @@ def test_a_lost_workspace_is_restored_from_its_last_diff(
     first = opened(kind, snapshot)
     sh(
         first,
-        "rm README; rm link; mkdir README; echo x > README/x; printf '\\0' > blob.bin; chmod -x run.sh; echo hi > link; ln -s blob.bin l2",
+        "rm README; rm link; mkdir README; echo x > README/x; printf '\\0' > blob.bin; chmod -x run.sh; echo hi > link; ln -s blob.bin l2;"
+        "rm -r src; echo file > src",
     )
     patch = first.diff()
     first.close()
     (repository / "README").write_text("the person works on\n")
     second = opened(kind, snapshots.load(snapshot.git_dir.parent), patch=patch)
     assert second.diff() == patch
-    assert sh(second, "cat README/x link; readlink l2; [ -x run.sh ] || echo plain") == "x\nhi\nblob.bin\nplain\n"
+    assert (
+        sh(second, "cat README/x link src; readlink l2; [ -x run.sh ] || echo plain")
+        == "x\nhi\nfile\nblob.bin\nplain\n"
+    )
