@@ -19,7 +19,7 @@ from agent.model.client import Client, persist
 from agent.model.faults import Transient, cut, error_event, refused_field
 from agent.model.functions import Functions, call_id, whole
 from agent.model.sse import ServerEvent
-from agent.model.stream import count, decoded, estimated_tokens
+from agent.model.stream import count, decoded, estimated_tokens, mapping, sequence, string
 
 REASONING_FIELDS = ("reasoning", "reasoning_content")
 # What a request can do without: a server that refuses one of these by name is asked again without it.
@@ -107,11 +107,8 @@ class ChatModel:
             raise error_event(chunk["error"], wall_s=self._client.clock.wall())
         if isinstance(chunk.get("usage"), dict):
             answer.usage = chunk["usage"]
-        choices = chunk.get("choices")
-        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-            return
-        choice = choices[0]
-        delta = choice.get("delta") or choice.get("message") or {}
+        choice = mapping(next(iter(sequence(chunk.get("choices"))), None))
+        delta = mapping(choice.get("delta")) or mapping(choice.get("message"))
         found = tuple(name for name in REASONING_FIELDS if isinstance(delta.get(name), str) and delta[name])
         if found:
             self._reasoning_fields = found
@@ -120,10 +117,10 @@ class ChatModel:
         if text := _text(delta.get("content")):
             answer.content.append(text)
             yield Delta(Channel.FINAL, text)
-        for call in delta.get("tool_calls") or ():
+        for call in sequence(delta.get("tool_calls")):
             if isinstance(call, dict) and (piece := answer.add(call)):
                 yield Delta(Channel.COMMENTARY, piece, answer.calls[-1].name)
-        answer.finish = choice.get("finish_reason") or answer.finish
+        answer.finish = string(choice.get("finish_reason")) or answer.finish
 
     def _body(self, conversation: Conversation, functions: Functions, params: SamplingParams) -> dict[str, Any]:
         fields = tuple(name for name in self._reasoning_fields if name not in self._refused)
@@ -185,19 +182,15 @@ class _Answer:
         Pieces belong together by index. Servers that send calls whole may give all of them the same index or none: a
         new id that comes with a name starts a new call.
         """
-        function = delta.get("function") or {}
-        key, ident, name, arguments = (
-            delta.get("index"),
-            delta.get("id"),
-            function.get("name"),
-            function.get("arguments"),
-        )
+        function = mapping(delta.get("function"))
+        key, ident, name = delta.get("index"), string(delta.get("id")) or None, string(function.get("name"))
+        arguments = function.get("arguments")
         call = next((c for c in reversed(self.calls) if key is None or c.key == key), None)
         if call is None or (ident and name and call.id and ident != call.id):
             call = _Call(key, ident)
             self.calls.append(call)
         call.id = call.id or ident
-        if isinstance(name, str) and not call.arguments and name != call.name:
+        if not call.arguments and name != call.name:
             call.name += name
         if isinstance(arguments, dict):
             arguments = json.dumps(arguments, ensure_ascii=False)
@@ -208,7 +201,7 @@ class _Answer:
 
     def sampled(self, finish: str, body: Mapping[str, Any], duration_s: float, first_token_s: float) -> Sampled:
         """Return the closing event, with an estimate for what the server did not count."""
-        details = self.usage.get("prompt_tokens_details") or {}
+        details = mapping(self.usage.get("prompt_tokens_details"))
         said = [*self.reasoning, *self.content, *(a for c in self.calls for a in c.arguments)]
         prompt_tokens = count(self.usage.get("prompt_tokens"))
         completion_tokens = count(self.usage.get("completion_tokens"))

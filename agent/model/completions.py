@@ -23,7 +23,7 @@ from agent.events import Retried
 from agent.model.base import Chunk, SamplingParams
 from agent.model.client import Client, persist
 from agent.model.faults import cut, error_event
-from agent.model.stream import count, decoded
+from agent.model.stream import count, decoded, mapping, sequence, string, token_ids
 
 _TOKEN_ID = "token_id:"  # noqa: S105  how vLLM writes a token as its id
 
@@ -178,15 +178,14 @@ def reader(dialect: Dialect, spelling: Spelling) -> Callable[[Mapping[str, Any]]
 
 
 def _openai(document: Mapping[str, Any], ids_of: Callable[[Mapping[str, Any]], tuple[int, ...]]) -> Piece:
-    usage = document.get("usage") or {}
-    details = usage.get("prompt_tokens_details") or {}
-    choices = document.get("choices") or [{}]
-    choice = choices[0]
+    usage = mapping(document.get("usage"))
+    details = mapping(usage.get("prompt_tokens_details"))
+    choice = mapping(next(iter(sequence(document.get("choices"))), None))
     stopped_by = choice.get("stop_reason", choice.get("matched_stop"))
     return Piece(
         ids_of(choice),
-        choice.get("finish_reason"),
-        stopped_by if isinstance(stopped_by, int) else None,
+        string(choice.get("finish_reason")) or None,
+        count(stopped_by),
         count(usage.get("prompt_tokens")),
         count(details.get("cached_tokens")),
     )
@@ -195,22 +194,21 @@ def _openai(document: Mapping[str, Any], ids_of: Callable[[Mapping[str, Any]], t
 def _token_ids(choice: Mapping[str, Any]) -> tuple[int, ...]:
     if choice.get("text") and choice.get("token_ids") is None:
         raise ModelUnfit("the server sent text without the ids that it was asked for")
-    return tuple(choice.get("token_ids") or ())
+    return token_ids(choice.get("token_ids"))
 
 
 def text_ids(choice: Mapping[str, Any], spelling: Spelling) -> tuple[int, ...]:
     """Return the ids of one event's text. Exact wherever the server cuts between tokens, as it does when it streams."""
-    logprobs = choice.get("logprobs") or {}
-    tokens = logprobs.get("tokens") or [choice.get("text") or ""]
+    tokens = sequence(mapping(choice.get("logprobs")).get("tokens")) or [choice.get("text")]
     ids: list[int] = []
-    for token in tokens:
+    for token in map(string, tokens):
         if token.startswith(_TOKEN_ID) and token[len(_TOKEN_ID) :].isdecimal():
             ids.append(int(token[len(_TOKEN_ID) :]))
         elif token.startswith("<|") and (control := spelling.control(token)) is not None:
             ids.append(control)
         else:
             ids += spelling.encode(token)
-    return tuple(ids)
+    return token_ids(ids)
 
 
 class _LlamaReader:
@@ -221,15 +219,15 @@ class _LlamaReader:
         self._predicted = 0
 
     def read(self, document: Mapping[str, Any]) -> Piece:
-        ids = tuple(document.get("tokens") or ())
+        ids = token_ids(document.get("tokens"))
         predicted = count(document.get("tokens_predicted")) or 0
         if ids and predicted - self._predicted > len(ids):
-            ids = self._filled(ids, str(document.get("content") or ""))
+            ids = self._filled(ids, string(document.get("content")))
         self._predicted = max(predicted, self._predicted)
         if not document.get("stop"):
             return Piece(ids)
         limited = document.get("stop_type") == "limit" or document.get("stopped_limit") or document.get("truncated")
-        cached = (document.get("timings") or {}).get("cache_n")
+        cached = mapping(document.get("timings")).get("cache_n")
         read_tokens = count(document.get("tokens_evaluated"))
         return Piece(ids, "length" if limited else "stop", None, read_tokens, count(cached))
 
@@ -246,18 +244,17 @@ class _SGLangReader:
         self._seen = 0
 
     def read(self, document: Mapping[str, Any]) -> Piece:
-        about = document.get("meta_info") or {}
-        output = tuple(document.get("output_ids") or ())
+        about = mapping(document.get("meta_info"))
+        output = token_ids(document.get("output_ids"))
         total = count(about.get("completion_tokens"))
         # All ids so far, unless they are fewer than the server has counted: then they are only the new ones.
         ids = output[self._seen :] if total is None or len(output) == total else output
         self._seen += len(ids)
-        finish = about.get("finish_reason") or {}
-        stopped_by = finish.get("matched")
+        finish = mapping(about.get("finish_reason"))
         return Piece(
             ids,
-            finish.get("type"),
-            stopped_by if isinstance(stopped_by, int) else None,
+            string(finish.get("type")) or None,
+            count(finish.get("matched")),
             count(about.get("prompt_tokens")),
             count(about.get("cached_tokens")),
         )

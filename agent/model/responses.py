@@ -6,6 +6,7 @@ are done, and says completed when the limit cut it off. So items are taken as th
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,7 @@ from agent.model.client import Client, persist
 from agent.model.faults import Transient, cut, error_event, refused_field
 from agent.model.functions import Functions, call_id, whole
 from agent.model.sse import ServerEvent
-from agent.model.stream import count, decoded, estimated_tokens
+from agent.model.stream import count, decoded, estimated_tokens, mapping, sequence, string
 
 _OPTIONAL = frozenset(("parallel_tool_calls", "top_k", "min_p", "include", "store"))
 _FOREIGN = ("top_k", "min_p")  # not the openai package's, but taken by vLLM and SGLang
@@ -94,7 +95,7 @@ class ResponsesModel:
         for message in messages:
             yield MessageAdded(message)
         duration_s = self._client.clock.now() - began
-        details = answer.usage.get("input_tokens_details") or {}
+        details = mapping(answer.usage.get("input_tokens_details"))
         prompt_tokens = count(answer.usage.get("input_tokens"))
         completion_tokens = count(answer.usage.get("output_tokens"))
         yield Sampled(
@@ -115,14 +116,14 @@ class ResponsesModel:
                 channel = _DELTAS[kind]
                 yield Delta(channel, found["delta"], answer.calling if channel is Channel.COMMENTARY else None)
         elif kind == "response.output_item.added":
-            answer.calling = str((found.get("item") or {}).get("name") or "")
+            answer.calling = string(mapping(found.get("item")).get("name"))
         elif kind == "response.output_item.done":
-            answer.items.append(found.get("item") or {})
+            answer.items.append(mapping(found.get("item")))
         elif kind in {"error", "response.failed"} or found.get("error"):
-            inner = found.get("response") or {}
+            inner = mapping(found.get("response"))
             raise error_event(found.get("error") or inner.get("error") or found, wall_s=self._client.clock.wall())
         elif kind in {"response.completed", "response.incomplete"} or found.get("object") == "response":
-            answer.end(found.get("response") or found)
+            answer.end(mapping(found.get("response")) or found)
 
     def _body(self, conversation: Conversation, functions: Functions, params: SamplingParams) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -159,10 +160,10 @@ class _Answer:
 
     def end(self, response: Mapping[str, Any]) -> None:
         self.status = str(response.get("status") or "completed")
-        self.reason = (response.get("incomplete_details") or {}).get("reason")
-        self.usage = response.get("usage") or {}
+        self.reason = mapping(response.get("incomplete_details")).get("reason")
+        self.usage = mapping(response.get("usage"))
         if not self.items:  # some servers give the items only here
-            self.items = [item for item in response.get("output") or () if isinstance(item, dict)]
+            self.items = [item for item in sequence(response.get("output")) if isinstance(item, dict)]
 
     def close(self, functions: Functions) -> tuple[list[Message], list[Repaired], str]:
         """Return the messages, what was mended and the finish. Raises Transient if the answer is not whole."""
@@ -175,7 +176,7 @@ class _Answer:
         # Some servers say completed although the limit cut the answer off: the count tells.
         full = self.most_tokens is not None and (count(self.usage.get("output_tokens")) or 0) >= self.most_tokens
         limited = full or (self.status == "incomplete" and self.reason != "content_filter")
-        if limited and calls and not whole(str(calls[-1].get("arguments") or "{}")):
+        if limited and calls and not whole(_arguments(calls[-1])):
             repairs.append(Repaired("cut_call", f"a call to {calls[-1]['name']} was cut off by the token limit"))
             calls = []
         if len(calls) > 1:
@@ -190,7 +191,7 @@ class _Answer:
                     found.append(Message(Role.ASSISTANT, text, channel))
                 case "function_call" if calls and item is calls[0]:
                     recipient = functions.recipient(str(item["name"]))
-                    body = functions.body(recipient, str(item.get("arguments") or "{}"))
+                    body = functions.body(recipient, _arguments(item))
                     found.append(Message(Role.ASSISTANT, body, Channel.COMMENTARY, recipient, "json"))
                     break  # what the model said after it, it said without the result
                 case _:
@@ -237,6 +238,12 @@ def input_items(conversation: Conversation, functions: Functions) -> list[dict[s
 
 def _user(text: str) -> dict[str, Any]:
     return {"type": "message", "role": "user", "content": text}
+
+
+def _arguments(item: Mapping[str, Any]) -> str:
+    """Return a call's arguments, which some servers give as an object rather than as its text."""
+    found = item.get("arguments")
+    return json.dumps(found, ensure_ascii=False) if isinstance(found, dict) else string(found) or "{}"
 
 
 def _reasoning(item: Mapping[str, Any]) -> str:
