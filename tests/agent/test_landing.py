@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -133,7 +134,7 @@ def test_discard_where_the_repository_is_gone(run: Path, repository: Path) -> No
 
 def test_without_a_terminal_nothing_is_asked(run: Path) -> None:
     done = subprocess.run(
-        ["python", "-m", "agent", "discard", "last"],
+        [sys.executable, "-m", "agent", "discard", "last"],
         stdin=subprocess.PIPE,  # open, and nobody will ever write
         capture_output=True,
         timeout=60,
