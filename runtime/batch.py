@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from runtime.kernels.base import StepInputs
+from runtime.sampler import SamplingInputs, uniform
 from runtime.scheduler import Work
+
+NewBuffer = Callable[[int], torch.Tensor]
+"""(bytes) -> uint8 tensor on the host, pinned where its copy to the device is to run beside other work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,105 +30,162 @@ class Counts:
     max_context_len: int
 
 
-_FIELDS = ("token_ids", "slots", "sample_rows", "positions", "query_start", "context_len", "page_table")
-_WIDE = frozenset({"token_ids", "slots", "sample_rows"})  # int64; the others are int32
+_KINDS = {
+    # The wide ones first, so that all are aligned.
+    "token_ids": (np.int64, torch.int64),
+    "slots": (np.int64, torch.int64),
+    "sample_rows": (np.int64, torch.int64),
+    "uniform": (np.float64, torch.float64),
+    "positions": (np.int32, torch.int32),
+    "query_start": (np.int32, torch.int32),
+    "context_len": (np.int32, torch.int32),
+    "page_table": (np.int32, torch.int32),
+    "temperature": (np.float32, torch.float32),
+    "top_p": (np.float32, torch.float32),
+}
 
 
-def _sizes(counts: Counts) -> dict[str, int]:
-    return {
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where each tensor of a step lies in its buffer, in bytes."""
+
+    counts: Counts
+    nbytes: int
+    slices: dict[str, slice]
+
+
+def layout(counts: Counts) -> Layout:
+    """Lay out a step's buffer."""
+    sizes = {
         "token_ids": counts.tokens,
         "slots": counts.tokens,
         "sample_rows": counts.samples,
+        "uniform": counts.samples,
         "positions": counts.tokens,
         "query_start": counts.sequences + 1,
         "context_len": counts.sequences,
         "page_table": counts.sequences * counts.pages,
+        "temperature": counts.samples,
+        "top_p": counts.samples,
     }
-
-
-def _slices(counts: Counts) -> dict[str, slice]:
-    """Where each tensor lies in the buffer, in bytes: the int64 ones first, so that all are aligned."""
-    widths = [size * (8 if name in _WIDE else 4) for name, size in _sizes(counts).items()]
+    widths = [sizes[name] * torch_kind.itemsize for name, (_, torch_kind) in _KINDS.items()]
     ends = list(accumulate(widths))
-    return {name: slice(end - width, end) for name, width, end in zip(_FIELDS, widths, ends, strict=True)}
-
-
-def nbytes(counts: Counts) -> int:
-    """Size of the buffer of a step."""
-    return sum(size * (8 if name in _WIDE else 4) for name, size in _sizes(counts).items())
+    slices = {name: slice(end - width, end) for name, width, end in zip(_KINDS, widths, ends, strict=True)}
+    return Layout(counts, ends[-1], slices)
 
 
 def exact(works: Sequence[Work], page_tokens: int) -> Counts:
     """Return the counts of a plan without any padding."""
+    longest = max(work.start + work.count for work in works)
     return Counts(
         tokens=sum(work.count for work in works),
         sequences=len(works),
-        pages=max(-(-(work.start + work.count) // page_tokens) for work in works),
+        pages=-(-longest // page_tokens),
         samples=sum(work.samples for work in works),
         max_query_len=max(work.count for work in works),
-        max_context_len=max(work.start + work.count for work in works),
+        max_context_len=longest,
     )
+
+
+def host_buffer(nbytes: int) -> torch.Tensor:
+    """Return a plain buffer."""
+    return torch.empty(nbytes, dtype=torch.uint8)
 
 
 def pack(
-    works: Sequence[Work], page_tokens: int, counts: Counts, spare_page: int, into: torch.Tensor | None = None
+    works: Sequence[Work], laid: Layout, *, page_tokens: int, spare_page: int, new_buffer: NewBuffer = host_buffer
 ) -> torch.Tensor:
-    """Write a plan into a host buffer, uint8 [nbytes].
+    """Write a plan into a new host buffer, uint8 [nbytes].
 
-    Rows beyond the plan's own (a step padded to the size of a captured graph) are sequences whose keys and values go to
-    ``spare_page``, which belongs to nobody. Tokens that are not known yet are left 0. ``into`` is a buffer
-    of that size to use again, pinned where the copy to the device is to run beside other work.
+    Sequences beyond the plan's own (a step padded to the size of a captured graph) share out the tokens that are left, and
+    their keys and values go to ``spare_page``, which belongs to nobody. Tokens that are not known yet are left 0.
     """
-    whole = torch.empty(nbytes(counts), dtype=torch.uint8) if into is None else into
+    counts = laid.counts
+    whole = new_buffer(laid.nbytes)
     buffer = whole.numpy()
     buffer.fill(0)
-    parts = {name: buffer[part].view(np.int64 if name in _WIDE else np.int32) for name, part in _slices(counts).items()}
+    parts = {name: buffer[laid.slices[name]].view(kind) for name, (kind, _) in _KINDS.items()}
     table = parts["page_table"].reshape(counts.sequences, counts.pages)
-    row = sample = 0
-    for index, work in enumerate(works):
-        sequence, end = work.sequence, work.start + work.count
-        positions = np.arange(work.start, end)
-        pages = np.asarray(sequence.pages, dtype=np.int64)
-        rows = slice(row, row + work.count)
-        known = [*sequence.tokens[work.start : end - len(work.draft)], *work.draft]
-        parts["token_ids"][row : row + len(known)] = known
-        parts["positions"][rows] = positions
-        parts["slots"][rows] = pages[positions // page_tokens] * page_tokens + positions % page_tokens
-        used = min(len(pages), counts.pages)
-        table[index, :used] = pages[:used]
-        parts["context_len"][index] = end
-        row += work.count
-        parts["query_start"][index + 1] = row
-        parts["sample_rows"][sample : sample + work.samples] = range(row - work.samples, row)
-        sample += work.samples
-    spare = counts.sequences - len(works)
-    each = (counts.tokens - row) // spare if spare else 0
-    for index in range(len(works), counts.sequences):
-        rows = slice(row, row + each)
-        parts["positions"][rows] = range(each)
-        parts["slots"][rows] = range(spare_page * page_tokens, spare_page * page_tokens + each)
-        table[index, 0] = spare_page
-        parts["context_len"][index] = each
-        row += each
-        parts["query_start"][index + 1] = row
-        parts["sample_rows"][sample : sample + each] = range(row - each, row)
-        sample += each
+    known: list[int] = []
+    for row, work in enumerate(works):
+        pages = np.frombuffer(work.sequence.pages, dtype=np.int32)[: counts.pages]
+        table[row, : len(pages)] = pages
+        known += work.sequence.tokens[work.start : work.start + work.count - len(work.draft)]
+        known += work.draft
+    table[len(works) :, 0] = spare_page
+    parts["token_ids"][: len(known)] = known
+    lengths, starts, samples = _shares(works, counts)
+    _place(parts, table, lengths, starts, samples, page_tokens)
+    for place, work in zip(_first(samples), works, strict=False):
+        mine = slice(place, place + work.samples)
+        sampling = work.sequence.request.sampling
+        parts["temperature"][mine] = sampling.temperature
+        parts["top_p"][mine] = sampling.top_p
+        seed = sampling.seed or 0
+        parts["uniform"][mine] = [uniform(seed, work.index + offset) for offset in range(work.samples)]
     return whole
 
 
-def unpack(buffer: torch.Tensor, counts: Counts) -> StepInputs:
+def _shares(works: Sequence[Work], counts: Counts) -> tuple[list[int], list[int], list[int]]:
+    """Return new tokens, first position and samples of each sequence, the padding's behind the plan's own."""
+    lengths = [work.count for work in works]
+    starts = [work.start for work in works]
+    samples = [work.samples for work in works]
+    spare = counts.sequences - len(works)
+    each = (counts.tokens - sum(lengths)) // spare if spare else 0
+    return lengths + [each] * spare, starts + [0] * spare, samples + [each] * spare
+
+
+def _first(counts: Sequence[int]) -> list[int]:
+    """Return where each sequence's rows begin."""
+    return [0, *accumulate(counts)][:-1]
+
+
+def _place(
+    parts: dict[str, NDArray[np.generic]],
+    table: NDArray[np.generic],
+    lengths: list[int],
+    starts: list[int],
+    samples: list[int],
+    page_tokens: int,
+) -> None:
+    """Write what follows from each sequence's new tokens (lengths), first position and samples."""
+    count, start, sampled = (np.array(each, dtype=np.int64) for each in (lengths, starts, samples))
+    ends = np.cumsum(count)
+    # The offset of each row in its sequence: 0, 1, … again for each.
+    offset = np.arange(ends[-1]) - np.repeat(ends - count, count)
+    position = np.repeat(start, count) + offset
+    row = np.repeat(np.arange(len(lengths)), count)
+    parts["positions"][:] = position
+    parts["slots"][:] = table[row, position // page_tokens].astype(np.int64) * page_tokens + position % page_tokens
+    parts["context_len"][:] = start + count
+    parts["query_start"][1:] = ends
+    last = np.cumsum(sampled)
+    parts["sample_rows"][:] = np.repeat(ends - last, sampled) + np.arange(last[-1])
+
+
+def step_inputs(buffer: torch.Tensor, laid: Layout) -> StepInputs:
     """View a buffer (on any device) as a step's tensors."""
-    parts = {
-        name: buffer[part].view(torch.int64 if name in _WIDE else torch.int32) for name, part in _slices(counts).items()
-    }
+    counts = laid.counts
     return StepInputs(
-        token_ids=parts["token_ids"],
-        positions=parts["positions"],
-        slots=parts["slots"],
-        query_start=parts["query_start"],
-        context_len=parts["context_len"],
-        page_table=parts["page_table"].view(counts.sequences, counts.pages),
-        sample_rows=parts["sample_rows"],
+        token_ids=_view(buffer, laid, "token_ids"),
+        positions=_view(buffer, laid, "positions"),
+        slots=_view(buffer, laid, "slots"),
+        query_start=_view(buffer, laid, "query_start"),
+        context_len=_view(buffer, laid, "context_len"),
+        page_table=_view(buffer, laid, "page_table").view(counts.sequences, counts.pages),
+        sample_rows=_view(buffer, laid, "sample_rows"),
         max_query_len=counts.max_query_len,
         max_context_len=counts.max_context_len,
     )
+
+
+def sampling_inputs(buffer: torch.Tensor, laid: Layout) -> SamplingInputs:
+    """View a buffer as how its rows are sampled: neither greedy nor cut off, until ``replace`` says so."""
+    return SamplingInputs(
+        _view(buffer, laid, "temperature"), _view(buffer, laid, "top_p"), _view(buffer, laid, "uniform")
+    )
+
+
+def _view(buffer: torch.Tensor, laid: Layout, name: str) -> torch.Tensor:
+    return buffer[laid.slices[name]].view(_KINDS[name][1])

@@ -9,8 +9,10 @@ from functools import partial
 
 import torch
 
-from runtime.errors import DoesNotFit
+from runtime.errors import DoesNotFit, RequestRefused
+from runtime.graphs import CudaRecorder
 from runtime.kernels.base import LayerCache, Shapes
+from runtime.model.memory import workspace_bytes
 from runtime.model.transformer import Transformer, forward
 from runtime.pages import PagePool
 from runtime.request import Request, TokenOut
@@ -39,11 +41,12 @@ def make_caches(
     ]
 
 
-def _pages_that_fit(options: EngineOptions, each_bytes: int, device: torch.device) -> int:
+def _pages_that_fit(options: EngineOptions, each_bytes: int, device: torch.device, workspace_bytes: int) -> int:
     if options.cache_bytes is not None:
         budget = options.cache_bytes
     elif device.type == "cuda":
-        budget = int(torch.cuda.mem_get_info(device)[0] * 0.9)
+        free = torch.cuda.mem_get_info(device)[0]
+        budget = min(int(free * 0.9), free - workspace_bytes)
     else:
         budget = 2 << 30
     # More than every sequence at its full window could never be used.
@@ -51,7 +54,7 @@ def _pages_that_fit(options: EngineOptions, each_bytes: int, device: torch.devic
     pages = min(budget // each_bytes, most)
     if pages < 2:
         raise DoesNotFit(
-            f"the cache may use {budget / 2**20:.0f} MiB and needs {2 * each_bytes / 2**20:.0f} MiB at the very least: "
+            f"the cache may use {max(budget, 0) / 2**20:.0f} MiB and needs {2 * each_bytes / 2**20:.0f} MiB at the very least: "
             "free memory on the device, give the cache more, or use a smaller model"
         )
     return int(pages)
@@ -60,7 +63,8 @@ def _pages_that_fit(options: EngineOptions, each_bytes: int, device: torch.devic
 class Engine:
     """Continuous batching over one model on one device. Not thread-safe: one thread owns it (runtime/worker.py).
 
-    ``new_cache(pages)`` gives one cache a layer; ``page_bytes`` is what one page takes over all layers.
+    ``new_cache(pages)`` gives one cache a layer; ``page_bytes`` is what one page takes over all layers. ``workspace_bytes``
+    stay free beside a cache whose size was left to the engine.
     """
 
     def __init__(
@@ -69,14 +73,22 @@ class Engine:
         new_cache: Callable[[int], Sequence[LayerCache]],
         *,
         page_bytes: int,
+        vocabulary: int,
         device: torch.device,
         options: EngineOptions,
+        workspace_bytes: int = 0,
     ) -> None:
-        pages = _pages_that_fit(options, page_bytes, device)
+        pages = _pages_that_fit(options, page_bytes, device, workspace_bytes)
         self.limits = options.limits
+        self.vocabulary = vocabulary
         self.scheduler = Scheduler(PagePool(pages - 1, options.page_tokens), options.limits)
         self.runner = Runner(
-            forward, new_cache(pages), page_tokens=options.page_tokens, device=device, graphs=options.graphs
+            forward,
+            new_cache(pages),
+            page_tokens=options.page_tokens,
+            vocabulary=vocabulary,
+            device=device,
+            record=CudaRecorder(device) if options.graphs and device.type == "cuda" else None,
         )
         self._launched: Launched | None = None
 
@@ -87,6 +99,13 @@ class Engine:
 
     def add(self, request: Request) -> None:
         """Queue a request; one without a seed gets one. Raises RequestRefused for one that could never run."""
+        # An id beyond the table would be an error on the CPU, but on a GPU the end of the process's CUDA context.
+        wrong = next((token for token in request.prompt if not 0 <= token < self.vocabulary), None)
+        if wrong is not None:
+            raise RequestRefused(
+                f"the prompt has the token id {wrong} and the model's vocabulary ends at {self.vocabulary - 1}: "
+                "it was made for another model"
+            )
         if request.sampling.seed is None:
             request = replace(request, sampling=replace(request.sampling, seed=secrets.randbits(63)))
         self.scheduler.add(request)
@@ -122,7 +141,9 @@ def open_engine(model: Transformer, options: EngineOptions) -> Engine:
         partial(forward, model),
         lambda pages: make_caches(config.layers, pages, model.shapes, options.page_tokens, model.dtype, model.device),
         page_bytes=2 * config.layers * options.page_tokens * config.kv_heads * config.head_dim * model.dtype.itemsize,
+        vocabulary=config.vocabulary,
         device=model.device,
+        workspace_bytes=workspace_bytes(config),
         options=replace(
             options,
             limits=replace(options.limits, context_tokens=min(options.limits.context_tokens, config.context_tokens)),

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from runtime.errors import RequestRefused
+
+Mask = Callable[[Sequence[int]], bytes | None]
+"""(the tokens sampled so far) -> one byte for each token of the vocabulary, 0 where it may not come next; None: any may.
+
+It is asked on the engine's thread before each token, so it must be quick, and it must allow something.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +39,18 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One continuation: ``prompt`` ids, until one of ``stop`` was sampled or ``max_tokens`` are reached."""
+    """One continuation: ``prompt`` ids, until one of ``stop`` was sampled or ``max_tokens`` are reached.
+
+    ``mask`` decides which tokens may come next. It must know the token before, so no step of such a request is launched
+    ahead of the one before it, and nothing is guessed.
+    """
 
     id: str
     prompt: tuple[int, ...]
     max_tokens: int
     stop: frozenset[int] = frozenset()
     sampling: Sampling = field(default_factory=Sampling)
+    mask: Mask | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt:

@@ -2,7 +2,8 @@
 
 A token is picked by inverting the cumulative distribution at one uniform number a row. That number depends on the
 request's seed and the token's index alone, so a request gives the same tokens whatever else is in the batch, and again after
-a preemption. The cumulative sum runs in float64: in float32 the tail of 201,088 tokens would drown in rounding.
+a preemption. One running sum over 201,088 tokens would drown its tail in rounding and keep one processor busy, so it runs in
+two levels: fp32 sums of short chunks, a float64 running sum of those, and a float64 running sum inside the chunk that is meant.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ import hashlib
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import pad
+
+CHUNK = 128  # tokens a chunk: gpt-oss's vocabulary is 1571 of them
 
 
 def uniform(seed: int, index: int) -> float:
@@ -26,8 +30,8 @@ class SamplingInputs:
     temperature: torch.Tensor  # float32 [S]; 0 picks the most likely token
     top_p: torch.Tensor  # float32 [S]
     uniform: torch.Tensor  # float64 [S], in [0, 1)
-    greedy: bool  # all rows have temperature 0
-    nucleus: bool  # some row has top_p < 1
+    greedy: bool = False  # all rows have temperature 0
+    nucleus: bool = False  # some row has top_p < 1
     mask: torch.Tensor | None = None  # bool [S, V]; False forbids a token
 
 
@@ -39,13 +43,17 @@ def pick(logits: torch.Tensor, inputs: SamplingInputs) -> torch.Tensor:
     """
     if inputs.mask is not None:
         logits = logits.masked_fill(~inputs.mask, -torch.inf)
-    best = logits.argmax(dim=-1)
+    chunks = _chunks(logits, -torch.inf)
+    peaks = chunks.amax(dim=-1)
+    largest, chunk = peaks.max(dim=-1, keepdim=True)
+    best = chunk[:, 0] * CHUNK + _row(chunks, chunk).argmax(dim=-1)
     if inputs.greedy:
         return best
     cold = inputs.temperature == 0
-    temperature = torch.where(cold, torch.ones_like(inputs.temperature), inputs.temperature)
-    probabilities = torch.softmax(logits / temperature[:, None], dim=-1)
-    picked = _nucleus(probabilities, inputs) if inputs.nucleus else _invert(probabilities, inputs.uniform)
+    temperature = torch.where(cold, 1.0, inputs.temperature)
+    # exp((x - max) / temperature), not normalised: what is drawn is a share of their sum.
+    weights = (logits - largest).div_(temperature[:, None]).exp_()
+    picked = _nucleus(weights, inputs) if inputs.nucleus else _invert(weights, inputs.uniform)
     return torch.where(cold, best, picked)
 
 
@@ -55,19 +63,42 @@ def logprob(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     return chosen - torch.logsumexp(logits, dim=-1)
 
 
-def _invert(probabilities: torch.Tensor, uniform_: torch.Tensor) -> torch.Tensor:
-    """Index of the first token at which the cumulative probability exceeds uniform * total."""
-    cumulative = probabilities.double().cumsum(dim=-1)
-    target = uniform_[:, None] * cumulative[:, -1:]
-    # right=True skips tokens of probability 0: the first entry strictly above the target has mass of its own.
-    index = torch.searchsorted(cumulative, target, right=True)[:, 0]
-    # uniform * total can round up to total itself; the last token with mass is then meant.
-    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous(), right=False)[:, 0]
+def _chunks(rows: torch.Tensor, filling: float) -> torch.Tensor:
+    """View rows [S, V] as [S, V / CHUNK, CHUNK], filled up where V is no multiple of it."""
+    missing = -rows.shape[-1] % CHUNK
+    whole = pad(rows, (0, missing), value=filling) if missing else rows
+    return whole.reshape(len(rows), whole.shape[-1] // CHUNK, CHUNK)
+
+
+def _row(chunks: torch.Tensor, chunk: torch.Tensor) -> torch.Tensor:
+    """Return one chunk a row, [S, CHUNK]; ``chunk``: int64 [S, 1]."""
+    return chunks.gather(1, chunk[:, :, None].expand(-1, 1, CHUNK))[:, 0]
+
+
+def _invert(weights: torch.Tensor, uniform_: torch.Tensor) -> torch.Tensor:
+    """Index of the first token at which the running sum of weights [S, V] exceeds uniform * their sum."""
+    chunks = _chunks(weights, 0.0)
+    sums = chunks.sum(dim=-1).double()
+    running = sums.cumsum(dim=-1)
+    target = uniform_[:, None] * running[:, -1:]
+    chunk = _first_above(running, target)
+    inside = (target - (running.gather(-1, chunk) - sums.gather(-1, chunk))).clamp_(min=0.0)  # rounding may go below
+    return chunk[:, 0] * CHUNK + _first_above(_row(chunks, chunk).double().cumsum(dim=-1), inside)[:, 0]
+
+
+def _first_above(running: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return int64 [S, 1]: the first entry of a running sum that is above the target [S, 1], so one with mass of its own.
+
+    Where rounding put the target at the whole sum or above it, the last entry with mass is meant.
+    """
+    index = torch.searchsorted(running, target, right=True)
+    last = torch.searchsorted(running, running[:, -1:].contiguous(), right=False)
     return torch.minimum(index, last)
 
 
-def _nucleus(probabilities: torch.Tensor, inputs: SamplingInputs) -> torch.Tensor:
-    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-    before = ordered.double().cumsum(dim=-1) - ordered.double()
-    kept = ordered.masked_fill(before >= inputs.top_p[:, None].double(), 0.0)
+def _nucleus(weights: torch.Tensor, inputs: SamplingInputs) -> torch.Tensor:
+    ordered, order = weights.sort(dim=-1, descending=True, stable=True)
+    running = ordered.double().cumsum(dim=-1)
+    threshold = inputs.top_p[:, None].double() * running[:, -1:]
+    kept = ordered.masked_fill(running - ordered >= threshold, 0.0)
     return order.gather(-1, _invert(kept, inputs.uniform)[:, None])[:, 0]

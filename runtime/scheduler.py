@@ -10,6 +10,7 @@ rejection sampling (Leviathan et al. 2023, arXiv 2211.17192) with the same rando
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
@@ -27,11 +28,12 @@ class Sequence:
     request: Request
     tokens: list[int]
     computed: int = 0  # tokens whose keys and values are in the cache
-    pages: list[int] = field(default_factory=list)
+    pages: array[int] = field(default_factory=lambda: array("i"))  # 32 bits each: a row of a step's page table
     published: int = 0  # leading pages that the pool was told of
     prefix: int = ROOT  # the pool's key of those pages
     cached_tokens: int = 0  # of the prompt, taken from the prefix cache when the request first ran
     started: bool = False
+    running: bool = False  # has a place in the steps; otherwise it waits, or it has ended
     ended: bool = False
     lookup: Lookup | None = None
 
@@ -113,8 +115,8 @@ class Scheduler:
         works: list[Work] = []
         # Those one token short of sampling first: a decode step must not wait behind somebody's long prompt.
         for sequence in sorted(self.running, key=lambda s: len(s.tokens) - s.computed > 1):
-            if budget and sequence in self.running:  # an earlier one may have made it give way
-                work = self._work(sequence, budget, [w.sequence for w in works])
+            if budget and sequence.running:  # an earlier one may have made it give way
+                work = self._work(sequence, budget, works)
                 if work is not None:
                     works.append(work)
                     budget -= work.count
@@ -123,6 +125,7 @@ class Scheduler:
             if work is None:
                 break
             self.running.append(self.waiting.popleft())
+            work.sequence.running = True
             works.append(work)
             budget -= work.count
         return works
@@ -130,20 +133,29 @@ class Scheduler:
     def ahead(self, works: Seq[Work]) -> list[Work]:
         """Plan the step after ``works`` before their tokens are known; empty where that can't be done or would be unwise.
 
-        Every running sequence must be about to sample, none may be sure to end with that token, nobody may be waiting
-        for a place, and there must be pages for all. The tokens to compute are then those that ``works`` sample.
+        Every running sequence must be about to sample, none may be sure to end with that token or need to know it, nobody
+        may be waiting for a place, and there must be pages for all. The tokens to compute are then those that ``works``
+        sample.
         """
-        running = {id(work.sequence) for work in works if work.samples and not work.sequence.ended}
-        if not works or len(running) < len(works) or len(running) < len(self.running):
+        if not works or len(works) < len(self.running):
             return []
         if self.waiting and len(self.running) < self.limits.sequences:
             return []
         if len(works) == 1 and (works[0].draft or self._guess(works[0].sequence)):
             return []  # a guess needs to know what came before it
-        if any(len(w.sequence.tokens) + 1 >= self._room or w.index + 1 >= w.sequence.request.max_tokens for w in works):
-            return []
-        if not all(self._grow(work.sequence, len(work.sequence.tokens) + 1) for work in works):
-            return []
+        room = self._room
+        for work in works:
+            sequence = work.sequence
+            request, length = sequence.request, len(sequence.tokens) + 1
+            if (
+                sequence.ended
+                or not work.samples
+                or request.mask is not None
+                or length >= room
+                or work.index + 1 >= request.max_tokens
+                or not self._grow(sequence, length)
+            ):
+                return []
         return [Work(w.sequence, len(w.sequence.tokens), 1, 1, w.index + 1) for w in works]
 
     def record(self, works: Seq[Work], tokens: Seq[int], logprobs: Seq[float] | None = None) -> list[TokenOut]:
@@ -197,7 +209,7 @@ class Scheduler:
         """Tokens that one sequence can have: alone in the pool and out of pages is an end too, for nobody can give way."""
         return min(self.limits.context_tokens, self.pool.total * self.pool.page_tokens)
 
-    def _work(self, sequence: Sequence, budget: int, planned: list[Sequence]) -> Work | None:
+    def _work(self, sequence: Sequence, budget: int, planned: Seq[Work]) -> Work | None:
         """Work for a running sequence. Makes the youngest others give way for its pages; gives way itself if it is the youngest."""
         count = min(len(sequence.tokens) - sequence.computed, budget)
         if count == 1 and len(self.running) == 1 and not self.waiting:
@@ -205,7 +217,8 @@ class Scheduler:
             if drafted is not None:
                 return drafted
         while not self._grow(sequence, sequence.computed + count):
-            victim = next((other for other in reversed(self.running) if other not in planned), None)
+            busy = {id(work.sequence) for work in planned}
+            victim = next((other for other in reversed(self.running) if id(other) not in busy), None)
             if victim is None or victim is sequence:
                 self._preempt(sequence)
                 return None
@@ -227,13 +240,16 @@ class Scheduler:
         return Work(sequence, sequence.computed, 1 + len(draft), 1 + len(draft), sequence.sampled, draft)
 
     def _guess(self, sequence: Sequence) -> tuple[int, ...]:
+        if sequence.request.mask is not None:
+            return ()
         if sequence.lookup is None:
             sequence.lookup = Lookup(self.limits.speculation)
         return sequence.lookup.draft(sequence.tokens)
 
     def _admit(self, sequence: Sequence, budget: int) -> Work | None:
         """Work for a waiting sequence, or None (with nothing held) when its first chunk doesn't fit now."""
-        sequence.pages, sequence.prefix = self.pool.match(sequence.tokens)
+        pages, sequence.prefix = self.pool.match(sequence.tokens)
+        sequence.pages = array("i", pages)
         sequence.published = len(sequence.pages)
         sequence.computed = len(sequence.pages) * self.pool.page_tokens
         count = min(len(sequence.tokens) - sequence.computed, budget)
@@ -273,15 +289,16 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         """Give way: pages go back, the sequence waits at the head of the queue and is computed again later."""
         self.running.remove(sequence)
+        sequence.running = False
         self._release(sequence)
         self.waiting.appendleft(sequence)
         self.preemptions += 1
 
     def _release(self, sequence: Sequence) -> None:
         self.pool.release(sequence.pages)
-        sequence.pages, sequence.published, sequence.prefix, sequence.computed = [], 0, ROOT, 0
+        sequence.pages, sequence.published, sequence.prefix, sequence.computed = array("i"), 0, ROOT, 0
 
     def _drop(self, sequence: Sequence) -> None:
-        sequence.ended = True
-        (self.running if sequence in self.running else self.waiting).remove(sequence)
+        (self.running if sequence.running else self.waiting).remove(sequence)
+        sequence.ended, sequence.running = True, False
         self._release(sequence)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import count
 from queue import SimpleQueue
+
+import torch
 
 from runtime.engine import Engine
 from runtime.errors import EngineStopped, RequestRefused, RuntimeFault
@@ -20,9 +24,13 @@ class Worker:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._inbox: SimpleQueue[Request | str | None] = SimpleQueue()  # a request, an id to abort, None to stop
+        # The engine knows each stream by a name of its own: an id that is used again must not get what the step under
+        # way still has for the stream before.
+        self._names = count()
         self._streams: dict[str, SimpleQueue[TokenOut | RuntimeFault]] = {}
+        self._open: set[str] = set()  # the ids of open streams
         self._lock = threading.Lock()
-        self._stopped: EngineStopped | None = None
+        self._stopped: str | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -34,11 +42,13 @@ class Worker:
         outs: SimpleQueue[TokenOut | RuntimeFault] = SimpleQueue()
         with self._lock:
             if self._stopped is not None:
-                raise self._stopped
-            if request.id in self._streams:
+                raise EngineStopped(self._stopped)
+            if request.id in self._open:
                 raise RequestRefused(f"a request with the id {request.id!r} is already running")
-            self._streams[request.id] = outs
-            self._inbox.put(request)
+            name = str(next(self._names))
+            self._open.add(request.id)
+            self._streams[name] = outs
+        self._inbox.put(replace(request, id=name))
         ended = False
         try:
             while not ended:
@@ -47,12 +57,13 @@ class Worker:
                     ended = True
                     raise out
                 ended = out.finish is not None
-                yield out
+                yield replace(out, id=request.id)
         finally:
             with self._lock:
-                self._streams.pop(request.id, None)
+                self._open.discard(request.id)
+                self._streams.pop(name, None)
             if not ended:
-                self._inbox.put(request.id)
+                self._inbox.put(name)
 
     def close(self) -> None:
         """Stop the thread after the step under way. May be called twice."""
@@ -66,13 +77,15 @@ class Worker:
                 for out in self._engine.step():
                     self._send(out.id, out)
             reason = "the engine was closed"
-        except RuntimeError as error:  # what torch raises: out of memory, a failing kernel
+        except torch.OutOfMemoryError as error:
+            reason = f"the engine stopped: the device has no memory left for a step: give the cache less ({error})"
+        except (RuntimeError, RuntimeFault) as error:  # what torch raises for a failing kernel; a mask that is unusable
             reason = f"the engine stopped: {error}"
         finally:
             with self._lock:
-                self._stopped = EngineStopped(reason)
+                self._stopped = reason
                 for outs in self._streams.values():
-                    outs.put(self._stopped)
+                    outs.put(EngineStopped(reason))
 
     def _receive(self) -> bool:
         """Take in what was asked meanwhile, waiting when there is nothing to do; False to stop."""

@@ -43,6 +43,7 @@ def engine(cache_pages: int = 64, **limits: int) -> Engine:
         forward,
         lambda pages: [LayerCache(torch.zeros(pages, PAGE, 1, 2), torch.zeros(0))],
         page_bytes=1000,
+        vocabulary=VOCABULARY,
         device=torch.device("cpu"),
         options=EngineOptions(
             page_tokens=PAGE, cache_bytes=cache_pages * 1000, limits=replace(Limits(context_tokens=200), **limits)
