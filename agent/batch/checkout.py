@@ -1,0 +1,95 @@
+"""A checkout of a task's repository, at the commit that the task begins with."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from agent.batch.task import Task, is_url
+from agent.errors import UsageError
+from sandbox import plumbing
+from sandbox.errors import WorktreeError
+
+# A folder of files becomes the same commit, wherever and whenever it is made.
+IDENTITY = {
+    f"GIT_{who}_{what}": value
+    for who in ("AUTHOR", "COMMITTER")
+    for what, value in (("NAME", "tasks"), ("EMAIL", "tasks@gpt-oss-agent.invalid"), ("DATE", "1700000000 +0000"))
+}
+LEFTOVERS = ("__pycache__", "*.pyc", ".pytest_cache", "node_modules")
+
+
+def lay_out(task: Task, place: Path, cache: Path) -> Path:
+    """Make the checkout at ``place``, whole or not at all, unless it is there; return it.
+
+    What is fetched from elsewhere is kept as a mirror below ``cache``, one for all tasks of a repository.
+    Raises WorktreeError where git cannot, UsageError where there is no such repository.
+    """
+    if place.is_dir():
+        return place
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".new-") as folder:
+        fresh = Path(folder, "checkout")
+        source = _mirror(task.repository, task.base_commit, cache) if is_url(task.repository) else Path(task.repository)
+        if not source.is_dir():
+            raise UsageError(f"the task {task.name}: there is no repository at {source}")
+        if (source / ".git").exists() or (source / "HEAD").is_file():
+            _clone(source, fresh, task)
+        elif task.base_commit:
+            raise UsageError(f"the task {task.name} names a commit, but {source} is not a git repository")
+        else:
+            _commit(source, fresh)
+        fresh.rename(place)
+    return place
+
+
+def _commit(source: Path, fresh: Path) -> None:
+    shutil.copytree(source, fresh, symlinks=True, ignore=shutil.ignore_patterns(*LEFTOVERS))
+    env = {**plumbing.ISOLATED, **IDENTITY}
+    plumbing.run(["init", "-q", "--initial-branch=main"], fresh, env)
+    plumbing.run(["add", "-A", "--force"], fresh, env)
+    plumbing.run(["commit", "-q", "--no-gpg-sign", "-m", "The task's repository"], fresh, env)
+
+
+def _clone(source: Path, fresh: Path, task: Task) -> None:
+    plumbing.run(["clone", "-q", "--shared", "--no-checkout", "--", str(source), str(fresh)], source)
+    commit = task.base_commit or "HEAD"
+    if commit.startswith("-"):
+        raise UsageError(f"the task {task.name}: {commit!r} is no commit")
+    plumbing.run(["checkout", "-q", "--detach", commit], fresh)
+
+
+def _mirror(url: str, commit: str | None, cache: Path) -> Path:
+    """Return a bare clone of what is elsewhere; fetched again only where the commit is not in it yet."""
+    mirror = cache / "mirrors" / f"{hashlib.sha256(url.encode()).hexdigest()[:24]}.git"
+    mirror.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(mirror.with_suffix(".lock")):
+        if not mirror.is_dir():
+            with tempfile.TemporaryDirectory(dir=mirror.parent, prefix=".new-") as folder:
+                plumbing.run(["clone", "-q", "--mirror", "--", url, f"{folder}/mirror"], mirror.parent)
+                Path(folder, "mirror").rename(mirror)
+        elif commit is None or plumbing.attempt(["cat-file", "-e", f"{commit}^{{commit}}"], mirror).returncode:
+            plumbing.run(["fetch", "-q", "--prune", "origin"], mirror)
+    return mirror
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def forget(place: Path) -> None:
+    """Remove a checkout that is no longer needed."""
+    try:
+        shutil.rmtree(place)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise WorktreeError(f"the checkout {place} cannot be removed: {error}") from error

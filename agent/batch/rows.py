@@ -1,0 +1,114 @@
+"""Tasks as rows of a JSON or JSONL file: our own keys, or SWE-bench's shape.
+
+A row of our own has the keys of task.toml, ``prompt`` and, to be graded, ``check`` (a shell script). A row in SWE-bench's
+shape has ``instance_id, repo, base_commit, problem_statement, test_patch, FAIL_TO_PASS, PASS_TO_PASS``; ``image`` and
+``test_cmd`` may be added, and every other key of the data set is left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from agent.batch.task import Suite, Task, is_url, make_task
+from agent.check import PYTEST
+from agent.errors import UsageError
+
+SWE_KEYS = ("instance_id", "repo", "base_commit", "problem_statement")
+HOME_OF_REPOSITORIES = "https://github.com"
+
+
+def read_rows(path: Path, repositories: Path | None = None) -> list[Task]:
+    """Read every row of a file: JSON lines, or one JSON array. Raises UsageError naming file, row and key."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8: {error}") from error
+    return [
+        _task(row, f"{path}, row {number}", path.absolute().parent, repositories)
+        for number, row in enumerate(_rows(text, path), 1)
+    ]
+
+
+def _rows(text: str, path: Path) -> list[Any]:
+    if path.suffix == ".json":
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise UsageError(f"{path} is not JSON: {error}") from error
+        if not isinstance(data, list):
+            raise UsageError(f"{path} must be a list of tasks")
+        return data
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except ValueError as error:
+            raise UsageError(f"{path}, line {number}, is not JSON: {error}") from error
+    return rows
+
+
+def _task(row: object, place: str, folder: Path, repositories: Path | None) -> Task:
+    if not isinstance(row, Mapping):
+        raise UsageError(f"{place}: a task is an object, not {row!r:.60}")
+    if "instance_id" in row:
+        return _from_swe_bench(row, place, folder, repositories)
+    own = dict(row)
+    prompt, check = own.pop("prompt", ""), own.pop("check", None)
+    if not isinstance(prompt, str) or not isinstance(check, str | None):
+        raise UsageError(f"{place}: prompt and check are texts")
+    if "name" not in own or "repository" not in own:
+        raise UsageError(
+            f"{place}: a row needs name, repository and prompt, or SWE-bench's keys ({', '.join(SWE_KEYS)})"
+        )
+    return make_task(own, place, prompt, check, folder)
+
+
+def _from_swe_bench(row: Mapping[str, Any], place: str, folder: Path, repositories: Path | None) -> Task:
+    for key in (*SWE_KEYS, "test_patch", "image", "test_cmd"):
+        if not isinstance(row.get(key, None if key in SWE_KEYS else ""), str):
+            raise UsageError(f"{place}: {key!r} must be a text")
+    data = {
+        "name": row["instance_id"],
+        "repository": _find(row["repo"], folder, repositories, place),
+        "base_commit": row["base_commit"],
+    }
+    task = make_task(
+        data | ({"image": row["image"]} if row.get("image") else {}), place, row["problem_statement"], None, folder
+    )
+    if not row.get("FAIL_TO_PASS"):
+        return task
+    fail, kept = (_names(row.get(key, []), f"{place}: {key!r}") for key in ("FAIL_TO_PASS", "PASS_TO_PASS"))
+    tests = Suite(row.get("test_patch", ""), fail, kept, row.get("test_cmd") or PYTEST)
+    return Task(task.name, task.prompt, task.repository, task.base_commit, task.settings, tests=tests)
+
+
+def _names(value: object, place: str) -> tuple[str, ...]:
+    """Return test ids: the data sets hold them as a list, or as the JSON text of one."""
+    try:
+        names = json.loads(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise UsageError(f"{place} is not a JSON list: {error}") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"{place} must be a list of test ids")
+    return tuple(names)
+
+
+def _find(repo: str, folder: Path, repositories: Path | None, place: str) -> str:
+    """Return where ``owner/name`` is: in the folder of clones, else at its home; a path or URL is taken as it is."""
+    if is_url(repo) or repo.startswith(("/", ".")):
+        return repo if is_url(repo) else str((folder / repo).absolute())
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or ".." in repo:
+        raise UsageError(f"{place}: repo is owner/name, a path or a URL, not {repo!r}")
+    if repositories is None:
+        return f"{HOME_OF_REPOSITORIES}/{repo}.git"
+    names = (repo, f"{repo}.git", repo.replace("/", "__"), repo.rpartition("/")[2])
+    found = next((repositories / name for name in names if (repositories / name).is_dir()), None)
+    if found is None:
+        raise UsageError(f"{place}: {repositories} holds no clone of {repo} (as {names[0]} or {names[2]})")
+    return str(found.absolute())
