@@ -26,7 +26,12 @@ GIB = 1 << 30
 UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": GIB, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 
 # Variables with a name of their own; every other key K is AGENT_K.
-SPECIAL_VARIABLES = {"OPENAI_BASE_URL": "endpoint", "OPENAI_API_KEY": "api_key"}
+SPECIAL_VARIABLES = {
+    "OPENAI_BASE_URL": "endpoint",
+    "OPENAI_API_KEY": "api_key",
+    "EXA_API_KEY": "exa_api_key",
+    "YDC_API_KEY": "youcom_api_key",
+}
 # AGENT_ variables that are not keys of a run.
 OTHER_VARIABLES = ("debug", "config")
 
@@ -42,6 +47,7 @@ class Rule:
     choices: tuple[str, ...] = ()
     optional: bool = False  # None is a value
     personal: bool = False  # refused in a repository's agent.toml
+    secret: bool = False  # never printed or logged
 
 
 def _rule(rule: Rule) -> Mapping[str, Rule]:
@@ -77,7 +83,9 @@ class RunConfig:
     api_key: str | None = field(
         default=None,
         repr=False,
-        metadata=_rule(Rule("text", "Key for the endpoint; never printed or logged.", optional=True, personal=True)),
+        metadata=_rule(
+            Rule("text", "Key for the endpoint; never printed or logged.", optional=True, personal=True, secret=True)
+        ),
     )
     wire: str = field(
         default="auto",
@@ -134,6 +142,37 @@ class RunConfig:
         default="stateful",
         metadata=_rule(
             Rule("choice", "Whether the python tool keeps its variables.", choices=("stateful", "stateless"))
+        ),
+    )
+    browser: str = field(
+        default="off",
+        metadata=_rule(
+            Rule(
+                "choice",
+                "Whether the model may search and read the web, and through whom; auto takes the one with a key.",
+                choices=("off", "auto", "exa", "youcom"),
+                personal=True,
+            )
+        ),
+    )
+    browser_url: str | None = field(
+        default=None,
+        metadata=_rule(
+            Rule("url", "Base URL of the search service, where it is a proxy.", optional=True, personal=True)
+        ),
+    )
+    exa_api_key: str | None = field(
+        default=None,
+        repr=False,
+        metadata=_rule(
+            Rule("text", "Key for exa.ai; never printed or logged.", optional=True, personal=True, secret=True)
+        ),
+    )
+    youcom_api_key: str | None = field(
+        default=None,
+        repr=False,
+        metadata=_rule(
+            Rule("text", "Key for you.com; never printed or logged.", optional=True, personal=True, secret=True)
         ),
     )
     sandbox: str = field(
@@ -212,6 +251,7 @@ class RunConfig:
 
 
 RULES: Mapping[str, Rule] = {f.name: f.metadata["rule"] for f in fields(RunConfig)}
+SECRETS = tuple(name for name, rule in RULES.items() if rule.secret)
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,12 +318,12 @@ def debug_wanted(environ: Mapping[str, str] | None = None) -> bool:
 
 
 def public(config: RunConfig) -> dict[str, Any]:
-    """The configuration as JSON values, for logs and screens: without the key, whatever it is."""
+    """The configuration as JSON values, for logs and screens: without the keys, whatever they are."""
     shown: dict[str, Any] = {}
     for name in RULES:
         value = getattr(config, name)
         match value:
-            case _ if name == "api_key":
+            case _ if name in SECRETS:
                 continue
             case Path():
                 shown[name] = str(value)
@@ -295,14 +335,15 @@ def public(config: RunConfig) -> dict[str, Any]:
 
 
 def restore(record: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> RunConfig:
-    """The configuration of a recorded run (what ``public`` gave), with the key of today. Raises ConfigError."""
+    """The configuration of a recorded run (what ``public`` gave), with the keys of today. Raises ConfigError."""
     env = os.environ if environ is None else environ
     place = "the run's log"
     unknown = [key for key in record if key not in RULES]
     if unknown:
         raise _unknown(unknown[0], place, "")
     values: dict[str, Any] = {key: _checked(key, value, place) for key, value in record.items() if value is not None}
-    return RunConfig(**{**values, "api_key": load(environ=env).config.api_key})
+    today = load(environ=env).config
+    return RunConfig(**{**values, **{key: getattr(today, key) for key in SECRETS}})
 
 
 def _from_file(path: Path, *, personal: bool) -> tuple[dict[str, object], dict[str, str]]:
@@ -391,7 +432,7 @@ def _checked(key: str, value: object, place: str) -> object:
     rule = RULES[key]
 
     def wrong(what: str) -> ConfigError:
-        shown = "" if key == "api_key" else f" is {value!r}, but"
+        shown = "" if key in SECRETS else f" is {value!r}, but"
         return ConfigError(f"{place}: {key!r}{shown} must be {what}.")
 
     match rule.kind:

@@ -22,6 +22,8 @@ ONLY_IMPORTERS = {
     "openai": ("agent.model",),
     "click": ("agent.cli",),
     "rich": ("agent.view", "agent.cli"),
+    "prompt_toolkit": ("agent.chat.terminal",),
+    "lxml": ("agent.tools.browser.markup",),
     "torch": ("runtime",),
     "safetensors": ("runtime.model",),
     "huggingface_hub": ("runtime.model.hub",),
@@ -129,7 +131,9 @@ def test_every_module_is_small_enough_to_read() -> None:
     assert not long, long
 
 
-@pytest.mark.parametrize("module", ["torch", "openai", "docker", "git", "openai_harmony", "rich"])
+@pytest.mark.parametrize(
+    "module", ["torch", "openai", "docker", "git", "openai_harmony", "rich", "lxml", "prompt_toolkit"]
+)
 def test_help_loads_nothing_heavy(module: str) -> None:
     import subprocess
 

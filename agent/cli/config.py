@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from agent.cli.options import config_options, configured, find_repository
-from agent.config import RULES, public
+from agent.config import RULES, SECRETS, public
 from agent.errors import UsageError
 
 
@@ -24,7 +24,7 @@ def config() -> None:
 def show(repo: Path | None, as_json: bool, **flags: object) -> None:
     """Show every key, its value and its source.
 
-    Flags given here take part, so that a command line can be tried out. The key of the endpoint is only said to be there.
+    Flags given here take part, so that a command line can be tried out. Of keys it is only said that they are there.
     """
     try:
         repository = find_repository(repo or Path.cwd())
@@ -34,11 +34,11 @@ def show(repo: Path | None, as_json: bool, **flags: object) -> None:
         repository = None  # outside of a repository there is just no agent.toml
     loaded = configured(flags, repository)
     values = public(loaded.config)
-    values["api_key"] = "set" if loaded.config.api_key else None
+    values |= {key: "set" if getattr(loaded.config, key) else None for key in SECRETS}
     if as_json:
         click.echo(json.dumps({key: {"value": values[key], "source": loaded.sources[key]} for key in RULES}, indent=2))
         return
     width = max(len(key) for key in RULES)
     for key in RULES:
-        value = "(not set)" if values[key] is None else "(hidden)" if key == "api_key" else json.dumps(values[key])
+        value = "(not set)" if values[key] is None else "(hidden)" if key in SECRETS else json.dumps(values[key])
         click.echo(f"{key:<{width}}  {value}  # {loaded.sources[key]}")

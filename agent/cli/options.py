@@ -29,6 +29,8 @@ FLAGS: Mapping[str, tuple[str, str | None]] = {
     "context_tokens": ("--context", "N"),
     "tools": ("--tools", None),
     "python": ("--python", None),
+    "browser": ("--browser", None),
+    "browser_url": ("--browser-url", "URL"),
     "sandbox": ("--sandbox", None),
     "image": ("--image", "REF"),
     "network": ("--network", None),

@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 Ids = tuple[int, ...]
 
+# The three calls of the built-in browser. Declared one by one, because other wires need each with its arguments, they are
+# still shown as the model knows them.
+BROWSER: Final = frozenset({"browser.search", "browser.open", "browser.find"})
 EFFORTS: Final = ("low", "medium", "high")
 # Byte pair encoding takes time quadratic in the length of a word: 100,000 times the same letter takes 4 s. Longer runs
 # than this without a space, or without a letter or digit, are encoded in pieces.
@@ -222,9 +225,9 @@ def _namespaces(tools: Sequence[ToolSpec]) -> Iterator[openai_harmony.ToolNamesp
     for tool in tools:
         grouped.setdefault(tool.name.partition(".")[0], []).append(tool)
     for name, members in grouped.items():
-        if name in BUILT_IN and members[0].name == name:
+        if (name in BUILT_IN and members[0].name == name) or {tool.name for tool in members} == BROWSER:
             trained = ToolNamespaceConfig.python() if name == "python" else ToolNamespaceConfig.browser()
-            described = members[0].description or trained.description
+            described = (members[0].description if members[0].name == name else None) or trained.description
             yield ToolNamespaceConfig(name=name, description=described, tools=trained.tools)
         else:
             described_members = [_described(tool.name.partition(".")[2], tool) for tool in members]

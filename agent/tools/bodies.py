@@ -38,13 +38,36 @@ _ALIASES: Mapping[str, Mapping[str, str]] = {
     },
     "print_tree": {"path": "dir directory folder root dir_path file_path", "depth": "max_depth level levels maxdepth"},
     "list_dir": {"path": "dir directory folder root dir_path file_path", "depth": "max_depth level levels maxdepth"},
+    "browser_search": {
+        "query": "q text search_query search_term keywords",
+        "topn": "top_n num_results count limit max_results",
+    },
+    "browser_open": {
+        "id": "url link link_id href address",
+        "cursor": "page",
+        "loc": "location line line_start start start_line",
+        "num_lines": "lines n_lines line_count limit",
+        "view_source": "viewsource",
+    },
+    "browser_find": {"pattern": "query text q search needle", "cursor": "page"},
 }
 _REQUIRED: Mapping[str, str] = {
     "shell": "command", "python": "code", "apply_patch": "patch", "plan": "steps", "open_file": "path", "search": "query",
-    "print_tree": "path", "list_dir": "path",
+    "print_tree": "path", "list_dir": "path", "browser_search": "query", "browser_open": "id", "browser_find": "pattern",
 }  # fmt: skip
 _WRAPPERS = ("arguments", "parameters", "args", "params", "input", "kwargs", "tool_input")
-_NUMBERS = {"line_start", "line_end", "max_results", "depth", "current", "timeout"}
+_NUMBERS = {
+    "line_start",
+    "line_end",
+    "max_results",
+    "depth",
+    "current",
+    "timeout",
+    "topn",
+    "cursor",
+    "loc",
+    "num_lines",
+}
 _STATES: Mapping[str, str] = {
     **dict.fromkeys(("pending", "todo", "not_started", "open", "planned", "next"), "pending"),
     **dict.fromkeys(("in_progress", "inprogress", "active", "doing", "current", "started"), "in_progress"),
@@ -280,8 +303,12 @@ def _from_text(tool: str, plain: str, repairs: list[str]) -> dict[str, Any] | No
             if match is None:
                 return {"path": line}
             return {"path": match[1], "line_start": int(match[2]), "line_end": int(match[3] or match[2])}
-        case "search" if line and one_line:
+        case "search" | "browser_search" if line and one_line:
             return {"query": line}
+        case "browser_open" if line and one_line:
+            return {"id": line}
+        case "browser_find" if line and one_line:
+            return {"pattern": line}
         case "print_tree" | "list_dir" if one_line:
             return {"path": line}
     return None
@@ -296,7 +323,12 @@ def _text_step(entry: str) -> dict[str, str]:
 
 def _shaped(tool: str, given: dict[str, Any], repairs: list[str]) -> dict[str, Any]:
     """The arguments with the types that the tool takes, where there is only one way to read them."""
-    shapes: Mapping[str, Callable[[Any], Any]] = {"command": _command, "steps": _steps, "line_numbers": _flag}
+    shapes: Mapping[str, Callable[[Any], Any]] = {
+        "command": _command,
+        "steps": _steps,
+        "line_numbers": _flag,
+        "view_source": _flag,
+    }
     result: dict[str, Any] = {}
     for name, value in given.items():
         shape = _number if name in _NUMBERS else shapes.get(name)

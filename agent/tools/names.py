@@ -37,7 +37,7 @@ class Unknown:
     answer: str
 
 
-# Namespaces that say nothing about the tool. ``browser`` is not among them: it is the built-in tool for the web.
+# Namespaces that say nothing about the tool. ``browser`` is not among them: it is the web, and its members are named with it.
 _NAMESPACES = {
     "functions", "function", "tools", "tool", "container", "repobrowser", "repo", "assistant", "defaultapi", "developer",
     "commentary", "namespace", "multitooluse",
@@ -54,6 +54,9 @@ _CLEAR: Mapping[str, str] = {
         "open_file": "openfile readfile viewfile catfile showfile",
         "search": "search grep searchcode codesearch searchfiles searchfile ripgrep rg grepsearch findinfiles searchrepo searchtext",
         "print_tree": "printtree tree showtree filetree",
+        "browser_search": "browsersearch websearch searchweb internetsearch",
+        "browser_open": "browseropen webopen openurl openpage webfetch fetchurl",
+        "browser_find": "browserfind webfind findinpage",
         "list_dir": "listdir listfiles listdirectory ls listfolder listdirs",
     }.items()
     for spelling in spellings.split()
@@ -112,6 +115,8 @@ def resolve(recipient: str, text: str, tools: Mapping[str, Tool], style: str = "
                 f"functions.{TRAINED_NAMES.get(tool, tool)}",
             }
             return Resolved(tool, body.text, body.repairs if recipient in known else ("name", *body.repairs))
+        if tool.startswith("browser_"):
+            break
         return Unknown(recipient, f"The tool {_shown(tool, style)} is not on offer in this run. {_offer(tools, style)}")
     return Unknown(recipient, _unknown(recipient, name, text, tools, style))
 
@@ -127,6 +132,8 @@ def _bare(recipient: str) -> str:
     parts = [re.sub(r"[^a-z0-9]", "", part) for part in re.split(r"[./:]|__", name) if part]
     while len(parts) > 1 and parts[0] in _NAMESPACES:
         parts = parts[1:]
+    if len(parts) == 2 and parts[0] in {"browser", "web"}:
+        parts = ["browser" + parts[1]]
     if len(parts) == 2 and (
         parts[0] == parts[1] or parts in (["python", "exec"], ["python", "run"], ["shell", "exec"])
     ):
@@ -145,7 +152,7 @@ def _offer(tools: Mapping[str, Tool], style: str) -> str:
 def _unknown(recipient: str, name: str, text: str, tools: Mapping[str, Tool], style: str) -> str:
     shown = recipient if len(recipient) <= 80 else f"{recipient[:80]}…"
     answer = f"There is no tool {shown!r}. {_offer(tools, style)}"
-    if recipient.casefold().startswith("browser"):
+    if _CLEAR.get(name, "").startswith("browser_") and "browser_search" not in tools:
         return f"{answer} There is no web here; the repository's files are opened and searched with the tools above."
     if PATCH_BEGIN in text and "apply_patch" in tools:
         return f"{answer} A patch goes to {_shown('apply_patch', style)}."

@@ -24,11 +24,17 @@ TRAINED_NAMES: Mapping[str, str] = {
     "open_file": "repo_browser.open_file",
     "list_dir": "repo_browser.list_dir",
     "apply_patch": "repo_browser.apply_patch",
+    "browser_search": "browser.search",
+    "browser_open": "browser.open",
+    "browser_find": "browser.find",
 }
 
 
 def open_tools(config: RunConfig) -> dict[str, Tool]:
-    """Return the tools of a run by our names, in the order in which they are declared."""
+    """Return the tools of a run by our names, in the order in which they are declared.
+
+    Raises UsageError when the browser is wanted and there is no key for a search service.
+    """
     most = config.max_output_bytes
     python = Python(
         min(config.command_timeout_s, TRAINED_TIMEOUT_S),
@@ -45,8 +51,18 @@ def open_tools(config: RunConfig) -> dict[str, Tool]:
         Search(most),
         OpenFile(most),
         ApplyPatch(most),
+        *_browser(config),
     )
     return {tool.name: tool for tool in tools}
+
+
+def _browser(config: RunConfig) -> tuple[Tool, ...]:
+    if config.browser == "off":
+        return ()
+    from agent.tools.browser.browser import browser_tools  # these load an HTTP client
+    from agent.tools.browser.open import open_browser
+
+    return browser_tools(open_browser(config))
 
 
 def declare(tools: Mapping[str, Tool], style: str) -> tuple[ToolSpec, ...]:

@@ -64,6 +64,8 @@ def test_outside_of_a_repository_there_is_just_no_repository_file(
 def test_every_key_has_a_flag_but_those_that_have_a_reason() -> None:
     without = {
         "api_key",  # a command line is visible to every user of the machine
+        "exa_api_key",
+        "youcom_api_key",
         "cache_dir",
         "deliver",  # --apply and --output set it
     }
