@@ -122,7 +122,21 @@ def test_a_repository_cannot_decide_about_the_machine_or_the_keys(
 
 
 def test_what_would_run_on_the_machine_or_send_the_key_is_personal() -> None:
-    for key in ("endpoint", "api_key", "sandbox", "network", "script", "runs_dir", "cache_dir", "deliver", "wire"):
+    for key in (
+        "endpoint",
+        "api_key",
+        "exa_api_key",
+        "youcom_api_key",
+        "browser",
+        "browser_url",
+        "sandbox",
+        "network",
+        "script",
+        "runs_dir",
+        "cache_dir",
+        "deliver",
+        "wire",
+    ):
         assert RULES[key].personal, key
 
 
@@ -255,4 +269,6 @@ def test_whatever_is_given_becomes_a_configuration_or_one_error(flags: dict[str,
     except ConfigError:
         return
     assert math.isfinite(config.temperature)
-    assert restore(public(config), {"HOME": "/nowhere"}) == replace(config, api_key=None)
+    assert restore(public(config), {"HOME": "/nowhere"}) == replace(
+        config, api_key=None, exa_api_key=None, youcom_api_key=None
+    )
