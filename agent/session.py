@@ -47,7 +47,7 @@ from sandbox.base import Sandbox
 from sandbox.errors import DiffRefused, SandboxError, WorktreeError
 from sandbox.open import SandboxOptions, attach, open_sandbox
 from sandbox.snapshot import Snapshot
-from sandbox.worktree import identity
+from sandbox.worktree import branch_problem, identity
 
 
 class _Closes(Protocol):
@@ -98,6 +98,7 @@ def fix(config: RunConfig, task: str, repository: Path, mode: str, show: Show, s
     model = _begin(lambda: _open_model(config, say))
     try:
         snapshot = snapshots.take(repository, folder, config.include_uncommitted)
+        _admit_branch(config, snapshot)
         log = Log(folder / LOG_NAME, new=True)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -234,6 +235,13 @@ class _Session:
         outcome = next((end for kind, end in ENDS.items() if isinstance(error, kind)), Outcome.INTERNAL)
         said = "stopped by Ctrl-C or a signal" if isinstance(error, KeyboardInterrupt) else str(error) or repr(error)
         self.keep(RunEnded(outcome, said, last_words(self._state), paths, touched_tests(paths)))
+
+
+def _admit_branch(config: RunConfig, snapshot: Snapshot) -> None:
+    """Raise UsageError where the branch that the person named cannot be made: before the run, not after it."""
+    wanted = config.branch if config.deliver == "branch" else None
+    if wanted and (problem := branch_problem(snapshot, wanted)):
+        raise UsageError(f"{problem}; give another name with --branch")
 
 
 def _started(config: RunConfig, run: str, task: str, mode: str, snapshot: Snapshot) -> RunStarted:

@@ -243,6 +243,16 @@ def identity(repository: Path) -> tuple[str, str]:
     return (name, email) if name and email else BOT
 
 
+def branch_problem(snapshot: Snapshot, branch: str) -> str | None:
+    """Return why a branch of that name cannot be made, None where it can."""
+    ref = f"refs/heads/{branch}"
+    if branch.startswith("-") or plumbing.attempt(["check-ref-format", ref], snapshot.git_dir).returncode:
+        return f"{branch!r} is no name that git takes for a branch"
+    if not plumbing.attempt(["rev-parse", "-q", "--verify", ref], snapshot.repository).returncode:
+        return f"the branch {branch} is there already"
+    return None
+
+
 def branch_name(task: str, run: str) -> str:
     """Return ``agent/<slug>-<id>`` for a run."""
     words = re.sub(r"[^a-z0-9]+", "-", task.lower()).strip("-")

@@ -51,6 +51,8 @@ _ALIASES: Mapping[str, Mapping[str, str]] = {
     },
     "browser_find": {"pattern": "query text q search needle", "cursor": "page"},
 }
+# Names that the models were trained with as well: read like ours, and no sign of a damaged call.
+_ALSO_TRAINED: Mapping[str, tuple[str, ...]] = {"shell": ("cmd",), "plan": ("plan",), "apply_patch": ("input",)}
 _REQUIRED: Mapping[str, str] = {
     "shell": "command", "python": "code", "apply_patch": "patch", "plan": "steps", "open_file": "path", "search": "query",
     "print_tree": "path", "list_dir": "path", "browser_search": "query", "browser_open": "id", "browser_find": "pattern",
@@ -270,7 +272,7 @@ def _from_json(tool: str, found: object, repairs: list[str]) -> dict[str, Any] |
         if name in given and given[name] != value:
             return None
         given[name] = _milliseconds(key, value)
-        if name != key:
+        if name != key and key not in _ALSO_TRAINED.get(tool, ()):
             repairs.append("arguments")
     return {key: value for key, value in given.items() if value is not None}
 
@@ -333,7 +335,7 @@ def _shaped(tool: str, given: dict[str, Any], repairs: list[str]) -> dict[str, A
     for name, value in given.items():
         shape = _number if name in _NUMBERS else shapes.get(name)
         result[name] = shape(value) if shape is not None else value
-        if result[name] != value:
+        if result[name] != value and not (name == "steps" and _is_trained_plan(value)):
             repairs.append("arguments")
     match result.get("path"):
         case [str(path)]:
@@ -391,6 +393,14 @@ def _steps(value: object) -> object:
     return [_step(entry) for entry in value] if isinstance(value, list) else value
 
 
+def _is_trained_plan(value: object) -> bool:
+    """Whether these are steps as Codex's update_plan has them, which the models know as well as ours."""
+    return isinstance(value, list) and all(
+        isinstance(entry, dict) and set(entry) == {"step", "status"} and entry["status"] in set(_STATES.values())
+        for entry in value
+    )
+
+
 def _step(entry: object) -> object:
     if not isinstance(entry, dict):
         return entry
@@ -421,7 +431,7 @@ def _patch(plain: str, found: object, repairs: list[str]) -> Body:
     held = _texts(found)
     patches = [text for text in held if "*** " in text]
     if len(patches) == 1:
-        if not isinstance(found, dict) or list(found) != ["patch"]:
+        if not isinstance(found, dict) or list(found) not in (["patch"], ["input"]):
             repairs.append("arguments")
         plain = patches[0]
     elif found is None and plain.lstrip()[:1] in {"{", "[", '"'} and PATCH_BEGIN in plain and PATCH_END in plain:

@@ -138,7 +138,13 @@ def _bare(recipient: str) -> str:
         parts[0] == parts[1] or parts in (["python", "exec"], ["python", "run"], ["shell", "exec"])
     ):
         parts = parts[:1]
-    return parts[0] if len(parts) == 1 else ""
+    return _without_namespace(parts[0]) if len(parts) == 1 else ""
+
+
+def _without_namespace(name: str) -> str:
+    """``repo_browser_search``: a dotted name as servers spell it that allow no dots."""
+    rests = (name.removeprefix(namespace) for namespace in ("functions", "repobrowser", "container"))
+    return next((rest for rest in rests if rest != name and rest in _CLEAR), name)
 
 
 def _shown(tool: str, style: str) -> str:

@@ -274,7 +274,7 @@ def test_a_command_that_does_more_than_patch_stays_a_command(script: str) -> Non
 def test_repairs_are_named() -> None:
     assert resolve("container.exec", BASH, TOOLS) == Resolved("shell", json.dumps(LS))
     assert resolve("bash", "ls", TOOLS) == Resolved("shell", '{"command": "ls"}', ("name", "body"))
-    assert resolve("container.exec", '{"cmd": ["ls"],}', TOOLS) == Resolved(
+    assert resolve("container.exec", '{"commands": ["ls"],}', TOOLS) == Resolved(
         "shell", '{"command": ["ls"]}', ("json", "arguments")
     )
     shell = resolve("container.exec", body(command=["apply_patch", PATCH]), TOOLS)
@@ -311,6 +311,29 @@ def test_what_is_well_formed_counts_as_no_repair(codec, recipient: str, header: 
     found = resolve(call.recipient or "", call.text, TOOLS)
     assert isinstance(found, Resolved)
     assert (found.tool, found.repairs) == (tool, ())
+
+
+@pytest.mark.parametrize(
+    ("recipient", "given"),
+    [
+        ("container.exec", {"cmd": ["ls"], "timeout": 10000}),
+        ("functions.plan", {"plan": [{"step": "a", "status": "in_progress"}, {"step": "b", "status": "pending"}]}),
+        ("repo_browser.apply_patch", {"input": PATCH}),
+    ],
+)
+def test_other_trained_names_of_arguments_are_no_repair(recipient: str, given: dict[str, object]) -> None:
+    resolved = resolve(recipient, json.dumps(given), TOOLS)
+    assert isinstance(resolved, Resolved)
+    assert resolved.repairs == ()
+
+
+@pytest.mark.parametrize(
+    ("recipient", "tool"),
+    [("repo_browser_search", "search"), ("functions_plan", "plan"), ("container_exec", "shell"), ("repo_browser", "")],
+)
+def test_a_dotted_name_without_its_dot(recipient: str, tool: str) -> None:
+    resolved = resolve(recipient, '{"query": "x", "path": ""}', TOOLS)
+    assert (resolved.tool if isinstance(resolved, Resolved) else "") == tool
 
 
 def test_declarations() -> None:

@@ -260,6 +260,16 @@ def test_where_no_run_can_begin_nothing_is_left(tmp_path: Path, configure: Confi
     assert not list(config.runs_dir.glob("*"))
 
 
+@pytest.mark.parametrize(("branch", "said"), [("main", "is there already"), ("a..b", "is no name"), ("-f", "no name")])
+def test_a_branch_that_cannot_be_made_is_said_before_the_run(
+    repository: Path, configure: Configure, branch: str, said: str
+) -> None:
+    config = configure(MEND, branch=branch)
+    with pytest.raises(UsageError, match=said):
+        fix(config, "mend it", repository, "fix", lambda _: None)
+    assert not list(config.runs_dir.iterdir())
+
+
 def test_a_defect_is_logged_and_raised(repository: Path, configure: Configure) -> None:
     class Defect(Exception):
         pass
