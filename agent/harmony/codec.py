@@ -116,6 +116,15 @@ class Codec:
         """The text of ids, control tokens spelt out, invalid UTF-8 replaced: for people and for logs, never for a prompt."""
         return b"".join(map(self._spell, ids)).decode("utf-8", "replace")
 
+    def call_opening(self, function: str | None = None) -> Ids:
+        """Return what an answer begins with, behind ``<|start|>assistant``, that can only be a call: to any function, or to one.
+
+        Ends between two words of the vocabulary, so that the model goes on as it would by itself.
+        """
+        if function is None:
+            return (CHANNEL, *self.encode("commentary to=functions"))
+        return (CHANNEL, *self.encode(f"commentary to=functions.{function} "), CONSTRAIN, *self.encode("json"), MESSAGE)
+
     def token_bytes(self, token: int) -> bytes:
         """The bytes of one text id; empty for any other id, known or not."""
         return self._spell(token) if is_text(token) else b""

@@ -114,6 +114,16 @@ class RawModel:
         self._clock = clock
 
     @property
+    def codec(self) -> Codec:
+        """What renders for this model; for those who sample without a conversation."""
+        return self._codec
+
+    @property
+    def source(self) -> TokenSource:
+        """Where the tokens come from."""
+        return self._source
+
+    @property
     def name(self) -> str:
         """The source's name."""
         return self._source.name

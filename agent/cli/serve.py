@@ -1,0 +1,99 @@
+"""`agent serve`: one server over any backend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from agent.cli.options import configured
+from agent.errors import UsageError
+
+BACKENDS = ("auto", "triton", "torch", "completions", "chat", "responses", "scripted")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@click.command()
+@click.option("--backend", type=click.Choice(BACKENDS), default="auto", help="What answers (auto).")
+@click.option("--endpoint", metavar="URL", help="The server behind completions, chat, responses or auto, with its /v1.")
+@click.option("--model", metavar="NAME|DIR", help="Its name at the endpoint, or a checkpoint's folder.")
+@click.option("--script", type=click.Path(path_type=Path), metavar="FILE", help="What the scripted backend plays.")
+@click.option("--host", default="127.0.0.1", metavar="H", help="Address to listen on (127.0.0.1).")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, metavar="N", help="Port; 0 takes a free one (8000)."
+)
+@click.option("--api-key", metavar="KEY|@FILE", help="Key that callers must bring; @FILE reads it from a file.")
+@click.option(
+    "--effort", type=click.Choice(["low", "medium", "high"]), help="Effort where a request names none (medium)."
+)
+@click.option(
+    "--context", "context_tokens", type=int, metavar="N", help="The model's window, where the endpoint does not say."
+)
+@click.option(
+    "--max-requests", type=click.IntRange(1, 4096), default=256, metavar="N", help="At a time; more get 429 (256)."
+)
+@click.option(
+    "--max-body", type=click.IntRange(1024), default=32 << 20, metavar="BYTES", help="Largest request (32 MiB)."
+)
+@click.option("--request-timeout", type=click.FloatRange(1), default=3600.0, metavar="S", help="Longest answer (3600).")
+@click.option("--verbose", is_flag=True, help="Log requests, and what backends said, to standard error.")
+def serve(
+    backend: str,
+    endpoint: str | None,
+    model: str | None,
+    script: Path | None,
+    host: str,
+    port: int,
+    api_key: str | None,
+    effort: str | None,
+    context_tokens: int | None,
+    max_requests: int,
+    max_body: int,
+    request_timeout: float,
+    verbose: bool,
+) -> None:
+    """Serve a backend as OpenAI's APIs: responses, chat completions, completions.
+
+    Prints its URL on standard output, one line, once it takes requests.
+    """
+    try:
+        from agent.server.app import Access, Service
+        from agent.server.gate import Limits
+        from agent.server.run import listen
+        from agent.server.run import serve as run
+    except ModuleNotFoundError as missing:
+        raise UsageError(
+            f'agent serve needs {missing.name}, which is not installed: pip install "gpt-oss-agent[server]"'
+        ) from missing
+    from agent.server.backend import open_backend
+
+    local = host in LOOPBACK
+    key = _key(api_key)
+    if not local and key is None:
+        click.echo(f"agent: anybody who reaches {host} may use this server: --api-key asks for a key", err=True)
+    flags = {
+        "endpoint": endpoint,
+        "model": model,
+        "script": script,
+        "effort": effort,
+        "context_tokens": context_tokens,
+    }
+    config = configured(flags, None).config
+    listener = listen(host, port)
+    opened = open_backend(backend, config, lambda text: click.echo(f"agent: {text}", err=True))
+    limits = Limits(requests=max_requests, body_bytes=max_body, request_timeout_s=request_timeout)
+    service = Service(opened, effort=config.effort, access=Access(key, loopback_only=local), limits=limits)
+    run(service, listener, click.echo, verbose=verbose)
+
+
+def _key(given: str | None) -> str | None:
+    """The key itself, or what a file holds: a command line can be read by others on the machine."""
+    if given is None or not given.startswith("@"):
+        return given
+    try:
+        key = Path(given[1:]).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--api-key: {given[1:]} cannot be read: {error}.") from error
+    if not key:
+        raise UsageError(f"--api-key: {given[1:]} is empty.")
+    return key

@@ -1,0 +1,229 @@
+"""One answer as the APIs need it: text as it arrives, calls when they are whole, and what was demanded held to. Sync.
+
+A stream cannot take back what it has said, so this is where it is decided what is said when:
+
+- reasoning and text go out as they are sampled;
+- the body of a call goes out when the call is whole, so that a damaged one can be mended or sampled again first;
+- text that must be JSON, or that must not be there because a call is demanded, is held until it is known to be right;
+- when the backend starts over (Retried), reasoning that went out stays as it is, but text that went out ends the request.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from agent.compact import estimate
+from agent.conversation import Channel, Conversation, Message, Role
+from agent.errors import ModelError
+from agent.events import Delta, MessageAdded, Repaired, Retried, Sampled
+from agent.model.base import Model, SamplingParams
+from agent.model.client import closing_iterator
+from agent.model.functions import Functions
+from agent.server.ask import FUNCTIONS, Ask
+from agent.server.backend import Backend
+from agent.server.faults import InvalidAnswer
+from agent.server.stops import StopFilter
+
+TRIES = 3  # an answer in the wrong form is sampled again
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """More text: reasoning, or text for the person who asked."""
+
+    kind: Literal["reasoning", "text"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Void:
+    """The backend starts over: the reasoning said so far is not part of the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """A whole call. ``arguments`` is a JSON object."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The end. ``messages`` are what joins the conversation; ``finish`` is stop, call or length."""
+
+    messages: tuple[Message, ...]
+    finish: str
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    reasoning_tokens: int
+
+
+Part = Said | Void | Called | Ended
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One sample while it arrives: what went out of each kind, and what is held."""
+
+    stop: StopFilter
+    hold: bool
+    out: dict[str, str] = field(default_factory=lambda: {"reasoning": "", "text": ""})
+    messages: list[Message] = field(default_factory=list)
+    sampled: Sampled = field(default_factory=lambda: Sampled(0, 0, "stop"))
+    sampled_chars: int = 0
+
+    def hear(self, delta: Delta) -> Iterator[Said]:
+        """Give what of a delta may go out."""
+        self.sampled_chars += len(delta.text)
+        if delta.recipient is not None or not delta.text:
+            return
+        if delta.channel is Channel.ANALYSIS:
+            self.out["reasoning"] += delta.text
+            yield Said("reasoning", delta.text)
+        elif not self.hold and (text := self.stop.feed(delta.text)):
+            self.out["text"] += text
+            yield Said("text", text)
+
+    def rest(self) -> Iterator[Said]:
+        """Give what the messages hold and the deltas did not."""
+        for kind in ("reasoning", "text"):
+            whole = "".join(m.text for m in self.messages if m.recipient is None and _kind(m) == kind)
+            if kind == "text":
+                whole = self.stop.cut(whole)
+            if whole.startswith(self.out[kind]) and len(whole) > len(self.out[kind]):
+                more = whole[len(self.out[kind]) :]
+                self.out[kind] = whole
+                yield Said("reasoning" if kind == "reasoning" else "text", more)
+
+
+def answer(backend: Backend, ask: Ask) -> Iterator[Part]:
+    """Sample until the answer has the form that was asked for. Closing the iterator stops the work.
+
+    Raises ModelError; InvalidAnswer among it where the form was not met in TRIES attempts.
+    """
+    conversation = ask.shown()
+    functions = Functions(conversation.tools)
+    params = ask.params
+    spent = [0, 0]
+    for tried in range(TRIES):
+        attempt = _Attempt(StopFilter(ask.stop), hold=ask.format is not None or ask.choice.mode == "required")
+        yield from _sample(backend.model, replace(ask, conversation=conversation, params=params), attempt)
+        spent[0] = max(spent[0], attempt.sampled.prompt_tokens)
+        spent[1] += attempt.sampled.completion_tokens
+        wrong = _wrong(ask, attempt)
+        if not wrong:
+            yield from attempt.rest()
+            yield from _calls(attempt.messages, functions)
+            yield _ended(attempt, spent)
+            return
+        yield Void()
+        params = _again(backend, ask, params, tried)
+    raise InvalidAnswer(f"The model was asked {TRIES} times, and {wrong}.")
+
+
+def _sample(model: Model, ask: Ask, attempt: _Attempt) -> Iterator[Said | Void]:
+    with closing_iterator(model.sample(ask.conversation, ask.params)) as events:
+        for event in events:
+            match event:
+                case Delta():
+                    yield from attempt.hear(event)
+                    if attempt.stop.met:
+                        _stopped_by_text(attempt, ask.conversation)
+                        return
+                case Retried(reason):
+                    if attempt.out["text"]:
+                        raise ModelError(f"the answer broke off after part of it was said: {reason}")
+                    attempt.out["reasoning"] = ""
+                    attempt.stop.restart()
+                    yield Void()
+                case MessageAdded(message):
+                    attempt.messages.append(message)
+                case Sampled():
+                    attempt.sampled = event
+                case Repaired():
+                    pass
+
+
+def _stopped_by_text(attempt: _Attempt, conversation: Conversation) -> None:
+    """A stop sequence came: what was said is the answer, and the backend's counts never come: they are estimated."""
+    said = [(Channel.ANALYSIS, attempt.out["reasoning"]), (Channel.FINAL, attempt.out["text"])]
+    attempt.messages = [Message(Role.ASSISTANT, text, channel) for channel, text in said if text]
+    attempt.sampled = Sampled(estimate(conversation), max(1, attempt.sampled_chars // 4), "stop")
+
+
+def _wrong(ask: Ask, attempt: _Attempt) -> str:
+    """What of the demanded form an answer misses; empty where it is as it should be. A cut answer is judged as it is."""
+    calls = [message for message in attempt.messages if message.is_call]
+    if attempt.sampled.finish == "length":
+        return ""
+    if ask.choice.mode == "required":
+        if not calls:
+            return "it did not call a function"
+        if ask.choice.name is not None and calls[-1].recipient != FUNCTIONS + ask.choice.name:
+            return "it did not call the function that was demanded"
+    if ask.format is not None and not calls:
+        text = "".join(m.text for m in attempt.messages if m.is_final)
+        return _mismatch(text, ask.format.schema)
+    return ""
+
+
+def _mismatch(text: str, schema: Mapping[str, Any] | None) -> str:
+    import jsonschema
+
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return "its answer is not JSON"
+    if schema is None:
+        return "" if isinstance(value, dict) else "its answer is not a JSON object"
+    validator = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)(schema)
+    fault = next(iter(validator.iter_errors(value)), None)
+    return "" if fault is None else f"its answer does not fit the schema (at {fault.json_path})"
+
+
+def _again(backend: Backend, ask: Ask, params: SamplingParams, tried: int) -> SamplingParams:
+    """The next attempt: another seed, and where ids are to be had, an answer that can only be the demanded call."""
+    opening = params.opening
+    if backend.codec is not None and ask.choice.mode == "required":
+        opening = backend.codec.call_opening(ask.choice.name)
+    seed = None if params.seed is None else params.seed + 1_000_003 * (tried + 1)
+    return replace(params, opening=opening, seed=seed)
+
+
+def _calls(messages: list[Message], functions: Functions) -> Iterator[Called]:
+    for message in messages:
+        if message.is_call and message.recipient is not None:
+            arguments = functions.arguments(message.recipient, message.text)
+            yield Called(functions.name(message.recipient), arguments)
+
+
+def _ended(attempt: _Attempt, spent: list[int]) -> Ended:
+    messages = tuple(attempt.messages)
+    called = any(message.is_call for message in messages)
+    sampled = attempt.sampled
+    return Ended(
+        messages,
+        "call" if called else "length" if sampled.finish == "length" else "stop",
+        spent[0],
+        spent[1],
+        sampled.cached_tokens,
+        min(spent[1], _reasoning_tokens(messages, sampled.completion_tokens)),
+    )
+
+
+def _reasoning_tokens(messages: tuple[Message, ...], completion_tokens: int) -> int:
+    """Count reasoning by its ids; where there are none, by its share of the characters."""
+    thoughts = [m for m in messages if m.channel is Channel.ANALYSIS and m.recipient is None]
+    if all(message.tokens for message in thoughts):
+        return sum(len(message.tokens) for message in thoughts)
+    total = sum(len(message.text) for message in messages)
+    return completion_tokens * sum(len(message.text) for message in thoughts) // max(total, 1)
+
+
+def _kind(message: Message) -> str:
+    return "reasoning" if message.channel is Channel.ANALYSIS else "text"

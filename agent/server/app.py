@@ -1,0 +1,272 @@
+"""The application: routes, and for each what is read, what is run and what is kept of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from agent.errors import ModelError
+from agent.server import sse
+from agent.server.answer import Ended, Part, answer
+from agent.server.backend import Backend
+from agent.server.bridge import Bridge
+from agent.server.chat import ChatWriter, read_chat
+from agent.server.completions import CompletionWriter, Finished, Piece, complete, read_completion
+from agent.server.faults import NotThere, Refusal, refusal
+from agent.server.gate import LOOPBACK, Limits, Slots, check_access, read_body
+from agent.server.metrics import Metrics
+from agent.server.play import Flight, Played, retry_header
+from agent.server.responses import ResponseWriter
+from agent.server.responses_request import ResponsesRequest, read_responses
+from agent.server.store import Kept, Store, messages_bytes
+
+Item = TypeVar("Item")
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may come in: with which key (None: anybody), and whether only under the loopback names."""
+
+    api_key: str | None = field(default=None, repr=False)
+    loopback_only: bool = True
+
+
+class Service:
+    """One server over one backend. Everything it keeps is in here; its methods run in the event loop's thread."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        effort: str = "medium",
+        access: Access | None = None,
+        limits: Limits | None = None,
+        store: Store | None = None,
+    ) -> None:
+        self.backend = backend
+        self.limits = limits or Limits()
+        self.slots = Slots(self.limits.requests)
+        self.store = store or Store()
+        self._effort = effort
+        self._access = access or Access()
+        self._metrics = Metrics(lambda: self.slots.taken)
+        self._flights: dict[str, Flight[Any]] = {}
+        self._threads = ThreadPoolExecutor(self.limits.requests, thread_name_prefix="answer")
+        self._created_s = int(time.time())
+
+    def app(self) -> Starlette:
+        """Return the ASGI application."""
+        routes = [
+            self._route("/v1/responses", self.responses, "POST"),
+            self._route("/v1/responses/{id}", self.response, "GET"),
+            self._route("/v1/responses/{id}", self.forget, "DELETE"),
+            self._route("/v1/responses/{id}/cancel", self.cancel, "POST"),
+            self._route("/v1/chat/completions", self.chat, "POST"),
+            self._route("/v1/completions", self.completions, "POST"),
+            self._route("/v1/models", self.models, "GET"),
+            self._route("/v1/models/{id:path}", self.model, "GET"),
+            self._route("/metrics", self.metrics, "GET"),
+            Route("/health", self.health, methods=["GET"]),
+        ]
+        handlers: Mapping[Any, Any] = {HTTPException: _no_such_place, Exception: _broken}
+        return Starlette(routes=routes, exception_handlers=handlers)
+
+    async def drain(self) -> None:
+        """Take no more requests, give those that run some time, and end the rest."""
+        self.slots.closing = True
+        ends_s = time.monotonic() + self.limits.shutdown_s
+        while self.slots.taken and time.monotonic() < ends_s:
+            await asyncio.sleep(0.02)
+        for flight in list(self._flights.values()):
+            flight.stop(Refusal(503, "This server is shutting down.", kind="server_error", code="shutting_down"))
+
+    def close(self) -> None:
+        """Give back the backend and the threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self.backend.close()
+
+    async def responses(self, request: Request) -> Response:
+        """POST /v1/responses."""
+        body = await read_body(request, self.limits.body_bytes)
+        asked = read_responses(body, self.store, self._effort)
+        writer = ResponseWriter(self.backend.id, asked.echo, int(time.time()), asked.seal)
+
+        def heard(part: Part) -> None:
+            self._keep_turn(part, writer.call_ids)
+            if isinstance(part, Ended) and asked.store:
+                self._keep_response(asked, writer, part)
+
+        return self._play(
+            lambda: answer(self.backend, asked.ask), writer, "/v1/responses", stream=asked.stream, heard=heard
+        )
+
+    async def response(self, request: Request) -> Response:
+        """GET /v1/responses/{id}."""
+        ident = request.path_params["id"]
+        flight = self._flights.get(ident)
+        if flight is not None:
+            return _json(flight.writer.document())
+        kept = self.store.responses.get(ident)
+        if kept is None:
+            raise NotThere("There is no such response here: it is not kept any more, or it had store: false.", "id")
+        return _json(kept.response)
+
+    async def forget(self, request: Request) -> Response:
+        """DELETE /v1/responses/{id}."""
+        ident = request.path_params["id"]
+        if not self.store.responses.drop(ident):
+            raise NotThere("There is no such response here.", "id")
+        return _json({"id": ident, "object": "response", "deleted": True})
+
+    async def cancel(self, request: Request) -> Response:
+        """POST /v1/responses/{id}/cancel. A response that has ended is given as it is."""
+        ident = request.path_params["id"]
+        flight = self._flights.get(ident)
+        if flight is None:
+            return await self.response(request)
+        flight.cancel()
+        return _json({**flight.writer.document(), "status": "cancelled"})
+
+    async def chat(self, request: Request) -> Response:
+        """POST /v1/chat/completions."""
+        asked = read_chat(await read_body(request, self.limits.body_bytes), self.store, self._effort)
+        writer = ChatWriter(self.backend.id, int(time.time()), asked.usage)
+        return self._play(
+            lambda: answer(self.backend, asked.ask),
+            writer,
+            "/v1/chat/completions",
+            stream=asked.stream,
+            heard=lambda part: self._keep_turn(part, writer.call_ids),
+        )
+
+    async def completions(self, request: Request) -> Response:
+        """POST /v1/completions."""
+        source, codec = self.backend.source, self.backend.codec
+        asked = read_completion(await read_body(request, self.limits.body_bytes), codec)
+        assert source is not None
+        assert codec is not None
+
+        def heard(part: Piece | Finished) -> None:
+            if isinstance(part, Finished):
+                self._metrics.tokens(len(asked.prompt), part.cached_tokens, part.completion_tokens)
+
+        writer = CompletionWriter(self.backend.id, int(time.time()), asked)
+        return self._play(
+            lambda: complete(source, codec, asked), writer, "/v1/completions", stream=asked.stream, heard=heard
+        )
+
+    async def models(self, request: Request) -> Response:
+        """GET /v1/models."""
+        del request
+        return _json({"object": "list", "data": [self._model()]})
+
+    async def model(self, request: Request) -> Response:
+        """GET /v1/models/{id}."""
+        if request.path_params["id"] != self.backend.id:
+            raise NotThere(f"There is no such model here; there is {self.backend.id}.", "model")
+        return _json(self._model())
+
+    async def health(self, request: Request) -> Response:
+        """GET /health: open to everybody, and says nothing but whether requests are taken."""
+        del request
+        return _json({"status": "shutting_down"}, 503) if self.slots.closing else _json({"status": "ok"})
+
+    async def metrics(self, request: Request) -> Response:
+        """GET /metrics."""
+        del request
+        return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
+
+    def _play(
+        self,
+        work: Callable[[], Iterator[Item]],
+        writer: ResponseWriter | ChatWriter | CompletionWriter,
+        route: str,
+        *,
+        stream: bool,
+        heard: Callable[[Item], None],
+    ) -> Response:
+        self.slots.take()
+        bridge: Bridge[Any] = Bridge(work, self._threads, self.slots.give)
+        flight: Flight[Any] = Flight(bridge, writer, self.limits, self._metrics, route, heard)
+        self._flights[writer.id] = flight
+        flight.landed = lambda: self._landed(writer.id)
+        return Played(flight, stream=stream)
+
+    def _landed(self, ident: str) -> None:
+        del self._flights[ident]
+
+    def _keep_turn(self, part: Part, call_ids: list[str]) -> None:
+        """Count an answer, and remember how a call came about."""
+        if not isinstance(part, Ended):
+            return
+        self._metrics.tokens(part.prompt_tokens, part.cached_tokens, part.completion_tokens)
+        if len(call_ids) == 1 and part.messages[-1].is_call:
+            self.store.remember(call_ids[0], part.messages)
+
+    def _keep_response(self, asked: ResponsesRequest, writer: ResponseWriter, ended: Ended) -> None:
+        messages = (*asked.history, *ended.messages)
+        document = writer.document()
+        self.store.responses.put(
+            writer.id, Kept(document, messages), len(sse.document(document)) + messages_bytes(messages)
+        )
+
+    def _model(self) -> dict[str, Any]:
+        window = self.backend.model.context_tokens
+        told = {} if window is None else {"max_model_len": window}
+        return {
+            "id": self.backend.id,
+            "object": "model",
+            "created": self._created_s,
+            "owned_by": "gpt-oss-agent",
+            **told,
+        }
+
+    def _route(self, path: str, endpoint: Endpoint, method: str) -> Route:
+        hosts = LOOPBACK if self._access.loopback_only else None
+
+        async def guarded(request: Request) -> Response:
+            began_s = time.monotonic()
+            try:
+                check_access(request, self._access.api_key, hosts)
+                return await endpoint(request)
+            except (Refusal, ModelError) as error:
+                told = refusal(error)
+                self._metrics.request(path, told.status, time.monotonic() - began_s)
+                return _refused(told)
+
+        return Route(path, guarded, methods=[method])
+
+
+def _json(document: Mapping[str, Any], status: int = 200) -> Response:
+    return Response(sse.document(document), status, media_type="application/json")
+
+
+def _refused(told: Refusal) -> Response:
+    response = _json(told.body(), told.status)
+    response.raw_headers += retry_header(told)
+    return response
+
+
+async def _no_such_place(request: Request, error: Exception) -> Response:
+    """A path or a method that is not there, in OpenAI's shape. Starlette raises it."""
+    del request
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    said = "This server has no such path." if status == 404 else "This path does not take this method."
+    return _refused(Refusal(status, said, code="not_found" if status == 404 else "method_not_allowed"))
+
+
+async def _broken(request: Request, error: Exception) -> Response:
+    """What nobody raised on purpose; Starlette raises it again for the log."""
+    del request
+    return _refused(refusal(error))

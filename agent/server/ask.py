@@ -1,0 +1,135 @@
+"""What the wires have in common: a request as it is put to the model, whichever API it came by. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from agent.conversation import Conversation, Message, Role, ToolSpec
+from agent.model.base import SamplingParams
+from agent.model.functions import safe_name
+from agent.server.fields import Fields
+
+# OpenAI's efforts, and what harmony has for them.
+EFFORTS: Mapping[str, str] = {
+    "none": "low", "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high",
+}  # fmt: skip
+FUNCTIONS = "functions."
+MOST_STOPS = 16
+MUST_CALL = "Answer with a call to one of the functions, not with text."
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which calls are wanted. ``mode`` is auto, none or required; ``name`` is the one function that is."""
+
+    mode: str = "auto"
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """What the answer's text must be: JSON, and valid against ``schema`` where there is one."""
+
+    name: str = "json"
+    description: str = ""
+    schema: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One question to the model. ``stop`` ends the answer's text, and is not part of it."""
+
+    conversation: Conversation
+    params: SamplingParams = field(default_factory=SamplingParams)
+    choice: Choice = field(default_factory=Choice)
+    format: Format | None = None
+    stop: tuple[str, ...] = ()
+
+    def shown(self) -> Conversation:
+        """Return the conversation as the model shall see it: with the format and the duty to call spelt out."""
+        conversation, texts = self.conversation, [self.conversation.instructions]
+        if self.choice.mode == "none":
+            conversation = replace(conversation, tools=())
+        elif self.choice.name is not None:
+            texts.append(f"Answer with a call to the function {self.choice.name}, not with text.")
+        elif self.choice.mode == "required":
+            texts.append(MUST_CALL)
+        if self.format is not None:
+            texts.append(format_text(self.format))
+        return replace(conversation, instructions="\n\n".join(filter(None, texts)))
+
+
+def format_text(wanted: Format) -> str:
+    """Return the section of the developer message that harmony keeps for formats."""
+    if wanted.schema is None:
+        return "# Response Formats\n\n## json\n\n// The answer is one JSON object, and nothing around it."
+    note = f"// {' '.join(wanted.description.split())}\n" if wanted.description else ""
+    schema = json.dumps(wanted.schema, ensure_ascii=False, separators=(",", ":"))
+    return f"# Response Formats\n\n## {safe_name(wanted.name)}\n\n{note}{schema}"
+
+
+def sampling(body: Fields, limit: str) -> SamplingParams:
+    """Read the sampling settings that all APIs share; ``limit`` is the name of the answer's bound there."""
+    return SamplingParams(
+        temperature=body.number("temperature", 1.0, 0.0, 2.0),
+        top_p=body.number("top_p", 1.0, 0.0, 1.0),
+        max_tokens=body.integer(limit, 1),
+        seed=body.integer("seed", -(2**63)),
+    )
+
+
+def effort(body: Fields | None, name: str, default: str) -> str:
+    """Read the reasoning effort under any of OpenAI's names."""
+    return default if body is None or name not in body else EFFORTS[body.choice(name, EFFORTS)]
+
+
+def stops(body: Fields) -> tuple[str, ...]:
+    """Read the stop sequences: one string, or an array of them."""
+    value = body.raw("stop")
+    found = [value] if isinstance(value, str) else body.list("stop")
+    if len(found) > MOST_STOPS or not all(isinstance(text, str) and text for text in found):
+        raise body.wrong("stop", f"must be a string or an array of up to {MOST_STOPS} strings, none of them empty")
+    return tuple(found)
+
+
+def function(spec: Fields) -> ToolSpec:
+    """Read a function's declaration."""
+    name = spec.text("name")
+    if not name or name != safe_name(name):
+        raise spec.wrong("name", "must be 1 to 64 letters, digits, underscores or dashes")
+    inner = spec.object("parameters")
+    parameters = {"type": "object", "properties": {}} if inner is None else spec.raw("parameters")
+    return ToolSpec(name, spec.text("description", ""), parameters)
+
+
+def check_choice(choice: Choice, tools: Sequence[ToolSpec], body: Fields) -> Choice:
+    """Return the choice if it can be met."""
+    if choice.mode == "required" and not tools:
+        raise body.wrong("tool_choice", "asks for a call, and no function is declared")
+    if choice.name is not None and choice.name not in {tool.name for tool in tools}:
+        raise body.wrong("tool_choice", "names a function that is not declared")
+    return choice
+
+
+def json_format(spec: Fields) -> Format | None:
+    """Read ``text.format`` or ``response_format``'s common part; a schema's fields are ``spec``'s own."""
+    match spec.choice("type", ("text", "json_object", "json_schema"), "text"):
+        case "json_object":
+            return Format()
+        case "json_schema":
+            schema = spec.raw("schema")
+            if not isinstance(schema, Mapping):
+                raise spec.wrong("schema", "must be a JSON schema object")
+            return Format(spec.text("name", "answer"), spec.text("description", ""), schema)
+        case _:
+            return None
+
+
+def instructed(instructions: str, messages: Sequence[Message]) -> tuple[str, tuple[Message, ...]]:
+    """Move the system and developer messages at the beginning into the instructions, where the model looks for them."""
+    first = next((i for i, m in enumerate(messages) if m.role not in {Role.SYSTEM, Role.DEVELOPER}), len(messages))
+    texts = [instructions, *(message.text for message in messages[:first])]
+    return "\n\n".join(filter(None, texts)), tuple(messages[first:])

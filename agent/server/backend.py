@@ -1,0 +1,68 @@
+"""What stands behind the server: a model, and under it, where there is one, a source of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from agent.config import RunConfig
+from agent.errors import UsageError
+from agent.harmony.codec import Codec
+from agent.model.base import Model, TokenSource
+from agent.model.open import open_model
+from agent.model.raw import RawModel
+from agent.model.scripted import ScriptedModel
+
+# Names of --backend, and the wire of the configuration that each is.
+WIRES = {
+    "auto": "auto",
+    "triton": "local",
+    "torch": "local",
+    "completions": "completions",
+    "chat": "chat",
+    "responses": "responses",
+    "scripted": "scripted",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A model under the name that clients know it by. ``source`` and ``codec`` are there where ids are to be had."""
+
+    id: str
+    model: Model
+    source: TokenSource | None = None
+    codec: Codec | None = None
+
+    def close(self) -> None:
+        """Give back connections or memory. May be called twice."""
+        self.model.close()
+
+
+def open_backend(name: str, config: RunConfig, say: Callable[[str], None]) -> Backend:
+    """Open a backend by its name. Raises ModelError when it cannot be had, UsageError when something is not said."""
+    if name not in WIRES:
+        raise UsageError(f"There is no backend {name!r}. There are {', '.join(WIRES)}.")
+    if name in {"chat", "responses", "completions"} and config.endpoint is None:
+        raise UsageError(f"The backend {name} is a server: give its URL with --endpoint.")
+    model = open_model(replace(config, wire=WIRES[name]), say)
+    return as_backend(_id(config, model), model)
+
+
+def as_backend(ident: str, model: Model) -> Backend:
+    """Return the backend over a model, with its tokens where it has them."""
+    if isinstance(model, RawModel):
+        return Backend(ident, model, model.source, model.codec)
+    return Backend(ident, model)
+
+
+def _id(config: RunConfig, model: Model) -> str:
+    """A name without a path of this machine: the checkpoint's folder, the script's kind, or the endpoint's own name for it."""
+    if isinstance(model, ScriptedModel):
+        return config.model or "scripted"
+    return (
+        Path(config.model).name
+        if config.model and "/" in config.model and Path(config.model).is_dir()
+        else (config.model or model.name.partition(" at ")[0])
+    )

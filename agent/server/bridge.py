@@ -1,0 +1,95 @@
+"""From a model's thread into the event loop: bounded, batched, and cut from either side.
+
+The sync model runs in a thread of its own. What it gives is taken by the loop in batches: many tokens cost one wake-up when
+the loop is busy. A full bridge makes the thread wait (back-pressure reaches the backend), and a closed one ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from typing import Generic, TypeVar
+
+from agent.model.client import closing_iterator
+
+Item = TypeVar("Item")
+
+MOST_WAITING = 256
+
+
+class Bridge(Generic[Item]):
+    """Runs ``work`` in a thread and hands over what it gives. Made and used in the loop's thread, but for ``_run``."""
+
+    def __init__(self, work: Callable[[], Iterator[Item]], executor: Executor, on_end: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._changed = threading.Condition()
+        self._items: deque[Item] = deque()
+        self._wake = asyncio.Event()
+        self._asleep = True
+        self._closed = False
+        self._future: Future[None] = executor.submit(self._run, work)
+        self._future.add_done_callback(lambda _: self._call(on_end))
+
+    @property
+    def done(self) -> bool:
+        """Whether the thread's work has ended and all it gave was taken."""
+        return self._future.done() and not self._items
+
+    @property
+    def error(self) -> BaseException | None:
+        """What ended the work, if it did not end by itself. Only for a bridge that is done."""
+        return self._future.exception()
+
+    async def take(self, timeout_s: float) -> list[Item]:
+        """Return what has arrived; empty when the work ended, was closed, or when nothing came for ``timeout_s``."""
+        with self._changed:
+            self._asleep = not self._items and not self._future.done()
+            if self._asleep:
+                self._wake.clear()
+        if self._asleep:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                return []
+        with self._changed:
+            self._asleep = False
+            items = list(self._items)
+            self._items.clear()
+            self._changed.notify()
+        return items
+
+    def close(self) -> None:
+        """End the work: at once where it waits for us, else when it gives the next item."""
+        with self._changed:
+            self._closed = True
+            self._items.clear()
+            self._changed.notify()
+        self._wake.set()
+
+    def _run(self, work: Callable[[], Iterator[Item]]) -> None:
+        with closing_iterator(work()) as items:
+            for item in items:
+                if not self._give(item):
+                    return
+
+    def _give(self, item: Item) -> bool:
+        with self._changed:
+            while len(self._items) >= MOST_WAITING and not self._closed:
+                self._changed.wait()
+            if self._closed:
+                return False
+            self._items.append(item)
+            asleep, self._asleep = self._asleep, False
+        if asleep:
+            self._loop.call_soon_threadsafe(self._wake.set)
+        return True
+
+    def _call(self, on_end: Callable[[], None]) -> None:
+        """Tell the loop that the thread is free again. A loop that is gone needs no telling."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(on_end)
+            self._loop.call_soon_threadsafe(self._wake.set)

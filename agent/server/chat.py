@@ -1,0 +1,233 @@
+"""``/v1/chat/completions``: reading a request and writing its answer, whole or as chunks. Pure.
+
+Reasoning goes out as ``reasoning`` and as ``reasoning_content``, the two names that clients look for, and is taken back under
+both, so that the model still knows between two calls why it made them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from agent.conversation import Channel, Conversation, Message, Role, ToolSpec
+from agent.server.answer import Called, Ended, Part, Said, Void
+from agent.server.ask import (
+    FUNCTIONS,
+    Ask,
+    Choice,
+    Format,
+    check_choice,
+    effort,
+    function,
+    instructed,
+    json_format,
+    sampling,
+    stops,
+)
+from agent.server.faults import Refusal
+from agent.server.fields import Fields
+from agent.server.responses import new_id
+from agent.server.sse import DONE, event
+from agent.server.store import Store
+
+_TEXT_KINDS = frozenset({"text", "input_text", "output_text", "refusal"})
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "logit_bias": ({},),
+    "frequency_penalty": (0, 0.0),
+    "presence_penalty": (0, 0.0),
+    "audio": (),
+    "functions": (),
+    "function_call": (),
+    "web_search_options": (),
+    "modalities": (["text"],),
+}
+_FINISHES: Mapping[str, str] = {"stop": "stop", "call": "tool_calls", "length": "length"}
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A request, read."""
+
+    ask: Ask
+    stream: bool
+    usage: bool
+
+
+def read_chat(body: Fields, store: Store, default_effort: str) -> ChatRequest:
+    """Read a request. Raises BadRequest, which names the field."""
+    body.refuse(_UNSUPPORTED)
+    messages, call_ids = _messages(body)
+    instructions, shown = instructed("", store.recalled(messages, call_ids))
+    tools = tuple(_function(tool) for tool in body.objects("tools") if tool.text("type") == "function")
+    limit = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
+    options = body.object("stream_options")
+    conversation = Conversation(instructions, tools, shown, effort(body, "reasoning_effort", default_effort))
+    ask = Ask(conversation, sampling(body, limit), _choice(body, tools), _format(body), stops(body))
+    return ChatRequest(ask, body.flag("stream"), options is not None and options.flag("include_usage"))
+
+
+def _messages(body: Fields) -> tuple[list[Message], dict[int, str]]:
+    entries = list(body.objects("messages"))
+    if not entries:
+        raise body.wrong("messages", "must be an array with at least one message")
+    results = {e.text("tool_call_id"): e.content("content", _TEXT_KINDS) for e in entries if e.raw("role") == "tool"}
+    messages: list[Message] = []
+    call_ids: dict[int, str] = {}
+    for entry in entries:
+        match entry.choice("role", _ROLES):
+            case "assistant":
+                for message, call_id in _assistant(entry):
+                    if call_id:
+                        call_ids[len(messages)] = call_id
+                    messages.append(message)
+                    if call_id in results:
+                        messages.append(Message(Role.TOOL, results[call_id], name=message.recipient))
+            case "tool" if entry.text("tool_call_id") not in call_ids.values():
+                raise entry.wrong("tool_call_id", "names a call that no message before it made")
+            case "tool":
+                pass  # it stands right behind its call
+            case role:
+                messages.append(Message(Role(role), entry.content("content", _TEXT_KINDS)))
+    return messages, call_ids
+
+
+def _assistant(entry: Fields) -> Iterator[tuple[Message, str]]:
+    """Give an assistant message's parts in the order in which the model says them, calls with their ids."""
+    calls = list(entry.objects("tool_calls"))
+    if thought := entry.text("reasoning", "") or entry.text("reasoning_content", ""):
+        yield Message(Role.ASSISTANT, thought, Channel.ANALYSIS), ""
+    text = entry.content("content", _TEXT_KINDS)
+    if text or not calls:
+        yield Message(Role.ASSISTANT, text, Channel.COMMENTARY if calls else Channel.FINAL), ""
+    for call in calls:
+        inner = call.object("function")
+        if inner is None:
+            raise call.wrong("function", "is missing")
+        arguments = inner.text("arguments", "") or "{}"
+        recipient = FUNCTIONS + inner.text("name")
+        yield Message(Role.ASSISTANT, arguments, Channel.COMMENTARY, recipient, "json"), call.text("id")
+
+
+def _function(tool: Fields) -> ToolSpec:
+    inner = tool.object("function")
+    if inner is None:
+        raise tool.wrong("function", "is missing")
+    return function(inner)
+
+
+def _choice(body: Fields, tools: tuple[ToolSpec, ...]) -> Choice:
+    value = body.raw("tool_choice")
+    if value is None or isinstance(value, str):
+        return check_choice(Choice(body.choice("tool_choice", ("auto", "none", "required"), "auto")), tools, body)
+    named = Fields(value, "tool_choice")
+    named.choice("type", ("function",))
+    inner = named.object("function")
+    if inner is None:
+        raise named.wrong("function", "is missing")
+    return check_choice(Choice("required", inner.text("name")), tools, body)
+
+
+def _format(body: Fields) -> Format | None:
+    wanted = body.object("response_format")
+    if wanted is None:
+        return None
+    if wanted.raw("type") != "json_schema":
+        return json_format(wanted)
+    inner = wanted.object("json_schema")
+    if inner is None:
+        raise wanted.wrong("json_schema", "is missing")
+    return json_format(Fields({"type": "json_schema", **_values(inner)}, wanted.path("json_schema")))
+
+
+def _values(inner: Fields) -> dict[str, Any]:
+    return {name: inner.raw(name) for name in ("name", "description", "schema")}
+
+
+@dataclass(slots=True)
+class ChatWriter:
+    """Makes one chat completion of the parts of an answer. ``usage`` says that the stream's end shall carry the counts."""
+
+    model: str
+    created_s: int
+    usage: bool = False
+    id: str = field(default_factory=lambda: new_id("chatcmpl"))
+    ended: Ended | None = None
+    call_ids: list[str] = field(default_factory=list)
+    _reasoning: list[str] = field(default_factory=list)
+    _text: list[str] = field(default_factory=list)
+    _calls: list[dict[str, Any]] = field(default_factory=list)
+
+    def start(self) -> bytes:
+        """Return the opening chunk."""
+        return self._chunk({"role": "assistant", "content": ""})
+
+    def part(self, part: Part) -> bytes:
+        """Return the chunks that a part of the answer is."""
+        match part:
+            case Said("reasoning", text):
+                self._reasoning.append(text)
+                return self._chunk({"reasoning": text, "reasoning_content": text})
+            case Said(_, text):
+                self._text.append(text)
+                return self._chunk({"content": text})
+            case Void():
+                self._reasoning.clear()
+                return b""
+            case Called(name, arguments):
+                call_id = new_id("call")
+                self.call_ids.append(call_id)
+                call = {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+                self._calls.append(call)
+                return self._chunk({"tool_calls": [{"index": len(self._calls) - 1, **call}]})
+            case Ended():
+                self.ended = part
+                last = self._chunk({}, _FINISHES[part.finish])
+                return last + (self._usage_chunk(part) if self.usage else b"") + DONE
+
+    def fail(self, error: Refusal) -> bytes:
+        """Return the last event of a stream that broke off."""
+        return event(error.body())
+
+    def cancel(self) -> bytes:
+        """A chat completion cannot be cancelled but by hanging up."""
+        return b""
+
+    def document(self) -> dict[str, Any]:
+        """Return the whole completion, once it has ended."""
+        assert self.ended is not None
+        message: dict[str, Any] = {"role": "assistant", "content": "".join(self._text) or None, "refusal": None}
+        if not self._calls:
+            message["content"] = message["content"] or ""
+        if self._reasoning:
+            message["reasoning"] = message["reasoning_content"] = "".join(self._reasoning)
+        if self._calls:
+            message["tool_calls"] = self._calls
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _FINISHES[self.ended.finish]}
+        return {**self._head("chat.completion"), "choices": [choice], "usage": usage(self.ended)}
+
+    def _chunk(self, delta: dict[str, Any], finish: str | None = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+        extra = {"usage": None} if self.usage else {}
+        return event({**self._head("chat.completion.chunk"), "choices": [choice], **extra})
+
+    def _usage_chunk(self, ended: Ended) -> bytes:
+        return event({**self._head("chat.completion.chunk"), "choices": [], "usage": usage(ended)})
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created_s, "model": self.model}
+
+
+def usage(ended: Ended) -> dict[str, Any]:
+    """Return the counts as chat completions write them."""
+    return {
+        "prompt_tokens": ended.prompt_tokens,
+        "completion_tokens": ended.completion_tokens,
+        "total_tokens": ended.prompt_tokens + ended.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": ended.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": ended.reasoning_tokens},
+    }

@@ -1,0 +1,98 @@
+"""Who may come in, with how much, and how many at a time."""
+
+from __future__ import annotations
+
+import hmac
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from starlette.requests import ClientDisconnect, Request
+
+from agent.server.faults import BadRequest, Refusal
+from agent.server.fields import Fields
+
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one server takes. ``requests`` run at a time; the next one is turned away with 429."""
+
+    requests: int = 256
+    body_bytes: int = 32 << 20
+    request_timeout_s: float = 3600.0
+    keep_alive_s: float = 10.0
+    shutdown_s: float = 10.0
+
+
+class Slots:
+    """How many requests run. Used by the event loop's thread only."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.taken = 0
+        self.closing = False
+
+    def take(self) -> None:
+        """Take a slot. Raises Refusal when there is none."""
+        if self.closing:
+            said = "This server is shutting down."
+            raise Refusal(503, said, kind="server_error", code="shutting_down", retry_after_s=5)
+        if self.taken >= self._most:
+            said = f"This server answers {self._most} requests at a time, and all are taken. Try again shortly."
+            raise Refusal(429, said, kind="rate_limit_error", code="rate_limit_exceeded", retry_after_s=1)
+        self.taken += 1
+
+    def give(self) -> None:
+        """Give a slot back."""
+        self.taken -= 1
+
+
+def check_access(request: Request, api_key: str | None, hosts: frozenset[str] | None) -> None:
+    """Raise Refusal unless the caller may come in.
+
+    ``hosts`` are the names that the server answers to (None: any). A web page whose name was made to point at
+    this machine sends its own name, and is turned away.
+    """
+    if hosts is not None and _host(request.headers.get("host", "")) not in hosts:
+        raise Refusal(403, "This server answers to its loopback address only.", code="host_not_allowed")
+    if api_key is None:
+        return
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    given = given if scheme.lower() == "bearer" else request.headers.get("api-key", "")
+    if not hmac.compare_digest(given.encode(), api_key.encode()):
+        raise Refusal(401, "The API key is missing or wrong.", code="invalid_api_key")
+
+
+def _host(header: str) -> str:
+    if header.startswith("["):
+        return header[1:].partition("]")[0].lower()
+    return header.partition(":")[0].lower()
+
+
+async def read_body(request: Request, most_bytes: int) -> Fields:
+    """Return the request's JSON object. Raises Refusal, without having read more than ``most_bytes``."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":  # which a web page cannot send to another site without asking first
+        raise Refusal(415, "The request must be application/json.", code="unsupported_media_type")
+    too_large = Refusal(413, f"The request is larger than {most_bytes} bytes.", code="request_too_large")
+    if _length(request.headers) > most_bytes:
+        raise too_large
+    body = bytearray()
+    try:
+        async for piece in request.stream():
+            body += piece
+            if len(body) > most_bytes:
+                raise too_large
+    except ClientDisconnect as error:
+        raise BadRequest("The request did not arrive whole.") from error
+    try:
+        return Fields(json.loads(bytes(body)))
+    except (ValueError, RecursionError) as error:
+        raise BadRequest("The request is not JSON.", code="invalid_json") from error
+
+
+def _length(headers: Mapping[str, str]) -> int:
+    value = headers.get("content-length", "")
+    return int(value) if value.isdecimal() else 0

@@ -1,0 +1,207 @@
+"""Reading ``/v1/responses``: a request becomes an Ask. Pure but for what the store gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from agent.conversation import Channel, Conversation, Message, Role, ToolSpec
+from agent.server.ask import (
+    FUNCTIONS,
+    Ask,
+    Choice,
+    check_choice,
+    effort,
+    function,
+    instructed,
+    json_format,
+    sampling,
+)
+from agent.server.faults import NotThere
+from agent.server.fields import Fields
+from agent.server.responses import unsealed
+from agent.server.store import Kept, Store
+
+_TEXT_KINDS = frozenset({"input_text", "output_text", "text", "refusal", "summary_text", "reasoning_text"})
+_ROLES = {"system": Role.SYSTEM, "developer": Role.DEVELOPER, "user": Role.USER, "assistant": Role.ASSISTANT}
+# What cannot be honoured, and the values that ask for nothing.
+_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
+    "background": (False,),
+    "conversation": (),
+    "prompt": (),
+    "top_logprobs": (0,),
+    "max_tool_calls": (),
+    "truncation": ("disabled",),
+    "moderation": (),
+}
+# Items that say nothing to the model: what tools of other servers left in the history.
+_SILENT = frozenset({"web_search_call", "file_search_call", "image_generation_call", "item_reference", "compaction"})
+_UNSUPPORTED_INCLUDES = frozenset({"message.output_text.logprobs"})
+
+
+@dataclass(frozen=True, slots=True)
+class ResponsesRequest:
+    """A request, read. ``echo`` is what the response repeats of it; ``history`` are its messages, the older ones included."""
+
+    ask: Ask
+    stream: bool
+    store: bool
+    seal: bool
+    echo: Mapping[str, Any]
+    history: tuple[Message, ...]
+
+
+@dataclass(slots=True)
+class _Input:
+    """The input's messages as they are read."""
+
+    messages: list[Message] = field(default_factory=list)
+    call_ids: dict[int, str] = field(default_factory=dict)
+    recipients: dict[str, str] = field(default_factory=dict)
+
+
+def read_responses(body: Fields, store: Store, default_effort: str) -> ResponsesRequest:
+    """Read a request. Raises BadRequest, which names the field, and NotThere for a previous response that is not kept."""
+    body.refuse(_UNSUPPORTED)
+    include = body.list("include")
+    if _UNSUPPORTED_INCLUDES.intersection(map(str, include)):
+        raise body.wrong("include", "asks for logprobs, which this server does not give")
+    previous = _previous(body, store)
+    said = _input(body, previous)
+    messages = store.recalled(said.messages, said.call_ids)
+    history = (*previous.messages, *messages)
+    instructions, shown = instructed(body.text("instructions", ""), history)
+    tools = tuple(function(tool) for tool in body.objects("tools") if tool.text("type") == "function")
+    choice, tools = _choice(body, tools)
+    reasoning = body.object("reasoning")
+    text = body.object("text")
+    inner = text.object("format") if text is not None else None
+    conversation = Conversation(instructions, tools, shown, effort(reasoning, "effort", default_effort))
+    params = sampling(body, "max_output_tokens")
+    ask = Ask(conversation, params, choice, None if inner is None else json_format(inner))
+    keep = body.flag("store", default=True)
+    return ResponsesRequest(
+        ask,
+        body.flag("stream"),
+        keep,
+        "reasoning.encrypted_content" in include,
+        _echo(body, ask, keep=keep),
+        history,
+    )
+
+
+def _previous(body: Fields, store: Store) -> Kept:
+    if "previous_response_id" not in body:
+        return Kept({"output": []}, ())
+    kept = store.responses.get(body.text("previous_response_id"))
+    if kept is None:
+        raise NotThere(
+            "The previous response is not kept here (not any more, or it had store: false). Send the whole input instead.",
+            "previous_response_id",
+        )
+    return kept
+
+
+def _input(body: Fields, previous: Kept) -> _Input:
+    said = _Input()
+    value = body.raw("input")
+    if isinstance(value, str):
+        said.messages.append(Message(Role.USER, value))
+        return said
+    if value is None and not previous.messages:
+        raise body.wrong("input", "is missing")
+    items = list(body.objects("input"))
+    outputs = {item.text("call_id"): _output(item) for item in items if item.text("type", "") == "function_call_output"}
+    for item in items:
+        _item(item, said, outputs, previous)
+    _mark_preambles(said.messages)
+    return said
+
+
+def _item(item: Fields, said: _Input, outputs: Mapping[str, str], previous: Kept) -> None:
+    match item.text("type", "message"):
+        case "message":
+            role = _ROLES[item.choice("role", _ROLES)]
+            channel = Channel.FINAL if role is Role.ASSISTANT else None
+            said.messages.append(Message(role, item.content("content", _TEXT_KINDS), channel))
+        case "reasoning":
+            text = item.content("content", _TEXT_KINDS) or unsealed(item.text("encrypted_content", ""))
+            if text := text or item.content("summary", _TEXT_KINDS):
+                said.messages.append(Message(Role.ASSISTANT, text, Channel.ANALYSIS))
+        case "function_call":
+            call_id, recipient = item.text("call_id"), FUNCTIONS + item.text("name")
+            arguments = item.text("arguments", "") or "{}"
+            said.call_ids[len(said.messages)] = call_id
+            said.recipients[call_id] = recipient
+            said.messages.append(Message(Role.ASSISTANT, arguments, Channel.COMMENTARY, recipient, "json"))
+            if call_id in outputs:  # right behind its call, wherever the client put it: harmony knows no parallel calls
+                said.messages.append(Message(Role.TOOL, outputs[call_id], name=recipient))
+        case "function_call_output":
+            _late_output(item, said, outputs, previous)
+        case kind if kind not in _SILENT:
+            raise item.wrong("type", "is of a kind that this server does not know")
+
+
+def _late_output(item: Fields, said: _Input, outputs: Mapping[str, str], previous: Kept) -> None:
+    """The result of a call in the stored response before. One whose call is in the input was taken with its call."""
+    call_id = item.text("call_id")
+    if call_id in said.recipients:
+        return
+    calls = {entry.get("call_id"): entry.get("name") for entry in previous.response["output"]}
+    if call_id not in calls:
+        raise item.wrong("call_id", "names a call that is neither in the input nor in the previous response")
+    said.messages.append(Message(Role.TOOL, outputs[call_id], name=f"{FUNCTIONS}{calls[call_id]}"))
+
+
+def _output(item: Fields) -> str:
+    return item.content("output", _TEXT_KINDS)
+
+
+def _mark_preambles(messages: list[Message]) -> None:
+    """What the assistant said before a call of the same turn was no answer: it belongs on the commentary channel."""
+    calling = False
+    for index in range(len(messages) - 1, -1, -1):
+        message = messages[index]
+        if message.role is not Role.ASSISTANT:
+            calling = False
+        elif message.is_call:
+            calling = True
+        elif calling and message.channel is Channel.FINAL:
+            messages[index] = Message(Role.ASSISTANT, message.text, Channel.COMMENTARY)
+
+
+def _choice(body: Fields, tools: tuple[ToolSpec, ...]) -> tuple[Choice, tuple[ToolSpec, ...]]:
+    value = body.raw("tool_choice")
+    if value is None or isinstance(value, str):
+        choice = Choice(body.choice("tool_choice", ("auto", "none", "required"), "auto"))
+        return check_choice(choice, tools, body), tools
+    named = Fields(value, "tool_choice")
+    if named.choice("type", ("function", "allowed_tools")) == "function":
+        return check_choice(Choice("required", named.text("name")), tools, body), tools
+    allowed = {tool.text("name", "") for tool in named.objects("tools")}
+    tools = tuple(tool for tool in tools if tool.name in allowed)
+    return check_choice(Choice(named.choice("mode", ("auto", "required"), "auto")), tools, body), tools
+
+
+def _echo(body: Fields, ask: Ask, *, keep: bool) -> dict[str, Any]:
+    """What a response repeats of its request, with the defaults that were taken."""
+    reasoning = body.raw("reasoning") or {}
+    return {
+        "background": False,
+        "instructions": body.raw("instructions"),
+        "max_output_tokens": ask.params.max_tokens,
+        "metadata": body.raw("metadata") or {},
+        "parallel_tool_calls": body.flag("parallel_tool_calls", default=True),
+        "previous_response_id": body.raw("previous_response_id"),
+        "reasoning": {"effort": ask.conversation.effort, "summary": reasoning.get("summary")},
+        "service_tier": "default",
+        "store": keep,
+        "temperature": ask.params.temperature,
+        "text": body.raw("text") or {"format": {"type": "text"}},
+        "tool_choice": body.raw("tool_choice") or "auto",
+        "tools": body.list("tools"),
+        "top_p": ask.params.top_p,
+        "truncation": "disabled",
+        "user": body.raw("user"),
+    }

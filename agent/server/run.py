@@ -1,0 +1,71 @@
+"""Running the application: a socket, one line when it is ready, and an end that leaves nobody hanging."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+
+import uvicorn
+
+from agent.errors import UsageError
+from agent.server.app import Service
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, told what to do at its start and before its end."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._service = service
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and say so."""
+        await super().startup(sockets)
+        self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Finish what can be finished in time and tell the others, then close the connections."""
+        draining = asyncio.create_task(self._service.drain())
+        await super().shutdown(sockets)
+        await draining
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket; port 0 takes a free one. Raises UsageError when it cannot be had."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        return socket.create_server(found[0][4][:2], family=found[0][0], backlog=2048)
+    except OSError as error:
+        raise UsageError(
+            f"The server cannot listen on {host} port {port}: {error.strerror or error}. Name another with --host and --port; "
+            "--port 0 takes a free one."
+        ) from error
+
+
+def url_of(listener: socket.socket) -> str:
+    """Return the base URL that clients are given."""
+    host, port = listener.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+    return f"http://{shown}:{port}/v1"
+
+
+def serve(service: Service, listener: socket.socket, ready: Callable[[str], None], *, verbose: bool = False) -> None:
+    """Answer requests until SIGINT or SIGTERM. ``ready`` is told the URL once requests are taken."""
+    level = "info" if verbose else "warning"
+    logging.getLogger("agent.server").setLevel(level.upper())
+    config = uvicorn.Config(
+        service.app(),
+        log_level=level,
+        access_log=verbose,
+        server_header=False,
+        lifespan="off",
+        timeout_graceful_shutdown=int(service.limits.shutdown_s) + 2,
+    )
+    server = _Server(config, service, lambda: ready(url_of(listener)))
+    try:
+        server.run([listener])
+    finally:
+        service.close()

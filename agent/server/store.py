@@ -1,0 +1,99 @@
+"""What the server remembers, and for how long: bounded, in memory, gone with the process. Only the event loop's thread uses it.
+
+Two things are kept. *Responses* that a client may ask for again or continue (``store``). And *turns*: the messages that led to a
+call, under the call's id. Clients send a call back without its reasoning, or with other spaces; with the turn the model sees
+what it sampled, id for id, so that neither the reasoning nor the backend's prefix cache is lost between two calls.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from agent.conversation import Message, Role
+
+Value = TypeVar("Value")
+
+
+class Bounded(Generic[Value]):
+    """A mapping that forgets what was used least recently: at most ``most`` entries of together at most ``most_bytes``."""
+
+    def __init__(self, most: int, most_bytes: int) -> None:
+        self._most = most
+        self._most_bytes = most_bytes
+        self._bytes = 0
+        self._entries: OrderedDict[str, tuple[Value, int]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def put(self, key: str, value: Value, size_bytes: int) -> None:
+        """Keep a value; one that is larger than everything together may be is not kept."""
+        self.drop(key)
+        if size_bytes > self._most_bytes:
+            return
+        self._entries[key] = (value, size_bytes)
+        self._bytes += size_bytes
+        while len(self._entries) > self._most or self._bytes > self._most_bytes:
+            _, (_, freed) = self._entries.popitem(last=False)
+            self._bytes -= freed
+
+    def get(self, key: str) -> Value | None:
+        """Return a value, which is then the newest; None where it was never kept or is forgotten."""
+        found = self._entries.get(key)
+        if found is None:
+            return None
+        self._entries.move_to_end(key)
+        return found[0]
+
+    def drop(self, key: str) -> bool:
+        """Forget a value; say whether it was there."""
+        found = self._entries.pop(key, None)
+        self._bytes -= found[1] if found else 0
+        return found is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A stored response, and the messages that its continuation starts from (its instructions are not among them)."""
+
+    response: Mapping[str, Any]
+    messages: tuple[Message, ...]
+
+
+class Store:
+    """The server's memory."""
+
+    def __init__(self, most: int = 1024, most_bytes: int = 64 << 20) -> None:
+        self.responses: Bounded[Kept] = Bounded(most, most_bytes)
+        self._turns: Bounded[tuple[Message, ...]] = Bounded(4 * most, most_bytes)
+
+    def remember(self, call_id: str, turn: Sequence[Message]) -> None:
+        """Keep the messages of an answer that ended in the call ``call_id``."""
+        self._turns.put(call_id, tuple(turn), messages_bytes(turn))
+
+    def recalled(self, messages: Sequence[Message], call_ids: Mapping[int, str]) -> tuple[Message, ...]:
+        """Put the turns that are remembered in the place of what a client sent of them.
+
+        ``call_ids`` are the ids of the calls among ``messages``, by their place. A turn is only believed if its call
+        says what the client's says. What the client sent of the same turn before the call is replaced with it.
+        """
+        result: list[Message] = []
+        begins = 0  # where in the result the assistant's newest turn begins
+        for index, message in enumerate(messages):
+            turn = self._turns.get(call_ids[index]) if index in call_ids else None
+            if turn is not None and (turn[-1].recipient, turn[-1].text) == (message.recipient, message.text):
+                del result[begins:]
+                result += turn
+            else:
+                result.append(message)
+            if message.role is not Role.ASSISTANT or message.is_call:
+                begins = len(result)
+        return tuple(result)
+
+
+def messages_bytes(messages: Sequence[Message]) -> int:
+    """Return about how much memory messages take: characters, ids (8 bytes each in a tuple, and shared) and the objects."""
+    return sum(200 + 2 * len(message.text) + 8 * len(message.tokens) for message in messages)
