@@ -268,7 +268,8 @@ def test_structured_output_is_validated_and_sampled_again() -> None:
 def test_structured_output_streams_only_what_is_valid() -> None:
     model = Player([said(thought("hm"), final("no")), said(thought("aha"), final('{"city": "Oslo", "degrees": 1}'))])
     with serving(model) as (url, _), client_of(url) as client:
-        with client.responses.stream(model="m", input="Weather?", text_format=Weather) as stream:
+        manager = client.responses.stream(model="m", input="Weather?", text_format=Weather)
+        with manager as stream:
             texts = [event.delta for event in stream if event.type == "response.output_text.delta"]
             response = stream.get_final_response()
     assert texts == ['{"city": "Oslo", "degrees": 1}']
@@ -340,9 +341,9 @@ def test_what_deltas_left_out_comes_with_the_messages() -> None:
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(request_: dict[str, Any], param: str) -> None:
-    with serving(scripted()) as (url, _), client_of(url) as client:
-        with pytest.raises((BadRequestError, NotFoundError)) as refused:
-            client.responses.create(model="m", **request_)
+    refusals = pytest.raises((BadRequestError, NotFoundError))
+    with serving(scripted()) as (url, _), client_of(url) as client, refusals as refused:
+        client.responses.create(model="m", **request_)
     assert isinstance(refused.value.body, dict)
     assert refused.value.body["param"] == param
     assert param in refused.value.body["message"] or refused.value.status_code == 404
