@@ -1,77 +1,56 @@
-"""What the python tool runs inside the sandbox: a client, and the interpreter that it talks to. Never imported.
+"""The interpreter of the python tool, inside the sandbox, and how it is started and killed. Never imported: see client.py.
 
-``python3 -c BOOT KEY TIMEOUT_S SOURCE``, where BOOT executes SOURCE, this file; the code to run is on standard input. The client connects to the interpreter's socket in a
-folder of /tmp named after KEY, starting the interpreter where there is none, and hands it the code and its own standard
-output. So all that the code prints, also from processes that it starts, goes straight to the command's output, bounded by
-the sandbox. The client ends with 0 (ran), 1 (raised), 124 (killed after TIMEOUT_S) or 125 (the interpreter died).
+Executed with ``sys.argv`` being ``["", VERB, FOLDER, SOURCE]``, where SOURCE is this file: ``--start`` returns when an interpreter
+answers on FOLDER's socket, ``--serve`` is that interpreter, ``--kill`` ends it and what it started.
 
 Standard library of Python 3.6 only: the interpreter is whatever the image has.
 """
 
 import array
+import ast
 import fcntl
+import linecache
 import os
 import signal
 import socket
 import struct
 import sys
 import time
+import traceback
+import types
 from typing import Any, Dict, List, Optional, Tuple
 
-RAN, RAISED, TIMED_OUT, DIED = 0, 1, 124, 125
+RAN, RAISED = 0, 1
 START_S = 20.0
-BOOT = "import sys; exec(compile(sys.argv[3], 'driver', 'exec'))"
+# Without the working directory on the path: the repository may have a socket.py of its own.
+BOOT = "import sys; del sys.path[0]; exec(compile(sys.argv[3], 'driver', 'exec'))"
 
 
-def client(key: str, timeout_s: float) -> int:
-    """Hand the code over, wait, and return the exit code."""
-    folder = "/tmp/python-%s-%d" % (key, os.getuid())  # noqa: S108 - private by mode, and its owner is looked at
-    os.makedirs(folder, mode=0o700, exist_ok=True)
-    if os.lstat(folder).st_uid != os.getuid():
-        sys.exit("%s belongs to somebody else" % folder)
-    code = sys.stdin.buffer.read()
-    connection = connect(folder)
-    ends_at = time.monotonic() + timeout_s
-    with connection:
-        outputs = array.array("i", [1, 2])
-        connection.sendmsg([struct.pack("!Q", len(code))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, outputs)])
-        connection.sendall(code)
-        connection.settimeout(max(ends_at - time.monotonic(), 0.001))
-        try:
-            answer = connection.recv(1)
-        except socket.timeout:
-            kill(folder)
-            return TIMED_OUT
-        except OSError:
-            answer = b""
-    if not answer:
-        kill(folder)
-        return DIED
-    return answer[0]
-
-
-def connect(folder: str) -> socket.socket:
-    """Return a connection to the interpreter, which is started when none answers."""
+def ensure(folder: str) -> None:
+    """Start an interpreter where none answers, and wait until it does."""
     path = os.path.join(folder, "socket")
     deadline = time.monotonic() + START_S
     # One at a time: of two first calls only one may start an interpreter.
     with open(os.path.join(folder, "lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         started = False
-        while True:
-            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                connection.connect(path)
-            except OSError:
-                connection.close()
-            else:
-                return connection
+        while not answers(path):
             if not started:
                 start(folder, path)
                 started = True
             if time.monotonic() > deadline:
                 sys.exit("the Python interpreter did not start within %d s" % START_S)
             time.sleep(0.002)
+
+
+def answers(path: str) -> bool:
+    """Whether an interpreter listens on the socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        try:
+            connection.connect(path)
+        except OSError:
+            return False
+    return True
 
 
 def start(folder: str, path: str) -> None:
@@ -109,8 +88,6 @@ def kill(folder: str) -> None:
 
 def serve(folder: str) -> None:
     """Be the interpreter: take code after code, run it in one namespace, answer with one byte each."""
-    import types
-
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     path = os.path.join(folder, "socket")
     listener.bind(path + ".new")
@@ -122,13 +99,17 @@ def serve(folder: str) -> None:
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
     sys.argv = [""]
-    sys.path[0] = ""
-    for number in range(1, sys.maxsize):
+    sys.path.insert(0, "")
+    number = 0
+    while True:
         connection, _ = listener.accept()
         with connection:
             outputs, code = receive(connection)
-            if code is None:
+            if code is None:  # a client that was killed, or one that only wanted to know whether somebody is here
+                for fd in outputs:
+                    os.close(fd)
                 continue
+            number += 1
             for target, fd in enumerate(outputs, 1):
                 os.dup2(fd, target)
                 os.close(fd)
@@ -166,10 +147,6 @@ def receive(connection: socket.socket) -> Tuple[List[int], Optional[bytes]]:
 
 def execute(code: bytes, name: str, namespace: Dict[str, Any]) -> int:
     """Run one cell; the value of its last expression is shown. Whatever it raises is printed, as at the prompt."""
-    import ast  # the client starts for every call, and does without these
-    import linecache
-    import traceback
-
     source = code.decode("utf-8", "replace")
     linecache.cache[name] = (len(source), None, source.splitlines(True), name)
     try:
@@ -202,7 +179,4 @@ def flush() -> None:
             pass  # its own streams are the code's own business
 
 
-if sys.argv[1] == "--serve":
-    serve(sys.argv[2])
-else:
-    sys.exit(client(sys.argv[1], float(sys.argv[2])))
+{"--start": ensure, "--serve": serve, "--kill": kill}[sys.argv[1]](sys.argv[2])

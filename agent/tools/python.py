@@ -31,8 +31,7 @@ PARAMETERS: dict[str, Any] = {
 }
 
 NO_PYTHON = 127
-BOOT = "import sys; exec(compile(sys.argv[3], 'driver', 'exec'))"
-# What the client in the sandbox ends with (see agent/tools/driver.py).
+# What the client in the sandbox ends with (see agent/tools/client.py).
 TIMED_OUT, DIED = 124, 125
 _GRACE_S = 10.0  # for the client to kill an interpreter that ran out of time, before the sandbox kills the client
 
@@ -74,7 +73,7 @@ class Python:
         if self.stateful:
             # The folder's name comes from the workspace, so a resumed run finds its interpreter again.
             key = hashlib.sha256(sandbox.workspace.encode()).hexdigest()[:16]
-            argv = ["python3", "-S", "-E", "-c", BOOT, key, str(self.timeout_s), driver()]
+            argv = ["python3", "-I", "-S", "-c", program("client"), key, str(self.timeout_s), program("driver")]
             result = sandbox.exec(argv, self.timeout_s + _GRACE_S, source, max_output_bytes=self.max_output_bytes)
         else:
             result = sandbox.exec(["python3", "-"], self.timeout_s, source, max_output_bytes=self.max_output_bytes)
@@ -107,6 +106,6 @@ class Python:
 
 
 @cache
-def driver() -> str:
-    """The source of the program that runs in the sandbox."""
-    return files("agent.tools").joinpath("driver.py").read_text(encoding="utf-8")
+def program(name: str) -> str:
+    """The source of a program that runs in the sandbox."""
+    return files("agent.tools").joinpath(f"{name}.py").read_text(encoding="utf-8")

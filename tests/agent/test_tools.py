@@ -107,6 +107,16 @@ class TestPython:
         assert "kept" in fresh("shell", command="cat /mnt/data/x").text
         assert fresh.sandbox.diff() == b""
 
+    def test_modules_of_the_repository_are_for_the_code_not_for_the_interpreter(self, fresh: Workshop) -> None:
+        for name in ("array", "ast", "os", "socket", "struct", "types"):
+            fresh.sandbox.write(f"{name}.py", b"MINE = True\n" if name == "socket" else b"1/0\n")
+        assert fresh("python", "import socket\nx = 1").ok
+        assert fresh("python", "x + 1").text == "2\n"
+
+    def test_cells_are_counted_by_what_ran(self, fresh: Workshop) -> None:
+        fresh("python", "x = 1")
+        assert 'File "<cell 2>"' in fresh("python", "1/0").text
+
     def test_output_of_processes_and_errors_comes_in_order(self, fresh: Workshop) -> None:
         result = fresh(
             "python", "import os, sys\nprint('a', flush=True)\nos.system('echo b')\nsys.stderr.write('c\\n')\n1/0"
