@@ -48,7 +48,7 @@ def discard(folder: Path) -> list[str]:
     if is_running(folder / LOG_NAME):
         raise UsageError(f"The run {folder.name} is running. Stop it first (Ctrl-C where it was started).")
     found = summary(folder)
-    gone = _remove_containers(folder.name)
+    gone = remove_containers(folder.name)
     if (folder / "worktree").exists():  # the run was killed while its change landed
         _worktree(folder).clear()
     if found.ended is not None and found.ended.branch is not None:
@@ -71,8 +71,8 @@ def _worktree(folder: Path) -> Worktree:
     return Worktree(snapshots.load(folder))
 
 
-def _remove_containers(run: str) -> list[str]:
-    """A run that ended has none; one that was killed has one for a while. Without an engine there is none to remove."""
+def remove_containers(run: str) -> list[str]:
+    """Remove the containers of a run; return what is gone. A run that ended has none; one that was killed has one for a while. Without an engine there is none to remove."""
     from sandbox import docker
     from sandbox.errors import EngineUnavailable
 

@@ -58,6 +58,7 @@ T = TypeVar("T")
 Open = TypeVar("Open", bound=_Closes)
 Show = Callable[[Event], None]
 Say = Callable[[str], None]
+Through = Callable[[Model], Model]
 
 RULES_FILE = "AGENTS.md"
 RULES_BYTES = 1 << 16
@@ -87,15 +88,24 @@ RESTORED = (
 )
 
 
-def fix(config: RunConfig, task: str, repository: Path, mode: str, show: Show, say: Say = lambda _: None) -> RunEnded:
+def fix(
+    config: RunConfig,
+    task: str,
+    repository: Path,
+    mode: str,
+    show: Show,
+    say: Say = lambda _: None,
+    *,
+    through: Through = lambda model: model,
+) -> RunEnded:
     """Do a run (``mode`` fix or ask) and return how it ended; the folder ``runs_dir/<run>`` keeps its log and result.
 
     ``show`` is given every event once it is on the disk, and the deltas in between; ``say`` what was chosen where the
-    configuration left it open. Raises UsageError, ModelUnfit and WorktreeError where a run could not even begin.
+    configuration left it open. ``through`` may put something between the loop and the model. Raises UsageError, ModelUnfit and WorktreeError where a run could not even begin.
     """
     run = new_run_id()
     folder = config.runs_dir / run
-    model = _begin(lambda: _open_model(config, say))
+    model = _begin(lambda: through(_open_model(config, say)))
     try:
         snapshot = snapshots.take(repository, folder, config.include_uncommitted)
         _admit_branch(config, snapshot)
@@ -112,7 +122,7 @@ def fix(config: RunConfig, task: str, repository: Path, mode: str, show: Show, s
         )
 
 
-def resume(folder: Path, show: Show, say: Say = lambda _: None) -> RunEnded:
+def resume(folder: Path, show: Show, say: Say = lambda _: None, *, through: Through = lambda model: model) -> RunEnded:
     """Go on with the run in ``folder`` from its log, in the sandbox it left or in a restored copy.
 
     Raises LogError when the log cannot be read or another process works on it, UsageError when the run is done.
@@ -128,7 +138,7 @@ def resume(folder: Path, show: Show, say: Say = lambda _: None) -> RunEnded:
         config = restore(state.config)
         snapshot = snapshots.load(folder)
         options = _options(config, state.run)
-        session = _Session(config, log, show, snapshot, _begin(lambda: _open_model(config, say)))
+        session = _Session(config, log, show, snapshot, _begin(lambda: through(_open_model(config, say))))
         found = attach(options, snapshot)
         if found is not None:
             return session.go(state, lambda: found, lambda: session.take_up(lost=False))

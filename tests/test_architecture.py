@@ -45,6 +45,7 @@ NEVER = {
     "agent.events": ("os", "io", "time", "datetime", "pathlib", "sandbox", "random", "socket", "subprocess"),
     "agent.patch": ("os", "io", "time", "datetime", "pathlib", "sandbox", "random", "socket", "subprocess"),
     "agent.harmony.parser": ("os", "io", "time", "datetime", "pathlib", "sandbox", "random", "openai_harmony"),
+    "agent.batch": ("agent.cli", "agent.view", "click", "rich"),
     "agent.loop": ("os", "docker", "git", "openai", "click", "rich", "sandbox.docker", "sandbox.worktree"),
 }
 

@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "apply": ("agent.cli.runs", "apply", "Bring a run's change into the checkout, uncommitted."),
     "discard": ("agent.cli.runs", "discard", "Delete a run with its branch and its container."),
     "serve": ("agent.cli.serve", "serve", "Serve a model as OpenAI's APIs, for any client."),
+    "tasks": ("agent.cli.tasks", "tasks", "Run many tasks, and go on where it was killed."),
     "patch": ("agent.cli.patch", "patch", "Apply patches in the format that the model writes."),
     "doctor": ("agent.cli.doctor", "doctor", "Say what works on this machine, and what to do about the rest."),
     "models": ("agent.cli.models", "models", "Fetch, list and verify checkpoints that run on this machine."),

@@ -1,0 +1,273 @@
+"""Many tasks: which attempt comes next, what each task came to, and when to stop."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from agent.batch.attempt import RESULT_NAME, Attempt, Job, Kind, Progress, load_attempt, select, to_record
+from agent.batch.checkout import forget, lay_out
+from agent.batch.governor import Governor
+from agent.batch.results import Record, Results
+from agent.batch.task import Task
+from agent.config import RunConfig, public
+from agent.errors import AgentError
+from sandbox.errors import WorktreeError
+
+ENDPOINT_FAILURES = 5  # so many attempts in a row, and the endpoint is taken for gone
+AGAIN = (Kind.ENDPOINT, Kind.SANDBOX)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a batch is run. ``ladder`` holds the efforts to try, one after the other while checks fail; () is the task's own."""
+
+    jobs: int = 1
+    attempts: int = 1  # of each rung, side by side
+    ladder: tuple[str, ...] = ()
+    stagger_s: float = 0.3  # between the first starts, so that they do not all meet the engine at once
+    again: tuple[Kind, ...] = AGAIN  # tasks that ended so are run again
+
+
+class Engine(Protocol):
+    """What runs attempts."""
+
+    def run(self, job: Job, tell: Callable[[Progress], None]) -> Attempt | None:
+        """Do an attempt and return what it came to; None when it was stopped before its end. Any thread may call it."""
+        ...
+
+    def stop(self) -> None:
+        """Ask what runs to stop cleanly."""
+        ...
+
+    def kill(self) -> None:
+        """End what runs at once."""
+        ...
+
+
+class Watch(Protocol):
+    """Whoever looks on. Called from several threads, one at a time."""
+
+    def began(self, job: Job) -> None:
+        """An attempt begins."""
+        ...
+
+    def progress(self, job: Job, progress: Progress) -> None:
+        """An attempt goes on."""
+        ...
+
+    def ended(self, job: Job, attempt: Attempt | None) -> None:
+        """An attempt has ended (None: was stopped)."""
+        ...
+
+    def finished(self, record: Record) -> None:
+        """A task is done: its line is on the disk."""
+        ...
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A task on its way."""
+
+    task: Task
+    rung: int = 0
+    attempts: list[Attempt] = field(default_factory=list)
+    open: int = 0  # attempts of this rung that have not ended
+
+
+Configure = Callable[[Task, Path], RunConfig]
+
+
+class Batch:
+    """Runs tasks that have no line yet. ``configure`` makes the configuration of a task from it and its checkout."""
+
+    def __init__(
+        self, tasks: Sequence[Task], configure: Configure, plan: Plan, results: Results, engine: Engine, governor: Governor,
+        watch: Watch, cache: Path,
+    ) -> None:  # fmt: skip
+        self._configure, self._plan, self._results = configure, plan, results
+        self._engine, self._governor, self._watch, self._cache = engine, governor, watch, cache
+        self._state = threading.Condition()
+        self._waiting: deque[tuple[_Entry, int]] = deque()
+        self._unfinished = 0
+        self._lost = 0  # attempts in a row that the endpoint failed
+        self._failure: BaseException | None = None
+        for task in tasks:
+            self._enter(task)
+
+    @property
+    def unfinished(self) -> int:
+        """How many tasks have no line yet."""
+        return self._unfinished
+
+    def run(self) -> None:
+        """Run until every task has its line or the governor is stopped. Raises KeyboardInterrupt after a clean stop.
+
+        Whatever ends it, running it again goes on from there.
+        """
+        threads = [
+            threading.Thread(target=self._work, args=(number,), name=f"worker {number}", daemon=True)
+            for number in range(min(self._plan.jobs, len(self._waiting)))
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            _join(threads)
+        except KeyboardInterrupt:
+            self._governor.stop("interrupted by the person")
+            with self._state:
+                self._state.notify_all()
+            self._engine.stop()
+            try:
+                _join(threads)
+            except KeyboardInterrupt:
+                self._engine.kill()
+                _join(threads)
+            raise
+        if self._failure is not None:
+            raise self._failure
+
+    def _enter(self, task: Task) -> None:
+        known = self._results.records.get(task.name)
+        if known is not None and known["class"] not in self._plan.again:
+            return
+        if known is not None:
+            for number in range(1, len(known["attempts"]) + 1):
+                self._forget(task, number)
+        self._unfinished += 1
+        self._queue(_Entry(task))
+
+    def _forget(self, task: Task, number: int) -> None:
+        folder = self._folder(task) / str(number)
+        attempt = load_attempt(folder)
+        if attempt is not None and attempt.kind in self._plan.again:
+            (folder / RESULT_NAME).unlink()
+
+    def _queue(self, entry: _Entry, *, first: bool = False) -> None:
+        numbers = range(entry.rung * self._plan.attempts + 1, (entry.rung + 1) * self._plan.attempts + 1)
+        entry.open = len(numbers)
+        pairs = [(entry, number) for number in numbers]
+        if first:  # a task that has begun is ended before another begins
+            self._waiting.extendleft(reversed(pairs))
+        else:
+            self._waiting.extend(pairs)
+
+    def _work(self, number: int) -> None:
+        if not self._governor.wait(number * self._plan.stagger_s):
+            return
+        try:
+            while (taken := self._take()) is not None:
+                self._attempt(*taken)
+        except BaseException as error:  # noqa: BLE001 - it is raised where the batch is waited for
+            self._failure = error
+            self._governor.stop(f"a defect: {error}")
+            with self._state:
+                self._state.notify_all()
+
+    def _take(self) -> tuple[_Entry, int] | None:
+        """Return the next attempt; wait while one may still come. None: there is none, or the batch is stopped."""
+        with self._state:
+            self._state.wait_for(lambda: bool(self._waiting or not self._unfinished or self._governor.stopped))
+            return None if self._governor.stopped or not self._waiting else self._waiting.popleft()
+
+    def _attempt(self, entry: _Entry, number: int) -> None:
+        try:
+            job = self._job(entry, number)
+        except (AgentError, WorktreeError) as error:
+            self._settle(entry, Attempt(number, Kind.HARNESS, "", str(error), ended_at=time.time()))
+            return
+        with self._state:
+            self._watch.began(job)
+
+        def tell(progress: Progress) -> None:
+            self._governor.spend((job.task, job.attempt), progress.sampled_tokens)
+            with self._state:
+                self._watch.progress(job, progress)
+
+        attempt = self._engine.run(job, tell)
+        with self._state:
+            self._watch.ended(job, attempt)
+        if attempt is not None:
+            self._governor.spend((job.task, job.attempt), attempt.sampled_tokens)
+            self._settle(entry, attempt)
+
+    def _job(self, entry: _Entry, number: int) -> Job:
+        task, plan = entry.task, self._plan
+        with self._state:  # attempts of a task share its checkout; git is quick, and one at a time spares the disk
+            checkout = lay_out(task, self._checkout(task), self._cache)
+        shown = public(self._configure(task, checkout))
+        if plan.ladder:
+            shown["effort"] = plan.ladder[entry.rung]
+        if shown["seed"] is not None:
+            shown["seed"] += number - 1
+        return Job(task.name, number, task.prompt, str(checkout), str(self._folder(task) / str(number)), shown)
+
+    def _settle(self, entry: _Entry, attempt: Attempt) -> None:
+        with self._state:
+            self._lost = self._lost + 1 if attempt.kind is Kind.ENDPOINT else 0
+            if self._lost >= ENDPOINT_FAILURES:
+                self._governor.stop(f"the endpoint failed {self._lost} attempts in a row: {attempt.reason}")
+            entry.attempts.append(attempt)
+            entry.open -= 1
+            if not entry.open:
+                climb = entry.rung + 1 < len(self._plan.ladder) and not any(a.kind is Kind.DONE for a in entry.attempts)
+                if climb:
+                    entry.rung += 1
+                    self._queue(entry, first=True)
+                else:
+                    self._finish(entry)
+            self._state.notify_all()
+
+    def _finish(self, entry: _Entry) -> None:
+        record = _record(entry.task, entry.attempts)
+        self._results.append(record)
+        self._unfinished -= 1
+        forget(self._checkout(entry.task))
+        self._watch.finished(record)
+
+    def _folder(self, task: Task) -> Path:
+        return self._results.folder.absolute() / "tasks" / task.name
+
+    def _checkout(self, task: Task) -> Path:
+        return self._results.folder.absolute() / "checkouts" / task.name
+
+
+def _record(task: Task, attempts: Sequence[Attempt]) -> Record:
+    """Return a task's line. ``folder`` is the kept run's, relative to the batch's."""
+    kept = select(attempts)
+    return {
+        "task": task.name,
+        "class": kept.kind.value,
+        "outcome": kept.outcome,
+        "reason": kept.reason,
+        "kept": kept.attempt,
+        "folder": f"tasks/{task.name}/{kept.attempt}/{kept.run}" if kept.run else "",
+        "model": f"gpt-oss-agent/{next((each.model for each in attempts if each.model), 'none')}",
+        "language": task.language,
+        "difficulty": task.difficulty,
+        "tags": list(task.tags),
+        "sampled_tokens": sum(each.sampled_tokens for each in attempts),
+        "total_tokens": sum(each.total_tokens for each in attempts),
+        "duration_s": round(sum(each.duration_s for each in attempts), 3),
+        "attempts": [to_record(each) for each in sorted(attempts, key=lambda each: each.attempt)],
+    }
+
+
+def spent_tokens(records: Mapping[str, Record]) -> dict[tuple[str, int], int]:
+    """Return what each attempt of earlier starts has sampled, for the budget."""
+    return {
+        (name, attempt["attempt"]): attempt["sampled_tokens"]
+        for name, record in records.items()
+        for attempt in record["attempts"]
+    }
+
+
+def _join(threads: Sequence[threading.Thread]) -> None:
+    for thread in threads:
+        while thread.is_alive():
+            thread.join(0.5)  # not forever: Ctrl-C must be heard

@@ -1,0 +1,142 @@
+"""`agent tasks run`: many tasks, from the command line to their results."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from agent.cli.exits import INTERRUPTED
+from agent.cli.options import ACKNOWLEDGEMENT, FLAGS, config_options, configured
+from agent.cli.signals import Interrupts
+from agent.config import RunConfig
+from agent.errors import UsageError
+from agent.events import EXIT_CODES, Outcome
+from agent.view import write
+
+if TYPE_CHECKING:
+    from agent.batch.attempt import Kind
+    from agent.batch.task import Task
+
+EFFORTS = ("low", "medium", "high")
+AGAIN = "endpoint,sandbox"
+# What decides what comes out of a batch: one is gone on with only under the same. Where the endpoint is does not.
+HELD = (
+    "model", "effort", "temperature", "top_p", "seed", "context_tokens", "tools", "python", "image", "network", "checks",
+    "max_turns", "max_tokens", "max_answer_tokens", "timeout_s", "command_timeout_s", "check_timeout_s", "max_output_bytes",
+)  # fmt: skip
+
+
+@click.group()
+def tasks() -> None:
+    """Run many tasks."""
+
+
+@tasks.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=click.Path(path_type=Path, exists=True))
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("agent-results"), show_default=True, metavar="DIR", help="Where results go, and what running it again goes on from.")  # fmt: skip
+@click.option("--jobs", "-j", type=click.IntRange(1, 1024), default=1, show_default=True, metavar="N", help="Attempts that run side by side.")  # fmt: skip
+@click.option("--attempts", "-n", type=click.IntRange(1, 64), default=1, show_default=True, metavar="K", help="Attempts of each task; the best is kept.")  # fmt: skip
+@click.option(
+    "--effort-ladder", metavar="E,E,...", help="Efforts to try, the next only while checks fail: low,medium,high."
+)
+@click.option("--filter", "pattern", metavar="RE", help="Only tasks whose name fits.")
+@click.option("--budget-tokens", type=click.IntRange(1), metavar="N", help="Most sampled tokens of the whole batch.")
+@click.option("--requests-per-minute", type=click.FloatRange(0, min_open=True), metavar="N", help="Most requests to the model, over all attempts.")  # fmt: skip
+@click.option("--again", default=AGAIN, show_default=True, metavar="CLASS,...", help="Run tasks again that ended so (none: run none again).")  # fmt: skip
+@click.option("--repositories", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR", help="Clones for rows that say owner/name.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Each task's result as a JSON line on standard output.")
+@click.option(ACKNOWLEDGEMENT, "acknowledged", is_flag=True, help="Needed for --sandbox none.")
+@config_options(*(key for key in FLAGS if key not in ("branch", "runs_dir", "include_uncommitted")))
+def run(
+    paths: tuple[Path, ...], out: Path, jobs: int, attempts: int, effort_ladder: str | None, pattern: str | None,
+    budget_tokens: int | None, requests_per_minute: float | None, again: str, repositories: Path | None, as_json: bool,
+    acknowledged: bool, **flags: object,
+) -> int:  # fmt: skip
+    """Run tasks; run the same command again to go on after a kill, an interrupt or a used up budget.
+
+    PATH is a task's folder, a folder of such folders, or a .jsonl file of tasks (our keys, or SWE-bench's). Results are
+    lines of DIR/results.jsonl, one folder a task beside it, and preds.json for SWE-bench's tools. Exit code 0: every task
+    has a result, whatever it is; 3: the endpoint is gone; 4: the budget is used up; 130: interrupted.
+    """
+    from agent.batch.batch import Batch, Plan, spent_tokens
+    from agent.batch.governor import Governor
+    from agent.batch.processes import Processes
+    from agent.batch.read import read_tasks
+    from agent.batch.results import Results, derive, hold_to
+    from agent.cli.tasks_view import open_watch
+
+    flags = {key: value for key, value in flags.items() if value is not None and value != ()}
+    base = configured(flags, None).config
+    if base.sandbox == "none" and not acknowledged:
+        raise UsageError(
+            f"--sandbox none lets the model's commands run on this machine. If you want that, add {ACKNOWLEDGEMENT}."
+        )
+    plan = Plan(jobs, attempts, _ladder(effort_ladder), again=_kinds(again))
+    found = read_tasks(paths, pattern, repositories)
+    with Results(out) as results:
+        hold_to(out, _held(base) | {"attempts": attempts, "effort_ladder": list(plan.ladder)})
+        governor = Governor(budget_tokens, requests_per_minute, spent_tokens(results.records))
+        done = sum(task.name in results.records for task in found)
+        watch = open_watch(sys.stderr, len(found), done, jobs, governor, _print if as_json else _silent)
+        batch = Batch(found, _configure(flags), plan, results, Processes(governor), governor, watch, base.cache_dir)
+        try:
+            with watch, Interrupts():
+                batch.run()
+        except KeyboardInterrupt:
+            pass  # said below, with what to do
+        finally:
+            derive(out, results.records)
+        watch.summary({task.name: results.records[task.name] for task in found if task.name in results.records}, out)
+        if not batch.unfinished:
+            return 0
+        click.echo(
+            f"{batch.unfinished} tasks are left: {governor.stopped}. The same command goes on from here.", err=True
+        )
+        return _exit_code(governor.stopped)
+
+
+def _configure(flags: Mapping[str, Any]) -> Callable[[Task, Path], RunConfig]:
+    def configure(task: Task, checkout: Path) -> RunConfig:
+        """Flags over what the task says over environment, repository and the person's file."""
+        return configured({**task.settings, **flags}, checkout).config
+
+    return configure
+
+
+def _held(base: RunConfig) -> dict[str, Any]:
+    return {key: getattr(base, key) for key in HELD}
+
+
+def _ladder(text: str | None) -> tuple[str, ...]:
+    efforts = tuple(part.strip() for part in text.split(",")) if text else ()
+    if wrong := [effort for effort in efforts if effort not in EFFORTS]:
+        raise UsageError(f"--effort-ladder: {wrong[0]!r} is none of {', '.join(EFFORTS)}")
+    return efforts
+
+
+def _kinds(text: str) -> tuple[Kind, ...]:
+    from agent.batch.attempt import Kind
+
+    named = [part.strip() for part in text.split(",") if part.strip() not in ("", "none")]
+    if wrong := [name for name in named if name not in list(Kind)]:
+        raise UsageError(f"--again: {wrong[0]!r} is none of {', '.join(Kind)}, none")
+    return tuple(Kind(name) for name in named)
+
+
+def _silent(record: Mapping[str, Any]) -> None:
+    del record  # its line is in results.jsonl
+
+
+def _print(record: Mapping[str, Any]) -> None:
+    write(sys.stdout, json.dumps(record) + "\n")
+
+
+def _exit_code(why: str) -> int:
+    if why.startswith("the budget"):
+        return EXIT_CODES[Outcome.LIMIT]
+    return EXIT_CODES[Outcome.ENDPOINT] if why.startswith("the endpoint") else INTERRUPTED

@@ -1,0 +1,98 @@
+"""What an attempt came to, read from its log alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agent.batch.attempt import (
+    KINDS,
+    Attempt,
+    Gated,
+    Kind,
+    from_record,
+    load_attempt,
+    summed_up,
+    to_record,
+)
+from agent.conversation import Conversation, Message, Role
+from agent.events import Durable, Outcome, Repaired, Resumed, RunEnded, Sampled, ToolFinished, ToolResult
+from agent.model.base import SamplingParams
+from agent.record import Entry
+from agent.runs import PATCH_NAME
+from tests.fakes import FaultyModel, started
+
+
+def log(*events: Durable, at: tuple[float, ...] = ()) -> list[Entry]:
+    times = at or tuple(float(number) for number in range(len(events)))
+    return [Entry(number, time, event) for number, (event, time) in enumerate(zip(events, times, strict=True))]
+
+
+def call(ok: bool) -> ToolFinished:
+    return ToolFinished(0, "shell", ToolResult("", ok=ok), Message(Role.TOOL, ""))
+
+
+SAMPLED = Sampled(100, 10, "stop")
+FAILED = RunEnded(Outcome.CHECKS_FAILED, "they fail", changed_paths=("a",))
+
+
+@pytest.mark.parametrize(
+    ("events", "kind"),
+    [
+        ((SAMPLED, FAILED), Kind.MODEL),
+        ((SAMPLED, SAMPLED, Repaired("resampled"), FAILED), Kind.PARSER),
+        ((SAMPLED, SAMPLED, SAMPLED, Repaired("cut_call"), FAILED), Kind.MODEL),
+        ((SAMPLED, Repaired("header_words"), Repaired("channel"), FAILED), Kind.MODEL),
+        ((SAMPLED, call(True), call(False), call(False), call(False), FAILED), Kind.TOOL),
+        ((SAMPLED, call(False), call(False), call(True), FAILED), Kind.MODEL),
+        ((SAMPLED, call(False), call(False), call(False), RunEnded(Outcome.PASSED, "")), Kind.DONE),
+        ((SAMPLED, RunEnded(Outcome.LIMIT, "")), Kind.LIMIT),
+        ((SAMPLED, RunEnded(Outcome.ENDPOINT, "")), Kind.ENDPOINT),
+        ((SAMPLED, RunEnded(Outcome.SANDBOX, "")), Kind.SANDBOX),
+        ((SAMPLED, RunEnded(Outcome.REFUSED, "")), Kind.POLICY),
+        ((SAMPLED, RunEnded(Outcome.INTERNAL, "")), Kind.HARNESS),
+    ],
+)
+def test_failures_are_told_apart(tmp_path: Path, events: tuple[Durable, ...], kind: Kind) -> None:
+    assert summed_up(log(started(), *events), tmp_path, 1).kind is kind
+
+
+def test_every_outcome_has_a_class() -> None:
+    assert set(KINDS) == set(Outcome)
+
+
+def test_time_between_a_kill_and_the_next_start_is_not_work(tmp_path: Path) -> None:
+    (tmp_path / PATCH_NAME).write_bytes(b"--- a/x\n+++ b/x\n@@ -1,2 +1,2 @@\n-a\n+b\n+c\n d\n")
+    entries = log(started(), SAMPLED, Resumed(), SAMPLED, RunEnded(Outcome.PASSED, "ok"), at=(10, 12, 1000, 1001, 1003))
+    attempt = summed_up(entries, tmp_path, 2)
+    assert (attempt.duration_s, attempt.ended_at, attempt.patch_lines) == (5.0, 1003, 3)
+    assert (attempt.turns, attempt.sampled_tokens, attempt.total_tokens) == (2, 20, 220)
+    assert from_record(to_record(attempt)) == attempt
+
+
+def test_a_run_without_an_end_was_interrupted(tmp_path: Path) -> None:
+    assert summed_up(log(started(), SAMPLED), tmp_path, 1).outcome == Outcome.INTERRUPTED
+    assert load_attempt(tmp_path) is None
+
+
+def test_a_model_behind_the_gate_is_asked_only_when_allowed() -> None:
+    model = FaultyModel([[SAMPLED]])
+    asked: list[int] = []
+    gated = Gated(model, lambda: asked.append(len(model.asked)))
+    assert (gated.name, gated.context_tokens) == ("faulty", None)
+    assert list(gated.sample(Conversation(), SamplingParams())) == [SAMPLED]
+    assert asked == [0]
+
+    def refuse() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(Gated(model, refuse).sample(Conversation(), SamplingParams()))
+    assert len(model.asked) == 1
+    gated.close()
+
+
+def test_records_of_attempts_that_never_began_are_read_back() -> None:
+    attempt = Attempt(1, Kind.HARNESS, "", "the worker was killed")
+    assert from_record(to_record(attempt)) == attempt

@@ -1,0 +1,201 @@
+"""`agent tasks run` as a program: real processes, git and sandboxes; killed, interrupted, run again; only the model plays."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.batch.results import RESULTS_NAME
+from agent.log import LOG_NAME, read
+from agent.runs import is_running
+from tests.e2e.conftest import PLAIN, Place
+
+PATCH = "*** Begin Patch\n*** Update File: calc.py\n@@\n-    return n + 2\n+    return n * 2\n*** End Patch\n"
+CHECK = "python3 -c 'import calc; assert calc.double(3) == 6'"
+
+
+def shell(command: str) -> list[dict[str, object]]:
+    return [{"recipient": "container.exec", "arguments": {"command": ["sh", "-c", command]}}]
+
+
+MEND = [{"recipient": "repo_browser.apply_patch", "arguments": {"patch": PATCH}}]
+DONE = [{"text": "double() doubles now."}]
+TURNS = [shell("cat calc.py; sleep 0.3"), shell("sleep 0.3"), MEND, shell("sleep 0.3; python3 -c 'import calc'"), DONE]
+
+Script = Callable[[Sequence[object]], tuple[str, ...]]
+
+
+def make_tasks(folder: Path, count: int) -> Path:
+    repo = folder / "repo"
+    repo.mkdir(parents=True)
+    (repo / "calc.py").write_text("def double(n):\n    return n + 2\n")
+    rows = [
+        {"name": f"t{number:02}", "repository": "repo", "prompt": "double(3) is 5", "checks": [CHECK]}
+        for number in range(count)
+    ]
+    (folder / "tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "tasks.jsonl"
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    path = out / RESULTS_NAME
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def wait_until(happens: Callable[[], bool], timeout_s: float = 30) -> None:
+    end_s = time.monotonic() + timeout_s
+    while not happens():
+        assert time.monotonic() < end_s, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def logs(out: Path) -> list[Path]:
+    return sorted(out.glob(f"tasks/*/*/*/{LOG_NAME}"))
+
+
+def test_a_batch_from_end_to_end(place: Place, script: Script, tmp_path: Path) -> None:
+    path, out = make_tasks(tmp_path / "set", 3), tmp_path / "out"
+    command = ("tasks", "run", str(path), "--out", str(out), "--jobs", "2", *script([MEND, DONE]), *PLAIN)
+    done = place.agent(*command, "--json")
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert records == lines(out)
+    assert [(r["class"], r["outcome"]) for r in records] == [("done", "passed")] * 3
+    assert "3 of 3 tasks: 3 done" in done.stderr
+    predictions = json.loads((out / "preds.json").read_text())
+    assert "+    return n * 2" in predictions["t01"]["model_patch"]
+    again = place.agent(*command)
+    assert again.returncode == 0
+    assert "3 of 3 tasks: 3 done" in again.stderr
+    assert lines(out) == records
+    other = place.agent(*command, "--effort", "high")
+    assert other.returncode == 2
+    assert "effort was 'medium' and is 'high'" in other.stderr
+
+
+@pytest.mark.parametrize(
+    "sandbox",
+    [pytest.param(PLAIN, id="local"), pytest.param(("--image", "host"), id="docker", marks=pytest.mark.docker)],
+)
+@pytest.mark.timeout(300)
+def test_killed_at_random_moments_and_run_again_nothing_is_lost_or_done_twice(
+    place: Place, script: Script, tmp_path: Path, sandbox: tuple[str, ...]
+) -> None:
+    path, out = make_tasks(tmp_path / "set", 5), tmp_path / "out"
+    command = ("tasks", "run", str(path), "--out", str(out), "--jobs", "2", *script(TURNS), *sandbox)
+    source = random.Random(4)
+    for _ in range(4):
+        batch = place.start(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(source.uniform(0.5, 3.0))
+        known = lines(out)
+        batch.kill()
+        batch.wait()
+        assert lines(out)[: len(known)] == known
+        wait_until(lambda: not any(map(is_running, logs(out))))  # its workers end with it
+    done = place.agent(*command, timeout_s=200)
+    assert done.returncode == 0, done.stderr
+    records = lines(out)
+    assert sorted(record["task"] for record in records) == [f"t{number:02}" for number in range(5)]
+    assert [record["outcome"] for record in records] == ["passed"] * 5
+    for record in records:
+        entries = read(out / record["folder"] / LOG_NAME)
+        finished = [entry.event.call for entry in entries if type(entry.event).__name__ == "ToolFinished"]  # type: ignore[union-attr]
+        assert len(finished) == len(set(finished)), "a call that had finished was run again"
+        assert len(list((out / "tasks" / record["task"] / "1").glob(f"*/{LOG_NAME}"))) == 1
+
+
+def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(place: Place, script: Script, tmp_path: Path) -> None:
+    path, out = make_tasks(tmp_path / "set", 2), tmp_path / "out"
+    turns = [MEND, shell(f"echo ran >> {tmp_path}/ran; sleep 2"), DONE]
+    command = ("tasks", "run", str(path), "--out", str(out), "--jobs", "2", *script(turns), *PLAIN)
+    batch = place.start(*command)
+    wait_until(lambda: (tmp_path / "ran").exists())
+    batch.send_signal(signal.SIGINT)
+    _, said = batch.communicate(timeout=30)
+    assert batch.returncode == 130, said
+    assert "2 tasks are left: interrupted by the person. The same command goes on from here." in said
+    assert lines(out) == []
+    done = place.agent(*command)
+    assert done.returncode == 0, done.stderr
+    assert [record["outcome"] for record in lines(out)] == ["passed"] * 2
+    resumed = [type(entry.event).__name__ for entry in read(logs(out)[0])].count("Resumed")
+    assert resumed == 1
+
+
+def test_a_worker_that_is_killed_goes_on_and_harms_no_other(place: Place, script: Script, tmp_path: Path) -> None:
+    path, out = make_tasks(tmp_path / "set", 2), tmp_path / "out"
+    turns = [shell(f"echo ran >> {tmp_path}/ran; sleep 1.5"), MEND, DONE]
+    batch = place.start("tasks", "run", str(path), "--out", str(out), "--jobs", "2", *script(turns), *PLAIN)
+    wait_until(lambda: (tmp_path / "ran").exists())
+    children = Path(f"/proc/{batch.pid}/task").glob("*/children")
+    workers = [int(pid) for child in children for pid in child.read_text().split()]
+    os.kill(workers[0], signal.SIGKILL)
+    _, said = batch.communicate(timeout=60)
+    assert batch.returncode == 0, said
+    assert [record["outcome"] for record in lines(out)] == ["passed"] * 2
+
+
+def test_a_worker_that_always_dies_is_a_failure_of_its_own_task(place: Place, script: Script, tmp_path: Path) -> None:
+    path, out = make_tasks(tmp_path / "set", 1), tmp_path / "out"
+    flags = script([DONE])
+    Path(flags[-1]).write_text("no JSON")
+    done = place.agent("tasks", "run", str(path), "--out", str(out), *flags, *PLAIN)
+    assert done.returncode == 0, done.stderr
+    (record,) = lines(out)
+    assert (record["class"], record["folder"]) == ("harness", "") or record["outcome"] == "internal"
+    assert "is not JSON" in record["reason"]
+
+
+def test_the_budget_holds_over_starts(place: Place, script: Script, tmp_path: Path) -> None:
+    path, out = make_tasks(tmp_path / "set", 3), tmp_path / "out"
+    command = ("tasks", "run", str(path), "--out", str(out), *script([MEND, DONE]), *PLAIN)
+    short = place.agent(*command, "--budget-tokens", "60")
+    assert short.returncode == 4, short.stderr
+    assert "the budget of 60 tokens is used up" in short.stderr
+    before = len(lines(out))
+    assert before < 3
+    assert place.agent(*command, "--budget-tokens", "60").returncode == 4
+    assert len(lines(out)) == before
+    assert place.agent(*command).returncode == 0
+    assert [record["outcome"] for record in lines(out)] == ["passed"] * 3
+
+
+def test_attempts_share_a_checkout_and_the_best_is_kept(place: Place, script: Script, tmp_path: Path) -> None:
+    path, out = make_tasks(tmp_path / "set", 1), tmp_path / "out"
+    idle = script([DONE, [{"text": "It does."}]])
+    ladder = ("--attempts", "2", "--effort-ladder", "low,high")
+    done = place.agent("tasks", "run", str(path), "--out", str(out), "-j", "2", *ladder, *idle, *PLAIN)
+    assert done.returncode == 0, done.stderr
+    (record,) = lines(out)
+    assert [(each["attempt"], each["effort"], each["outcome"]) for each in record["attempts"]] == [
+        (1, "low", "no_change"),
+        (2, "low", "no_change"),
+        (3, "high", "no_change"),
+        (4, "high", "no_change"),
+    ]
+    assert record["class"] == "model"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--effort-ladder", "low,extreme"), "'extreme' is none of low, medium, high"),
+        (("--again", "rain"), "'rain' is none of done, model"),
+        (("--filter", "zzz"), "There is no task whose name fits 'zzz'"),
+        (("--sandbox", "none"), "--i-know-this-runs-on-my-machine"),
+    ],
+)
+def test_flags_that_cannot_be_used(place: Place, tmp_path: Path, flags: tuple[str, ...], said: str) -> None:
+    path = make_tasks(tmp_path / "set", 1)
+    done = place.agent("tasks", "run", str(path), "--out", str(tmp_path / "out"), *flags)
+    assert done.returncode == 2
+    assert said in done.stderr
