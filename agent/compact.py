@@ -21,6 +21,8 @@ SUMMARY_HEAD = (
 LOOK_AGAIN = "Look at the workspace (git status, git diff) and go on from there."
 PRUNED_CHARS = 200
 MESSAGE_OVERHEAD_TOKENS = 8
+LEAST_TOKENS = 600
+LEAST_SUMMARY_TOKENS = 200
 LISTED_COMMANDS = 40
 LISTED_FILES = 200
 LISTED_TESTS = 50
@@ -70,6 +72,18 @@ def is_full(state: State, window_tokens: int | None, answer_tokens: int) -> bool
     return window_tokens is not None and used_tokens(state) > room_tokens(window_tokens, answer_tokens)
 
 
+def target_tokens(state: State, room: int) -> int:
+    """Return what a conversation is to be compacted to, in this module's estimate: half of the ``room`` that can be had.
+
+    What cannot be left out is no part of the half, and a small window gives more than half: it must hold a summary and
+    the newest turn.
+    """
+    used, counted = used_tokens(state), estimate(state.conversation)
+    fixed = estimate(replace(state.conversation, messages=tuple(_goal(state.conversation))))
+    free = max(0, min(room, used) * counted // max(used, 1) - fixed)
+    return fixed + max(free // 2, min(free, LEAST_TOKENS))
+
+
 def compact(state: State, target_tokens: int, digests: Mapping[str, str], reason: str) -> Compacted:
     """Return the event that makes the conversation about ``target_tokens`` long (more only where it cannot be less).
 
@@ -77,16 +91,23 @@ def compact(state: State, target_tokens: int, digests: Mapping[str, str], reason
     """
     conversation = state.conversation
     before = estimate(conversation)
-    goal = [m for m in conversation.messages if m.role is Role.USER and not is_harness(m)]
+    goal = _goal(conversation)
     turns = _turns(conversation.messages)
     pruned = [*_without_turns(conversation.messages), *_prune(turns, target_tokens // 4)]
     if estimate(replace(conversation, messages=tuple(pruned))) > target_tokens:
         fixed = estimate(replace(conversation, messages=tuple(goal)))
-        summary = Message(Role.USER, summarize(state, digests, max(200, (target_tokens - fixed) // 2)))
+        newest = sum(message_tokens(_shorten(m, PRUNED_CHARS)) for turn in turns[-1:] for m in turn)
+        free = target_tokens - fixed - newest
+        summary = Message(Role.USER, summarize(state, digests, max(free // 2, min(free, LEAST_SUMMARY_TOKENS))))
         room = target_tokens - fixed - message_tokens(summary)
         pruned = [*goal, summary, *_newest(turns, room)]
     after = estimate(replace(conversation, messages=tuple(pruned)))
     return Compacted(tuple(pruned), reason, before, after)
+
+
+def _goal(conversation: Conversation) -> list[Message]:
+    """The person's own words."""
+    return [m for m in conversation.messages if m.role is Role.USER and not is_harness(m)]
 
 
 def _turns(messages: Sequence[Message]) -> list[list[Message]]:
@@ -123,15 +144,24 @@ def _newest(turns: Sequence[Sequence[Message]], room_tokens: int) -> list[Messag
     kept: list[Message] = []
     for turn in reversed(turns):
         messages = [m for m in turn if m.role is not Role.USER or (is_harness(m) and not _is_summary(m))]
+        if not kept:
+            messages = _fitted(messages, room_tokens)
         size = sum(map(message_tokens, messages))
-        if size > room_tokens and not kept:
-            messages = [_shorten(m, PRUNED_CHARS) for m in messages]
-            size = sum(map(message_tokens, messages))
         if size > room_tokens:
             break
         room_tokens -= size
         kept = [*messages, *kept]
     return kept
+
+
+def _fitted(messages: Sequence[Message], room_tokens: int) -> list[Message]:
+    """Shorten tool output as far as it must be to fit: without it the model would make the same call again."""
+    if sum(map(message_tokens, messages)) <= room_tokens:
+        return list(messages)
+    outputs = [m for m in messages if m.role is Role.TOOL]
+    spare = room_tokens - sum(message_tokens(m) for m in messages if m.role is not Role.TOOL)
+    chars = max(PRUNED_CHARS, 2 * spare // max(1, len(outputs)))  # two bytes a token: numbers are that dense
+    return [_shorten(m, chars) for m in messages]
 
 
 def _is_summary(message: Message) -> bool:

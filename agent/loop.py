@@ -16,7 +16,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import replace
 
 from agent.check import feedback
-from agent.compact import compact, estimate, is_full, room_tokens, used_tokens
+from agent.compact import compact, is_full, room_tokens, target_tokens, used_tokens
 from agent.conversation import Message, Role
 from agent.errors import ContextOverflow
 from agent.events import (
@@ -168,10 +168,9 @@ def _tell(text: str, kind: str) -> Iterator[Event]:
 
 
 def _compact(state: State, world: World, limits: Limits, reason: str) -> Iterator[Event]:
-    used, counted = used_tokens(state), estimate(state.conversation)
-    room = room_tokens(limits.window_tokens, limits.answer_tokens) if limits.window_tokens else used
-    event = compact(state, min(room, used) // 2 * counted // max(used, 1), world.digests(), reason)
-    if event.tokens_after < counted:
+    room = room_tokens(limits.window_tokens, limits.answer_tokens) if limits.window_tokens else used_tokens(state)
+    event = compact(state, target_tokens(state, room), world.digests(), reason)
+    if event.tokens_after < event.tokens_before:
         yield event
     else:
         yield world.finish(state, Outcome.LIMIT, f"the model's window is too small for this task ({reason})")

@@ -71,7 +71,6 @@ class Resample:
 def decide(parsed: Parsed, finish: str, cut: Kind | None, tries: Tries) -> Take | Continue | Resample:
     """Choose the rung. ``finish`` is stop, length (the server cut it) or cancelled; ``cut`` says why *we* cut it, if we did."""
     last = parsed.messages[-1] if parsed.messages else None
-    acts = last is not None and (last.is_call or last.is_final)
     thought = parsed.partial is not None and _is_thought(parsed.partial)
     if finish == "cancelled":
         return Take(parsed.messages)
@@ -79,7 +78,7 @@ def decide(parsed: Parsed, finish: str, cut: Kind | None, tries: Tries) -> Take 
         begun = last.tokens[:-1] if last.tokens[-1] in ENDS else last.tokens
         left = replace(tries, unfinished=False)
         return Continue(parsed.messages[:-1], begun, (repaired(Kind.EXTENDED, "a stray stop"),), left)
-    if acts:
+    if _acts(parsed):
         return Take(parsed.messages)
     if cut is None and tries.extend and _can_extend(parsed, finish):
         left = replace(tries, extend=tries.extend - 1)
@@ -96,9 +95,12 @@ def decide(parsed: Parsed, finish: str, cut: Kind | None, tries: Tries) -> Take 
 
 
 def take_all(parsed: Parsed) -> Take:
-    """Take what there is, the unfinished message included. Half a call must not run: it is kept as text."""
+    """Take what there is, the unfinished message included unless it only follows a call or an answer.
+
+    Half a call must not run: it is kept as text.
+    """
     partial = parsed.partial
-    if partial is None:
+    if partial is None or _acts(parsed):
         return Take(parsed.messages)
     if partial.recipient is None:
         return Take((*parsed.messages, partial))
@@ -120,6 +122,10 @@ def without_loop(ids: Sequence[int], *, calling: bool) -> Sequence[int]:
     """What came before the repetition that ``is_looping`` saw, and the beginning of it: as much as can be new in it."""
     window = CALL_LOOP_TOKENS if calling else LOOP_TOKENS
     return ids[: len(ids) - window + window // VARIETY]
+
+
+def _acts(parsed: Parsed) -> bool:
+    return bool(parsed.messages) and (parsed.messages[-1].is_call or parsed.messages[-1].is_final)
 
 
 def _is_thought(message: Message) -> bool:

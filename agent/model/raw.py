@@ -20,7 +20,8 @@ from agent.harmony.repair import Kind, repaired
 from agent.harmony.tokens import OPENING, STOPS
 from agent.model.base import ModelEvent, SamplingParams, TokenSource
 
-MIN_ANSWER_TOKENS = 256  # less room than this is a window that is full
+MIN_ANSWER_TOKENS = 256  # less room than this is a window that is full …
+MIN_ANSWER_SHARE = 8  # … and so is less than one in 8 of its tokens, if as many are wanted
 THINKING_SHARE = 0.75  # of an answer's tokens; the rest is kept for acting
 CHECK_TOKENS = 256  # how often the stream is looked at for a loop
 
@@ -217,10 +218,12 @@ class RawModel:
         left = []
         if self.context_tokens is not None:
             left.append(self.context_tokens - prompt_tokens)
-            if not kept and left[0] < MIN_ANSWER_TOKENS:
+            share = self.context_tokens // MIN_ANSWER_SHARE
+            least = max(MIN_ANSWER_TOKENS, min(share, max_tokens or share))
+            if not kept and left[0] < least:
                 raise ContextOverflow(
                     f"The conversation has {prompt_tokens} tokens and the window of {self.name} {self.context_tokens}: "
-                    f"that leaves less than {MIN_ANSWER_TOKENS} for an answer. Compact the conversation, "
+                    f"that leaves less than {least} for an answer. Compact the conversation, "
                     "or serve the model with a larger window."
                 )
         if max_tokens is not None:

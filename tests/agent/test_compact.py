@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.compact import (
+    PRUNED_CHARS,
     SUMMARY_HEAD,
     compact,
     estimate,
@@ -16,6 +17,7 @@ from agent.compact import (
     message_tokens,
     room_tokens,
     summarize,
+    target_tokens,
     text_tokens,
     used_tokens,
 )
@@ -113,6 +115,19 @@ def test_compacting_again_converges_and_never_sums_up_a_summary(target: int) -> 
     assert sizes[-1] == sizes[-2]
     assert state.plan == PLAN
     assert len(state.calls) == 40
+
+
+@pytest.mark.parametrize("window", [4_096, 8_192, 16_384, 131_072])
+def test_the_newest_output_stays_in_part_in_every_window(window: int) -> None:
+    """Without it the model would make the same call again, and again fill the window."""
+    state = long_run(30, 10_000)
+    room = room_tokens(window, 32_768)
+    event = compact(state, target_tokens(state, room), DIGESTS, "full")
+    assert event.tokens_after <= room
+    assert event.messages[-2].text == '{"command": "pytest -k test_29"}'
+    kept = event.messages[-1].text
+    assert kept.startswith("x" * PRUNED_CHARS)
+    assert kept.endswith("x" * (PRUNED_CHARS // 2))
 
 
 def test_the_persons_words_stay_verbatim_and_the_harnesss_do_not() -> None:

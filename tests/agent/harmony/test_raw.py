@@ -215,6 +215,14 @@ def test_half_a_call_is_never_given_as_a_call(codec) -> None:
     assert codec.prompt(TASK.add(message))[-len(OPENING) - 1] == END
 
 
+def test_what_was_begun_after_the_answer_is_dropped_when_the_tokens_are_spent(codec) -> None:
+    answer = FINAL.replace("<|return|>", "<|end|>")
+    ids = codec.encode_sampled(answer + "<|start|>assistant<|channel|>analysis<|message|>But wait, there is")
+    (message,) = messages(ask(Server(codec, [Chunk(tuple(ids), "length")]), SamplingParams(max_tokens=len(ids))))
+    assert message.is_final
+    assert message.tokens == (*OPENING, *codec.encode_sampled(answer))
+
+
 LOOPS = {"exact": "so it is not so, ", "nearly": "wait, "}
 
 
@@ -300,15 +308,16 @@ def test_the_return_of_an_answer_becomes_an_end(codec) -> None:
 @given(
     answers=st.lists(garbage(), min_size=1, max_size=6),
     finishes=st.lists(st.sampled_from(["stop", "length"]), min_size=1),
+    most=st.sampled_from([20, 60, 10_000]),
 )
-def test_whatever_a_server_sends_the_answer_ends(encoding, answers, finishes: list[str]) -> None:
+def test_whatever_a_server_sends_the_answer_ends(encoding, answers, finishes: list[str], most: int) -> None:
     """Nothing raises, the ladder has an end, half a call is no call, and the next prompt begins as this one did."""
     codec = Codec(encoding)
     server = Server(
         codec,
         *([Chunk(tuple(as_ids(codec, answer)), finishes[n % len(finishes)])] for n, answer in enumerate(answers)),
     )
-    events = ask(server, SamplingParams(max_tokens=10_000))
+    events = ask(server, SamplingParams(max_tokens=most))
     assert len(server.prompts) <= 10
     given_messages = messages(events)
     assert all(not message.is_call and not message.is_final for message in given_messages[:-1])
