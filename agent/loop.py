@@ -18,7 +18,7 @@ from dataclasses import replace
 from agent.check import feedback
 from agent.compact import compact, is_full, room_tokens, target_tokens, used_tokens
 from agent.conversation import Message, Role
-from agent.errors import ContextOverflow
+from agent.errors import ContextOverflow, ModelError
 from agent.events import (
     Checked,
     Delta,
@@ -27,6 +27,7 @@ from agent.events import (
     Outcome,
     PlanChanged,
     Repaired,
+    Retried,
     State,
     ToolFinished,
     ToolResult,
@@ -181,16 +182,22 @@ def _sample(
 ) -> Generator[Event, None, None]:
     """Ask the model. What it said so far is dropped when the time is up in the middle of its answer."""
     empty = True
-    answer = model.sample(state.conversation, params)
+    left_s = None if limits.deadline_s is None else max(limits.deadline_s - world.now_s(), 0.0)
+    answer = model.sample(state.conversation, replace(params, timeout_s=left_s))
     try:
         for event in answer:
             yield event
             empty = empty and not isinstance(event, MessageAdded)
-            if isinstance(event, Delta) and _is_late(limits, world):
+            if isinstance(event, Delta | Retried) and _is_late(limits, world):
                 yield world.finish(state, Outcome.LIMIT, OUT_OF_TIME)
                 return
     except ContextOverflow as error:
         yield from _compact(state, world, limits, str(error))
+        return
+    except ModelError:
+        if not _is_late(limits, world):
+            raise
+        yield world.finish(state, Outcome.LIMIT, OUT_OF_TIME)
         return
     finally:
         if isinstance(answer, Generator):

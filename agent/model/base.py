@@ -18,7 +18,8 @@ class SamplingParams:
 
     ``max_tokens`` bounds one answer (None: what is left of the window). ``seed`` None leaves the choice to the source.
     ``opening`` are the ids that the answer must begin with, behind ``<|start|>assistant``: only a model over a TokenSource
-    can be made to.
+    can be made to. ``timeout_s`` is the time that the run has left for the answer: a server that is silent, or only keeps
+    its connection alive, does not hold it up for longer.
     """
 
     temperature: float = 1.0
@@ -26,6 +27,7 @@ class SamplingParams:
     max_tokens: int | None = None
     seed: int | None = None
     opening: tuple[int, ...] = ()
+    timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

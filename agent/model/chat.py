@@ -76,7 +76,9 @@ class ChatModel:
         answer = _Answer()
         first_token_s = 0.0
         try:
-            for event in self._client.post_through_openai(create(**_arguments(body))):
+            for event in self._client.post_through_openai(
+                create(**_arguments(body), timeout=self._client.timeout(params.timeout_s)), params.timeout_s
+            ):
                 for delta in self._read(event, answer):
                     first_token_s = first_token_s or self._client.clock.now() - began
                     yield delta

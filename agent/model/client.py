@@ -25,6 +25,8 @@ Item = TypeVar("Item")
 _CONNECT_TIMEOUT_S = 10.0
 _LEAST_CONNECT_S = 1.0
 _WRITE_TIMEOUT_S = 60.0
+_LEAST_READ_S = 1.0
+_MOST_ANSWER_BYTES = 64 << 20  # 2 KiB for each of 32,768 tokens
 _KEEPALIVE_S = 2.0  # uvicorn hangs up after 5 s of rest: a request must not meet it doing so
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _FIRST_WAIT_S = 0.5
@@ -142,15 +144,20 @@ class Client:
         headers = {"Authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {}
         self._http = httpx2.Client(
             headers=headers,
-            timeout=httpx2.Timeout(
-                endpoint.silence_timeout_s,
-                connect=max(_LEAST_CONNECT_S, min(_CONNECT_TIMEOUT_S, endpoint.patience_s)),
-                write=_WRITE_TIMEOUT_S,
-            ),
+            timeout=self.timeout(None),
             limits=_limits(endpoint.url),
             # A proxy is for the world outside; a certificate store takes 50 ms to load and plain HTTP has no use for it.
             trust_env=host not in _LOOPBACK,
             verify=endpoint.url.startswith("https:") or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+        )
+
+    def timeout(self, most_s: float | None) -> httpx2.Timeout:
+        """Return the timeouts of a request of which the whole may take ``most_s``."""
+        silence_s = self.endpoint.silence_timeout_s
+        return httpx2.Timeout(
+            silence_s if most_s is None else min(silence_s, max(most_s, _LEAST_READ_S)),
+            connect=max(_LEAST_CONNECT_S, min(_CONNECT_TIMEOUT_S, self.endpoint.patience_s)),
+            write=_WRITE_TIMEOUT_S,
         )
 
     def openai(self) -> openai.OpenAI:
@@ -166,13 +173,19 @@ class Client:
             )
         return self._openai
 
-    def post(self, path: str, body: Mapping[str, Any]) -> Iterator[sse.ServerEvent]:
-        """Send ``body`` and give the answer's events. ``path`` starts with a slash and is put behind the base URL."""
-        return self._events(self._http.stream("POST", self._url(path), json=body))
+    def post(self, path: str, body: Mapping[str, Any], most_s: float | None = None) -> Iterator[sse.ServerEvent]:
+        """Send ``body`` and give the answer's events. ``path`` starts with a slash and is put behind the base URL.
 
-    def post_through_openai(self, call: AbstractContextManager[_OpenAIResponse]) -> Iterator[sse.ServerEvent]:
+        Raises EndpointUnreachable, which is not asked again, when the answer takes longer than ``most_s``.
+        """
+        timeout = self.timeout(most_s)
+        return self._events(self._http.stream("POST", self._url(path), json=body, timeout=timeout), most_s)
+
+    def post_through_openai(
+        self, call: AbstractContextManager[_OpenAIResponse], most_s: float | None = None
+    ) -> Iterator[sse.ServerEvent]:
         """Give the events of a request made by ``client.….with_streaming_response.create(…)`` of the openai package."""
-        return self._events(_through_openai(call))
+        return self._events(_through_openai(call), most_s)
 
     def get(self, path: str, timeout_s: float) -> dict[str, Any]:
         """Return the JSON object at ``path``, or at a path of the server's root if it starts with two slashes.
@@ -216,7 +229,22 @@ class Client:
             return str(parts.copy_with(raw_path=path[1:].encode()))
         return self.endpoint.url.rstrip("/") + path
 
-    def _events(self, opening: AbstractContextManager[httpx2.Response]) -> Iterator[sse.ServerEvent]:
+    def _within(self, chunks: Iterator[bytes], most_s: float | None) -> Iterator[bytes]:
+        """Give the bytes of an answer that is neither endless nor late, whatever the server does."""
+        began_s, size = self.clock.now(), 0
+        for chunk in chunks:
+            size += len(chunk)
+            if size > _MOST_ANSWER_BYTES:
+                raise ModelUnfit(
+                    f"the endpoint sent more than {_MOST_ANSWER_BYTES >> 20} MiB for one answer: it does not heed max_tokens"
+                )
+            if most_s is not None and self.clock.now() - began_s > most_s:
+                raise EndpointUnreachable(f"the answer took longer than the {most_s:.0f} s that the run had left")
+            yield chunk
+
+    def _events(
+        self, opening: AbstractContextManager[httpx2.Response], most_s: float | None
+    ) -> Iterator[sse.ServerEvent]:
         """One attempt: open, refuse what is no success, and decode the stream (or the one document) that comes back."""
         try:
             with opening as response:
@@ -229,7 +257,7 @@ class Client:
                 if kind.startswith("application/json"):  # a server that does not stream answers whole
                     yield sse.ServerEvent("", response.read().decode("utf-8", "replace"))
                 else:
-                    yield from sse.events(sse.lines(response.iter_bytes()))
+                    yield from sse.events(sse.lines(self._within(response.iter_bytes(), most_s)))
         except BREAKS as error:
             raise broken(error, self.endpoint.url) from error
 

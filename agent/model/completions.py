@@ -96,7 +96,7 @@ class CompletionsSource:
         prompt_tokens: int | None = None
         cached_tokens: int | None = None
         finish: str | None = None
-        for event in self._client.post(path, body):
+        for event in self._client.post(path, body, params.timeout_s):
             if event.data.strip() == "[DONE]":
                 break
             document = decoded(event)

@@ -22,6 +22,7 @@ _FREEFORM_SCHEMA: Mapping[str, Any] = {
     "required": [_FREEFORM],
 }
 _MOST_NAME_CHARS = 64
+_MOST_MENDED_CHARS = 1 << 15  # a request repeats all calls, and mending takes 10 µs a character
 # What stands for the trained texts, which only raw wires can show: for tools that are declared without a description.
 _BUILT_IN: Mapping[str, str] = {
     "python": "Executes Python in a stateful notebook for 120 s at most; files can be kept in /mnt/data.",
@@ -82,7 +83,7 @@ class Functions:
             return json.dumps({_FREEFORM: body}, ensure_ascii=False)
         if _object(body) is not None:
             return body
-        mended = _mended(body)
+        mended = _mended(body) if len(body) <= _MOST_MENDED_CHARS else None
         return json.dumps({_FREEFORM: body} if mended is None else mended, ensure_ascii=False)
 
     def _is_freeform(self, recipient: str) -> bool:

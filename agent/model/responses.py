@@ -71,7 +71,9 @@ class ResponsesModel:
         answer = _Answer(body.get("max_output_tokens"))
         first_token_s = 0.0
         try:
-            for event in self._client.post_through_openai(create(**body, extra_body=foreign)):
+            for event in self._client.post_through_openai(
+                create(**body, extra_body=foreign, timeout=self._client.timeout(params.timeout_s)), params.timeout_s
+            ):
                 if event.data.strip() == "[DONE]":
                     continue
                 for delta in self._read(event, answer):

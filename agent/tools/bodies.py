@@ -53,6 +53,7 @@ _ALIASES: Mapping[str, Mapping[str, str]] = {
 }
 # Names that the models were trained with as well: read like ours, and no sign of a damaged call.
 _ALSO_TRAINED: Mapping[str, tuple[str, ...]] = {"shell": ("cmd",), "plan": ("plan",), "apply_patch": ("input",)}
+_MOST_MENDED_CHARS = 1 << 18  # mending takes 10 µs a character
 _REQUIRED: Mapping[str, str] = {
     "shell": "command", "python": "code", "apply_patch": "patch", "plan": "steps", "open_file": "path", "search": "query",
     "print_tree": "path", "list_dir": "path", "browser_search": "query", "browser_open": "id", "browser_find": "pattern",
@@ -193,7 +194,7 @@ def _json(plain: str, repairs: list[str]) -> object:
 
 def _repaired(plain: str) -> object:
     """Mend broken JSON, unless it was cut off (half a command must not run) or mending would change its words."""
-    if _cut_off(plain):
+    if len(plain) > _MOST_MENDED_CHARS or _cut_off(plain):
         return None
     from json_repair import repair_json  # a millisecond to import, and rarely needed
 

@@ -23,6 +23,7 @@ from agent.events import (
     PlanChanged,
     PlanStep,
     Repaired,
+    Retried,
     RunEnded,
     Sampled,
     State,
@@ -302,6 +303,19 @@ def test_out_of_time_in_the_middle_of_an_answer_it_is_closed_and_dropped() -> No
     events, ended = play(model, FakeWorld(clock=iter([0.0, 5.0, 11.0])), Limits(deadline_s=10.0))
     assert (ended.outcome, ended.reason, model.closed) == (Outcome.LIMIT, OUT_OF_TIME, 1)
     assert names(events) == ["RunEnded"]
+
+
+def test_an_endpoint_that_fails_when_the_time_is_up_does_not_change_how_the_run_ends() -> None:
+    world = FakeWorld(clock=iter([0.0, 5.0, 11.0]))
+    _, ended = play(FaultyModel([EndpointUnreachable("no time left")]), world, Limits(deadline_s=10.0))
+    assert (ended.outcome, ended.reason) == (Outcome.LIMIT, OUT_OF_TIME)
+
+
+def test_an_answer_is_not_asked_for_again_when_the_time_is_up() -> None:
+    model = FaultyModel([[Retried("silent", 1, 9.0), MessageAdded(final("late"))]])
+    events, ended = play(model, FakeWorld(clock=iter([0.0, 5.0, 11.0])), Limits(deadline_s=10.0))
+    assert (ended.outcome, ended.reason, model.closed) == (Outcome.LIMIT, OUT_OF_TIME, 1)
+    assert names(events) == ["Retried", "RunEnded"]
 
 
 def test_leaving_the_loop_closes_the_answer() -> None:

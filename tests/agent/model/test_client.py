@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -197,6 +198,25 @@ def test_bytes_that_mean_nothing_still_break_the_silence() -> None:
     pings = [Pause(0.15), b": ping\n\n"] * 4
     with serving([[head(), *pings, event("late"), event("[DONE]")]]) as server:
         assert datas(client(server.url)) == ["late", "[DONE]"]
+
+
+@pytest.mark.parametrize("silent", [[Pause(5)], [Pause(0.1), b": ping\n\n"] * 40], ids=["silent", "pinging"])
+def test_the_time_that_a_run_has_left_bounds_an_answer(silent: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.model.client._LEAST_READ_S", 0.3)
+    with serving([[head(), event("early"), *silent]]) as server:  # type: ignore[list-item]
+        began_s = time.monotonic()
+        found: list[str] = []
+        with pytest.raises(EndpointUnreachable):
+            found += (event.data for event in client(server.url, silence_s=60.0).post("/completions", {}, 0.5))
+        assert 0.3 < time.monotonic() - began_s < 3
+    assert found == ["early"]
+
+
+def test_an_endless_answer_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.model.client._MOST_ANSWER_BYTES", 1 << 20)
+    flood = [event("x" * 1000)] * 5000
+    with serving([[head(), *flood]]) as server, pytest.raises(ModelUnfit, match="does not heed max_tokens"):
+        datas(client(server.url))
 
 
 def test_an_html_page_is_no_model_server() -> None:
