@@ -112,17 +112,14 @@ def pack(
         table[row, : len(pages)] = pages
         known += work.sequence.tokens[work.start : work.start + work.count - len(work.draft)]
         known += work.draft
-    table[len(works) :, 0] = spare_page
+    table[len(works) :] = spare_page
     parts["token_ids"][: len(known)] = known
     lengths, starts, samples = _shares(works, counts)
     _place(parts, table, lengths, starts, samples, page_tokens)
-    for place, work in zip(_first(samples), works, strict=False):
-        mine = slice(place, place + work.samples)
-        sampling = work.sequence.request.sampling
-        parts["temperature"][mine] = sampling.temperature
-        parts["top_p"][mine] = sampling.top_p
-        seed = sampling.seed or 0
-        parts["uniform"][mine] = [uniform(seed, work.index + offset) for offset in range(work.samples)]
+    rows = [(work.sequence.request.sampling, work.index + offset) for work in works for offset in range(work.samples)]
+    parts["temperature"][: len(rows)] = [sampling.temperature for sampling, _ in rows]
+    parts["top_p"][: len(rows)] = [sampling.top_p for sampling, _ in rows]
+    parts["uniform"][: len(rows)] = [uniform(sampling.seed or 0, index) for sampling, index in rows]
     return whole
 
 
@@ -134,11 +131,6 @@ def _shares(works: Sequence[Work], counts: Counts) -> tuple[list[int], list[int]
     spare = counts.sequences - len(works)
     each = (counts.tokens - sum(lengths)) // spare if spare else 0
     return lengths + [each] * spare, starts + [0] * spare, samples + [each] * spare
-
-
-def _first(counts: Sequence[int]) -> list[int]:
-    """Return where each sequence's rows begin."""
-    return [0, *accumulate(counts)][:-1]
 
 
 def _place(

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 from runtime.errors import DoesNotFit, RequestRefused
-from runtime.graphs import CudaRecorder
+from runtime.graphs import CudaRecorder, Record
 from runtime.kernels.base import LayerCache, Shapes
 from runtime.model.memory import workspace_bytes
 from runtime.model.transformer import Transformer, forward
@@ -64,7 +64,7 @@ class Engine:
     """Continuous batching over one model on one device. Not thread-safe: one thread owns it (runtime/worker.py).
 
     ``new_cache(pages)`` gives one cache a layer; ``page_bytes`` is what one page takes over all layers. ``workspace_bytes``
-    stay free beside a cache whose size was left to the engine.
+    stay free beside a cache whose size was left to the engine. ``record`` makes the graphs (None: there are none).
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class Engine:
         device: torch.device,
         options: EngineOptions,
         workspace_bytes: int = 0,
+        record: Record | None = None,
     ) -> None:
         pages = _pages_that_fit(options, page_bytes, device, workspace_bytes)
         self.limits = options.limits
@@ -88,7 +89,7 @@ class Engine:
             page_tokens=options.page_tokens,
             vocabulary=vocabulary,
             device=device,
-            record=CudaRecorder(device) if options.graphs and device.type == "cuda" else None,
+            record=record,
         )
         self._launched: Launched | None = None
 
@@ -144,6 +145,7 @@ def open_engine(model: Transformer, options: EngineOptions) -> Engine:
         vocabulary=config.vocabulary,
         device=model.device,
         workspace_bytes=workspace_bytes(config),
+        record=CudaRecorder(model.device) if options.graphs and model.device.type == "cuda" else None,
         options=replace(
             options,
             limits=replace(options.limits, context_tokens=min(options.limits.context_tokens, config.context_tokens)),

@@ -53,7 +53,9 @@ def pick(logits: torch.Tensor, inputs: SamplingInputs) -> torch.Tensor:
     temperature = torch.where(cold, 1.0, inputs.temperature)
     # exp((x - max) / temperature), not normalised: what is drawn is a share of their sum.
     weights = (logits - largest).div_(temperature[:, None]).exp_()
-    picked = _nucleus(weights, inputs) if inputs.nucleus else _invert(weights, inputs.uniform)
+    picked = _invert(weights, inputs.uniform)
+    if inputs.nucleus:  # in another order, so only for those who ask: nobody's token may depend on the neighbours
+        picked = torch.where(inputs.top_p < 1, _nucleus(weights, inputs), picked)
     return torch.where(cold, best, picked)
 
 

@@ -11,58 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.engine import Engine, EngineOptions
+from runtime import runner
 from runtime.errors import DoesNotFit, EngineStopped, RequestRefused
 from runtime.kernels.base import LayerCache, StepInputs
+from runtime.lookup import Speculation
 from runtime.request import Request, Sampling, TokenOut
-from runtime.scheduler import Limits
+from runtime.runner import Launched
+from runtime.scheduler import Work
 from runtime.worker import Worker
-
-VOCABULARY = 97
-PAGE = 4
-
-
-def forward(inputs: StepInputs, caches: Sequence[LayerCache]) -> torch.Tensor:
-    """Write (token, position) to the cache, read each sequence's context back, and answer with a hash of it."""
-    cache = caches[0].keys.view(-1, 2)
-    cache[inputs.slots] = torch.stack([inputs.token_ids, inputs.positions], -1).to(cache.dtype)
-    logits = torch.zeros(len(inputs.sample_rows), VOCABULARY)
-    for sample, row in enumerate(inputs.sample_rows.tolist()):
-        sequence = int(torch.searchsorted(inputs.query_start, row, right=True)) - 1
-        length = int(inputs.positions[row]) + 1
-        slots = inputs.page_table[sequence, torch.arange(length) // PAGE] * PAGE + torch.arange(length) % PAGE
-        context = cache[slots.long()].long()
-        assert context[:, 1].tolist() == list(range(length)), "positions in the cache are not 0, 1, 2, …"
-        digest = hash(tuple(context[:, 0].tolist()))
-        logits[sample] = torch.arange(VOCABULARY).mul(digest % 89 + 1).remainder(VOCABULARY) / 30
-    return logits
-
-
-def engine(cache_pages: int = 64, **limits: int) -> Engine:
-    return Engine(
-        forward,
-        lambda pages: [LayerCache(torch.zeros(pages, PAGE, 1, 2), torch.zeros(0))],
-        page_bytes=1000,
-        vocabulary=VOCABULARY,
-        device=torch.device("cpu"),
-        options=EngineOptions(
-            page_tokens=PAGE, cache_bytes=cache_pages * 1000, limits=replace(Limits(context_tokens=200), **limits)
-        ),
-    )
-
-
-def drain(engine_: Engine, requests: Sequence[Request]) -> dict[str, list[TokenOut]]:
-    outs: dict[str, list[TokenOut]] = {request.id: [] for request in requests}
-    for request in requests:
-        engine_.add(request)
-    while not engine_.idle:
-        for out in engine_.step():
-            outs[out.id].append(out)
-    return outs
-
-
-def tokens(outs: Sequence[TokenOut]) -> list[int | None]:
-    return [out.token for out in outs]
+from tests.runtime.arithmetic import VOCABULARY, Recorder, drain, engine, room, tokens, truth
 
 
 @settings(max_examples=60, deadline=None)
@@ -192,3 +149,166 @@ def test_closing_ends_streams_and_later_requests() -> None:
     with pytest.raises(EngineStopped, match="closed"):
         next(worker.stream(Request("y", (1,), 3)))
     worker.close()
+
+
+def test_a_mask_is_asked_before_each_token_and_obeyed() -> None:
+    asked: list[int] = []
+
+    def mask(sampled: Sequence[int]) -> bytes | None:
+        asked.append(len(sampled))
+        return None if len(sampled) < 2 else bytes(token in {7, 11 + len(sampled)} for token in range(VOCABULARY))
+
+    masked = Request("m", (1, 2, 3), 8, sampling=Sampling(2.0, seed=1, logprobs=True), mask=mask)
+    beside = Request("b", (4, 5), 12, sampling=Sampling(2.0, seed=2))
+    outs = drain(engine(recorder=Recorder()), [masked, beside])
+    assert all(out.token in {7, 11 + place} for place, out in enumerate(outs["m"]) if place >= 2)
+    assert asked[:8] == list(range(8))
+    assert tokens(outs["m"]) == truth(masked, 200)
+    assert tokens(outs["b"]) == truth(beside, 200)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "says"),
+    [(bytes(VOCABULARY), "forbids every token"), (b"\1" * 5, "has 5 bytes: it needs one for each of 97")],
+)
+def test_an_unusable_mask_ends_the_engine_by_name(allowed: bytes, says: str) -> None:
+    worker = Worker(engine())
+    with pytest.raises(EngineStopped, match=says):
+        list(worker.stream(Request("x", (1,), 3, mask=lambda _: allowed)))
+    worker.close()
+
+
+@pytest.mark.parametrize("token", [-1, VOCABULARY, 200_000])
+def test_a_token_of_another_vocabulary_is_refused(token: int) -> None:
+    with pytest.raises(RequestRefused, match=f"token id {token} and the model's vocabulary ends at 96"):
+        engine().add(Request("x", (1, token, 2), 3))
+
+
+@pytest.mark.parametrize("draft", [0, 7])
+def test_recorded_steps_give_the_truth_also_beyond_the_last_bound(monkeypatch: pytest.MonkeyPatch, draft: int) -> None:
+    """Padded batches, a table as wide as the bound, results that the next replay ruins, eager where no graph reaches."""
+    monkeypatch.setattr(runner, "BATCHES", (1, 4, 6))
+    monkeypatch.setattr(runner, "CONTEXTS", (8, 24, 60))
+    recorder = Recorder()
+    speculation = Speculation(draft, ngram=1, cost=0.0)
+    samplings = (Sampling(0.0), Sampling(1.0, seed=1), Sampling(1.0, 0.6, seed=2), Sampling(1.0, seed=3, logprobs=True))
+    tested = engine(recorder=recorder, speculation=speculation)
+    for count in (1, 2, 5, 7):
+        requests = [
+            Request(f"{count}.{i}", tuple(range(i, i + 3)), 70 if i % 2 else 30, sampling=samplings[(count + i) % 4])
+            for i in range(count)
+        ]
+        outs = drain(tested, requests)
+        assert {r.id: tokens(outs[r.id]) for r in requests} == {r.id: truth(r, room(tested)) for r in requests}
+    assert recorder.replays > 100
+    assert len(recorder.graphs) > 8
+
+
+def test_guesses_leave_the_distribution_as_it_is() -> None:
+    """Independent draws from one known distribution, most of them verified guesses: the counts are those it predicts."""
+    weights = torch.tensor([0.4, 0.25, 0.15, 0.1, 0.06, 0.04])
+
+    def fixed(inputs: StepInputs, caches: Sequence[LayerCache]) -> torch.Tensor:
+        return weights.log().expand(len(inputs.sample_rows), -1)
+
+    for top_p, kept in ((1.0, 6), (0.75, 3)):
+        tested = engine(speculation=Speculation(5, ngram=1, cost=0.0))
+        tested.runner._forward = fixed
+        tested.vocabulary = 6
+        drafted = 0
+        launch = tested.runner.launch
+
+        def counting(works: list[Work], *rest: Launched) -> Launched:
+            nonlocal drafted
+            drafted += sum(len(work.draft) for work in works)
+            return launch(works, *rest)  # noqa: B023 - used before the next round
+
+        tested.runner.launch = counting  # type: ignore[method-assign]
+        counts = torch.zeros(6)
+        for seed in range(25):
+            request = Request("x", (0, 1, 2, 3, 0, 1, 0), 100, sampling=Sampling(1.0, top_p, seed))
+            for out in drain(tested, [request])["x"]:
+                assert out.token is not None
+                counts[out.token] += 1
+        expected = weights[:kept] / weights[:kept].sum() * 2500
+        assert drafted > 2500
+        assert counts[kept:].sum() == 0
+        assert float(((counts[:kept] - expected) ** 2 / expected).sum()) < 25  # five degrees: p < 0.0002
+
+
+def test_an_id_used_again_at_once_gets_nothing_of_the_stream_before() -> None:
+    """The engine is in the middle of a step of the first stream when the second takes its id."""
+    inside, go_on = threading.Event(), threading.Event()
+    tested = engine()
+    real = tested.runner._forward
+
+    def gated(inputs: StepInputs, caches: Sequence[LayerCache]) -> torch.Tensor:
+        if inputs.positions.tolist() == [6]:
+            inside.set()
+            assert go_on.wait(30)
+        return real(inputs, caches)
+
+    tested.runner._forward = gated
+    worker = Worker(tested)
+    first = worker.stream(Request("x", (1, 2, 3), 150, sampling=Sampling(0.0)))
+    next(first)
+    assert inside.wait(30)
+    first.close()
+    second = Request("x", (9, 8), 6, sampling=Sampling(1.0, seed=4))
+    got: list[TokenOut] = []
+    reader = threading.Thread(target=lambda: got.extend(worker.stream(second)))
+    reader.start()
+    go_on.set()
+    reader.join(30)
+    worker.close()
+    assert tokens(got) == truth(second, 200)
+    assert {out.id for out in got} == {"x"}
+
+
+def test_who_never_reads_holds_nobody_up() -> None:
+    worker = Worker(engine())
+    sleeper = worker.stream(Request("sleeper", (1,), 150))
+    next(sleeper)
+    request = Request("x", (2,), 30, sampling=Sampling(seed=1))
+    assert tokens(list(worker.stream(request))) == truth(request, 200)
+    assert len(list(sleeper)) == 149
+    worker.close()
+
+
+def test_no_memory_left_in_a_step_says_what_to_do() -> None:
+    def failing(inputs: StepInputs, caches: Sequence[LayerCache]) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    tested = engine()
+    tested.runner._forward = failing
+    worker = Worker(tested)
+    with pytest.raises(EngineStopped, match=r"give the cache less.*2.00 GiB"):
+        list(worker.stream(Request("x", (1,), 3)))
+    worker.close()
+
+
+def test_a_fault_in_one_step_leaves_the_books_in_order() -> None:
+    """Whoever steps the engine itself may try again: what was planned is planned anew."""
+    tested = engine()
+    real, faults = tested.runner._forward, iter([False, False, True, False, True])
+
+    def now_and_then(inputs: StepInputs, caches: Sequence[LayerCache]) -> torch.Tensor:
+        if next(faults, False):
+            raise RuntimeError("a cosmic ray")
+        return real(inputs, caches)
+
+    tested.runner._forward = now_and_then
+    requests = [Request(str(i), (i, i), 12, sampling=Sampling(seed=i)) for i in range(3)]
+    for request in requests:
+        tested.add(request)
+    got: dict[str, list[int | None]] = {request.id: [] for request in requests}
+    seen = 0
+    while not tested.idle:
+        try:
+            for out in tested.step():
+                got[out.id].append(out.token)
+        except RuntimeError:
+            seen += 1
+        tested.scheduler.pool.check()
+    assert seen == 2
+    assert got == {request.id: truth(request, 200) for request in requests}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -116,6 +117,32 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
             nucleus=False,
         )
         assert pick(logits[row : row + 1], alone).item() == together[row].item()
+
+
+def test_a_cut_off_row_changes_nothing_for_its_neighbours() -> None:
+    """Top-p draws from the sorted tokens; those beside it who ask for no cut are drawn as if it were not there."""
+    torch.manual_seed(6)
+    logits = torch.randn(40, 300)
+    alone = pick(logits, inputs(40, seed=2))
+    cut = torch.where(torch.arange(40) % 2 == 0, 0.5, 1.0)
+    beside = pick(logits, replace(inputs(40, seed=2), top_p=cut, nucleus=True))
+    assert beside[1::2].tolist() == alone[1::2].tolist()
+    assert beside[::2].tolist() == pick(logits, inputs(40, seed=2, top_p=0.5))[::2].tolist()
+
+
+@pytest.mark.parametrize("vocabulary", [1, 127, 128, 129, 1000])
+@pytest.mark.parametrize("u", [0.0, 0.3, 1.0 - 2.0**-53])
+def test_chunks_of_any_vocabulary_give_the_plain_inverse(vocabulary: int, u: float) -> None:
+    """Against one running sum over the whole row, in float64."""
+    torch.manual_seed(vocabulary)
+    logits = torch.randn(50, vocabulary) * 3
+    logits[:, torch.rand(vocabulary) < 0.3] = -torch.inf
+    logits[:, vocabulary // 2] = 0.0
+    given = replace(inputs(50), uniform=torch.full((50,), u, dtype=torch.float64))
+    running = torch.softmax(logits.double(), -1).cumsum(-1)
+    expected = (running <= u * running[:, -1:]).sum(-1)
+    assert (pick(logits, given) - expected).abs().float().mean() < 0.05  # rounding may move the edge of a token
+    assert logits.gather(-1, pick(logits, given)[:, None]).isfinite().all()
 
 
 def test_uniform_numbers_differ_by_seed_and_index() -> None:

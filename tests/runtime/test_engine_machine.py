@@ -1,0 +1,123 @@
+"""The engine under whatever order of requests, aborts and steps: everybody gets exactly what they would get alone.
+
+The device is the CPU, or one that does everything as late as it can; steps are launched ahead, recorded as graphs that ruin each
+other's results, guessed ahead, preempted in tiny pools; and the truth is computed without any of it.
+"""
+
+from __future__ import annotations
+
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from runtime.lookup import Speculation
+from runtime.request import Request, Sampling
+from tests.runtime.arithmetic import PAGE, VOCABULARY, Recorder, engine, room, truth
+
+ODD = bytes(index % 2 for index in range(VOCABULARY))
+LOW = bytes(index < 20 for index in range(VOCABULARY))
+
+
+def alternating(sampled: list[int]) -> bytes | None:
+    """Forbid by what was sampled last: nothing first, then even tokens, then those from 20 up, and so on."""
+    return (None, ODD, LOW)[len(sampled) % 3]
+
+
+class Machine(RuleBasedStateMachine):
+    @initialize(
+        pages=st.integers(9, 24),
+        step_tokens=st.sampled_from([1, 3, 8, 1000]),
+        sequences=st.integers(1, 5),
+        draft=st.sampled_from([0, 1, 5]),
+        slow=st.booleans(),
+        graphs=st.booleans(),
+    )
+    def begin(self, pages: int, step_tokens: int, sequences: int, draft: int, slow: bool, graphs: bool) -> None:
+        self.engine = engine(
+            pages,
+            slow=slow,
+            recorder=Recorder() if graphs else None,
+            step_tokens=step_tokens,
+            sequences=sequences,
+            context_tokens=48,
+            speculation=Speculation(draft, ngram=1, cost=0.0),
+        )
+        self.requests: dict[str, Request] = {}
+        self.truth: dict[str, list[int]] = {}
+        self.got: dict[str, list[int]] = {}
+        self.ended: dict[str, str] = {}
+        self.serial = 0
+
+    @rule(
+        prompt=st.lists(st.integers(0, 3), min_size=1, max_size=20).map(tuple),
+        max_tokens=st.integers(1, 14),
+        stop=st.frozensets(st.integers(0, 96), max_size=20),
+        sampling=st.sampled_from(
+            [Sampling(0.0), Sampling(1.0, seed=3), Sampling(2.0, 0.7, 4), Sampling(1, 1, 5, True)]
+        ),
+        mask=st.sampled_from([None, None, alternating]),
+        again=st.booleans(),
+    )
+    def add(self, prompt, max_tokens, stop, sampling, mask, again) -> None:  # type: ignore[no-untyped-def]
+        name = str(self.serial)
+        if again and self.ended:
+            name = next(iter(self.ended))  # an id may be used again once its request has ended
+            del self.ended[name]
+        self.serial += 1
+        self.requests[name] = Request(name, prompt, max_tokens, stop, sampling, mask)
+        self.got[name] = []
+        self.truth[name] = truth(self.requests[name], room(self.engine))
+        self.engine.add(self.requests[name])
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.requests)))
+        out = self.engine.abort(name)
+        assert (out is None) == (name in self.ended)
+        if out is not None:
+            assert (out.id, out.token, out.finish) == (name, None, "cancelled")
+            self.ended[name] = "cancelled"
+
+    @rule(times=st.integers(1, 6))
+    def step(self, times: int) -> None:
+        for _ in range(times):
+            for out in self.engine.step():
+                assert out.id not in self.ended, "a token after the end"
+                assert out.token is not None
+                assert (out.logprob is not None) == self.requests[out.id].sampling.logprobs
+                self.got[out.id].append(out.token)
+                if out.finish is not None:
+                    self.ended[out.id] = out.finish
+            self.engine.scheduler.pool.check()
+
+    @invariant()
+    def everybody_gets_the_truth(self) -> None:
+        for name, got in self.got.items():
+            expected = self.truth[name]
+            assert got == expected[: len(got)]
+            if name in self.ended and self.ended[name] != "cancelled":
+                stopped = expected[-1] in self.requests[name].stop
+                assert (got, self.ended[name]) == (expected, "stop" if stopped else "length")
+
+    def teardown(self) -> None:
+        if not hasattr(self, "engine"):
+            return
+        for _ in range(2000):
+            if self.engine.idle:
+                break
+            self.step(1)
+        assert self.engine.idle, "some request never ends"
+        assert set(self.ended) == set(self.requests)
+        self.everybody_gets_the_truth()
+        pool = self.engine.scheduler.pool
+        pool.check()
+        assert pool.available == pool.total, "pages leak"
+        assert pool.page_tokens == PAGE
+
+
+TestMachine = Machine.TestCase
+# Not shrunk: that takes minutes, and the history that failed is printed and repeats.
+TestMachine.settings = settings(
+    max_examples=40, stateful_step_count=30, deadline=None, phases=[Phase.reuse, Phase.generate]
+)
