@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import uvicorn
 
@@ -54,11 +56,13 @@ def url_of(listener: socket.socket) -> str:
 
 def serve(service: Service, listener: socket.socket, ready: Callable[[str], None], *, verbose: bool = False) -> None:
     """Answer requests until SIGINT or SIGTERM. ``ready`` is told the URL once requests are taken."""
-    level = "info" if verbose else "warning"
-    logging.getLogger("agent.server").setLevel(level.upper())
+    # To standard error: standard output holds the one line for whoever started us.
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
     config = uvicorn.Config(
         service.app(),
-        log_level=level,
+        log_config=None,
         access_log=verbose,
         server_header=False,
         lifespan="off",
@@ -66,6 +70,18 @@ def serve(service: Service, listener: socket.socket, ready: Callable[[str], None
     )
     server = _Server(config, service, lambda: ready(url_of(listener)))
     try:
-        server.run([listener])
+        with _ended_by_signal():
+            server.run([listener])
     finally:
         service.close()
+
+
+@contextmanager
+def _ended_by_signal() -> Iterator[None]:
+    """uvicorn raises the signal that ended it once more for the handlers before its own: for a server that is a good end."""
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

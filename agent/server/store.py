@@ -7,6 +7,7 @@ what it sampled, id for id, so that neither the reasoning nor the backend's pref
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -78,13 +79,13 @@ class Store:
         """Put the turns that are remembered in the place of what a client sent of them.
 
         ``call_ids`` are the ids of the calls among ``messages``, by their place. A turn is only believed if its call
-        says what the client's says. What the client sent of the same turn before the call is replaced with it.
+        means what the client's means. What the client sent of the same turn before the call is replaced with it.
         """
         result: list[Message] = []
         begins = 0  # where in the result the assistant's newest turn begins
         for index, message in enumerate(messages):
             turn = self._turns.get(call_ids[index]) if index in call_ids else None
-            if turn is not None and (turn[-1].recipient, turn[-1].text) == (message.recipient, message.text):
+            if turn is not None and _is_same(turn[-1], message):
                 del result[begins:]
                 result += turn
             else:
@@ -92,6 +93,18 @@ class Store:
             if message.role is not Role.ASSISTANT or message.is_call:
                 begins = len(result)
         return tuple(result)
+
+
+def _is_same(remembered: Message, sent: Message) -> bool:
+    """Whether a call came back as the call that it was: clients parse the arguments and write them with other spaces."""
+    if remembered.recipient != sent.recipient:
+        return False
+    if remembered.text == sent.text:
+        return True
+    try:
+        return bool(json.loads(remembered.text) == json.loads(sent.text))
+    except (ValueError, RecursionError):
+        return False
 
 
 def messages_bytes(messages: Sequence[Message]) -> int:

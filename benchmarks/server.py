@@ -1,0 +1,290 @@
+"""What `agent serve` adds to its backend, and what it stands.
+
+    python -m benchmarks.server latency              # 16 streams: to the first token, and per token
+    python -m benchmarks.server many                 # 200 streams at a time, 5,000 requests after each other
+    python -m benchmarks.server beside URL MODEL     # the chat completions server at URL directly, and through us
+
+The latency is taken from a backend whose every piece carries the time at which it was made, read by a client in a process
+of its own, on the same clock. Reading the time, JSON and HTTP of that client are part of the number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+
+from agent.conversation import Channel, Conversation, Message, Role
+from agent.events import Delta, MessageAdded, Sampled
+from agent.model.base import Model, ModelEvent, SamplingParams
+
+ROOT = Path(__file__).resolve().parents[1]
+STREAMS = 16
+TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Echo:
+    """Says what it was told, ``pieces`` times."""
+
+    pieces: int
+    name: str = "echo"
+    context_tokens: int | None = None
+
+    def sample(self, conversation: Conversation, params: SamplingParams) -> Iterator[ModelEvent]:  # noqa: ARG002 - a Model's
+        told = conversation.messages[-1].text
+        for _ in range(self.pieces):
+            yield Delta(Channel.FINAL, f"{told} ")
+        yield MessageAdded(Message(Role.ASSISTANT, f"{told} " * self.pieces, Channel.FINAL))
+        yield Sampled(3, self.pieces, "stop")
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Clockwork:
+    """Gives the time, every ``pause_s``, as a model gives tokens."""
+
+    pieces: int = TOKENS
+    pause_s: float = 0.02
+    name: str = "clockwork"
+    context_tokens: int | None = None
+
+    def sample(self, conversation: Conversation, params: SamplingParams) -> Iterator[ModelEvent]:  # noqa: ARG002 - a Model's
+        for _ in range(self.pieces):
+            time.sleep(self.pause_s)
+            yield Delta(Channel.FINAL, f"{time.monotonic():.6f} ")
+        yield Sampled(3, self.pieces, "stop")
+
+    def close(self) -> None:
+        pass
+
+
+async def chat_stream(client: httpx2.AsyncClient, url: str, text: str) -> str:
+    """Ask by chat completions and put the stream together."""
+    body = {"model": "m", "messages": [{"role": "user", "content": text}], "stream": True}
+    said = []
+    done = False
+    async with client.stream("POST", f"{url}/chat/completions", json=body) as answer:
+        async for line in answer.aiter_lines():
+            done = done or line == "data: [DONE]"
+            if line.startswith("data: {"):
+                choices = json.loads(line[6:])["choices"]
+                said += [choice["delta"].get("content") or "" for choice in choices]
+    assert done, "the stream was cut"
+    return "".join(said)
+
+
+async def many_requests(url: str, count: int) -> None:
+    """Ask one after the other, by both APIs, streamed and whole, stored and not."""
+    async with httpx2.AsyncClient(timeout=60) as client:
+        for number in range(count):
+            body = {"model": "m", "input": f"request {number}", "stream": number % 2 == 0, "store": number % 3 == 0}
+            answer = await client.post(f"{url}/responses", json=body)
+            assert answer.status_code == 200
+
+
+def live_objects() -> int:
+    """How many objects the process holds, after a collection."""
+    gc.collect()
+    return len(gc.get_objects())
+
+
+def rss_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def serve(model: Model) -> None:
+    """Be the server process: serve ``model`` and print the URL."""
+    from agent.server.app import Service
+    from agent.server.backend import Backend
+    from agent.server.run import listen
+    from agent.server.run import serve as run
+
+    run(Service(Backend("bench", model)), listen("127.0.0.1", 0), lambda url: print(url, flush=True))
+
+
+def started(name: str) -> tuple[subprocess.Popen[str], str]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.server", "serve", name], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    return process, process.stdout.readline().strip()
+
+
+async def latencies(url: str, path: str) -> tuple[list[float], list[float]]:
+    """Return, over STREAMS streams, how long each first token took from its making to here, and each later one."""
+    first: list[float] = []
+    later: list[float] = []
+
+    async def one(client: httpx2.AsyncClient, number: int) -> None:
+        await asyncio.sleep(number * 0.0013)
+        body = {"messages": [{"role": "user", "content": "x"}], "input": "x", "stream": True, "store": False}
+        seen = 0
+        async with client.stream("POST", f"{url}{path}", json=body) as answer:
+            async for piece in answer.aiter_bytes():
+                now_s = time.monotonic()
+                for line in piece.split(b"\n"):
+                    if b"delta" not in line or not line.startswith(b"data: {"):
+                        continue
+                    event = json.loads(line[6:])
+                    told = event.get("delta") or (event.get("choices") or [{"delta": {}}])[0]["delta"].get("content")
+                    if isinstance(told, str) and told:
+                        (later if seen else first).append(now_s - float(told))
+                        seen += 1
+        assert seen == TOKENS
+
+    async with httpx2.AsyncClient(timeout=60, limits=httpx2.Limits(max_connections=None)) as client:
+        await asyncio.gather(*(one(client, number) for number in range(STREAMS)))
+    return first, later
+
+
+def latency() -> None:
+    process, url = started("clockwork")
+    cpu_began = _cpu_s(process.pid)
+    try:
+        for path in ("/chat/completions", "/responses"):
+            asyncio.run(latencies(url, path))  # warm
+            cpu_began = _cpu_s(process.pid)
+            first, later = asyncio.run(latencies(url, path))
+            cpu_s = _cpu_s(process.pid) - cpu_began
+            tokens = len(first) + len(later)
+            print(
+                f"{path}: {STREAMS} streams, {tokens} tokens; made to read: first {_ms(first)}; later {_ms(later)}; "
+                f"server CPU {cpu_s / tokens * 1e6:.0f} µs a token, the backend's own included"
+            )
+    finally:
+        process.terminate()
+        process.wait()
+    began_s = time.process_time()
+    threads = [
+        threading.Thread(target=lambda: list(Clockwork().sample(CONVERSATION, SamplingParams())))
+        for _ in range(STREAMS)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    print(f"the backend alone: {(time.process_time() - began_s) / STREAMS / TOKENS * 1e6:.0f} µs of CPU a token")
+
+
+CONVERSATION = Conversation("", (), (Message(Role.USER, "x"),))
+
+
+def many() -> None:
+    process, url = started("echo")
+
+    async def at_once() -> None:
+        async with httpx2.AsyncClient(timeout=120, limits=httpx2.Limits(max_connections=None)) as client:
+            names = [f"client-{n}" for n in range(200)]
+            answers = await asyncio.gather(*(chat_stream(client, url, name) for name in names))
+        assert answers == [f"{name} " * 50 for name in names]
+
+    try:
+        began_s = time.monotonic()
+        asyncio.run(at_once())
+        print(f"200 streams of 50 tokens at a time: {time.monotonic() - began_s:.1f} s, none lost or mixed")
+        for count in (1000, 1000, 1000, 1000, 1000):
+            began_s = time.monotonic()
+            asyncio.run(many_requests(url, count))
+            took_s = time.monotonic() - began_s
+            print(
+                f"{count} more requests: {count / took_s:.0f} a second, resident {rss_bytes(process.pid) / 2**20:.1f} MiB"
+            )
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def beside(url: str, model: str) -> None:
+    """The same questions to a server directly, and through us (``--backend chat``)."""
+    command = [
+        sys.executable,
+        "-m",
+        "agent",
+        "serve",
+        "--backend",
+        "chat",
+        "--endpoint",
+        url,
+        "--model",
+        model,
+        "--port",
+        "0",
+    ]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        ours = process.stdout.readline().strip()
+        for place, name in ((url, "directly"), (ours, "through us"), (url, "directly"), (ours, "through us")):
+            first_s, token_s = asyncio.run(_speed(place, model))
+            print(f"{name}: first token {first_s * 1e3:.1f} ms, then {token_s * 1e3:.2f} ms a token")
+    finally:
+        process.terminate()
+        process.wait()
+
+
+async def _speed(url: str, model: str) -> tuple[float, float]:
+    firsts, paces = [], []
+    async with httpx2.AsyncClient(timeout=120) as client:
+        for number in range(8):
+            body = {
+                "model": model,
+                "messages": [{"role": "user", "content": f"Count to {number + 20}."}],
+                "stream": True,
+                "max_tokens": 64,
+                "temperature": 0.0,
+            }
+            began_s = time.monotonic()
+            times: list[float] = []
+            async with client.stream("POST", f"{url}/chat/completions", json=body) as answer:
+                async for line in answer.aiter_lines():
+                    if line.startswith("data: {"):
+                        choices = json.loads(line[6:])["choices"]
+                        if choices and choices[0]["delta"].get("content"):
+                            times.append(time.monotonic())
+            firsts.append(times[0] - began_s)
+            paces.append((times[-1] - times[0]) / (len(times) - 1))
+    return statistics.median(firsts), statistics.median(paces)
+
+
+def _ms(values: list[float]) -> str:
+    ordered = sorted(values)
+    return f"median {statistics.median(ordered) * 1e3:.2f} ms, 90 % {ordered[len(ordered) * 9 // 10] * 1e3:.2f} ms"
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def main(arguments: list[str]) -> None:
+    match arguments:
+        case ["latency"]:
+            latency()
+        case ["many"]:
+            many()
+        case ["beside", url, model]:
+            beside(url, model)
+        case ["serve", "clockwork"]:
+            serve(Clockwork())
+        case ["serve", "echo"]:
+            serve(Echo(50))
+        case _:
+            raise SystemExit(__doc__)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

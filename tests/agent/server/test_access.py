@@ -1,0 +1,202 @@
+"""Who may come in, how many at a time, and what becomes of those that go away."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from typing import Any
+
+import httpx2
+import pytest
+
+from agent.conversation import Channel
+from agent.events import Delta
+from agent.server.app import Access
+from agent.server.gate import Limits
+from agent.server.store import Bounded
+from tests.agent.server.served import Player, Talker, final, said, scripted, serving, until
+
+BODY = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+
+
+def open_stream(url: str, path: str = "/v1/chat/completions", **more: Any) -> socket.socket:
+    """Ask for a stream by hand, and read its beginning."""
+    port = int(url.split(":")[2].split("/")[0])
+    connection = socket.create_connection(("127.0.0.1", port))
+    body = json.dumps({**BODY, "stream": True, **more}).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    connection.sendall(head.encode() + body)
+    return connection
+
+
+def test_a_key_is_asked_for_everywhere_but_at_health() -> None:
+    with serving(scripted(), access=Access("sesame")) as (url, _):
+        assert httpx2.get(f"{url}/models").status_code == 401
+        assert (
+            httpx2.get(f"{url}/models", headers={"Authorization": "Bearer open"}).json()["error"]["code"]
+            == "invalid_api_key"
+        )
+        assert httpx2.get(f"{url}/models", headers={"Authorization": "bearer sesame"}).status_code == 200
+        assert httpx2.get(f"{url}/models", headers={"api-key": "sesame"}).status_code == 200
+        assert httpx2.get(url.removesuffix("/v1") + "/metrics").status_code == 401
+        assert httpx2.get(url.removesuffix("/v1") + "/health").json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("localhost:8000", 200), ("127.0.0.1", 200), ("[::1]:9", 200), ("evil.example", 403), ("", 403)],
+)
+def test_a_page_under_another_name_cannot_reach_a_loopback_server(host: str, status: int) -> None:
+    with serving(scripted()) as (url, _):
+        assert httpx2.get(f"{url}/models", headers={"Host": host}).status_code == status
+
+
+def test_what_a_page_may_send_without_asking_is_refused() -> None:
+    with serving(scripted()) as (url, _):
+        plain = httpx2.post(f"{url}/chat/completions", content=json.dumps(BODY), headers={"Content-Type": "text/plain"})
+    assert (plain.status_code, plain.json()["error"]["code"]) == (415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b'{"messages": ' + b"[" * 100_000])
+def test_a_body_that_is_no_object_is_a_400(content: bytes) -> None:
+    with serving(scripted()) as (url, _):
+        answer = httpx2.post(f"{url}/responses", content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_large_body_is_not_read(announced: bool) -> None:
+    body = json.dumps({**BODY, "user": "x" * 5000}).encode()
+    with serving(scripted(), limits=Limits(body_bytes=4096)) as (url, _):
+        content: Any = body if announced else (body[i : i + 1000] for i in range(0, len(body), 1000))
+        answer = httpx2.post(f"{url}/chat/completions", content=content, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
+
+
+def test_unknown_places_and_methods_have_openais_shape() -> None:
+    with serving(scripted()) as (url, _):
+        assert httpx2.get(f"{url}/nothing").json()["error"]["code"] == "not_found"
+        wrong = httpx2.get(f"{url}/chat/completions")
+        assert (wrong.status_code, wrong.json()["error"]["code"]) == (405, "method_not_allowed")
+        assert httpx2.get(f"{url}/models/other").status_code == 404
+        assert httpx2.get(f"{url}/models/gpt-oss-test").json()["id"] == "gpt-oss-test"
+
+
+def test_one_too_many_is_told_to_come_back() -> None:
+    talker = Talker()
+    with serving(talker, limits=Limits(requests=2)) as (url, service):
+        streams = [open_stream(url) for _ in range(2)]
+        until(lambda: service.slots.taken == 2)
+        turned_away = httpx2.post(f"{url}/chat/completions", json=BODY)
+        assert (turned_away.status_code, turned_away.headers["retry-after"]) == (429, "1")
+        assert turned_away.json()["error"]["type"] == "rate_limit_error"
+        for stream in streams:
+            stream.close()
+        until(lambda: service.slots.taken == 0)
+        assert httpx2.get(f"{url}/models").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_frees_its_slot_at_once(path: str, *, stream: bool) -> None:
+    talker = Talker()
+    with serving(talker) as (url, service):
+        connection = open_stream(url, path, stream=stream, input="x")
+        until(lambda: service.slots.taken == 1)
+        if stream:
+            assert connection.recv(100)
+        connection.close()
+        gone_s = time.monotonic()
+        assert talker.closed.wait(5)
+        until(lambda: service.slots.taken == 0)
+        assert talker.closed_s - gone_s < 0.1
+
+
+def test_a_client_that_does_not_read_holds_the_model_up() -> None:
+    talker = Talker(pause_s=0.0)
+    with serving(talker) as (url, service):
+        connection = open_stream(url)
+        until(lambda: service.slots.taken == 1)
+        flight = next(iter(service._flights.values()))
+        until(lambda: len(flight.bridge._items) >= 256)  # full, and stays so: nothing is piled up behind it
+        time.sleep(0.2)
+        assert len(flight.bridge._items) == 256
+        connection.close()
+        until(lambda: service.slots.taken == 0)
+
+
+def test_an_answer_that_takes_too_long_is_ended() -> None:
+    with serving(Talker(), limits=Limits(request_timeout_s=0.3)) as (url, service):
+        whole = httpx2.post(f"{url}/chat/completions", json=BODY)
+        assert (whole.status_code, whole.json()["error"]["code"]) == (504, "timeout")
+        with open_stream(url) as stream:
+            stream.settimeout(5)
+            heard = b""
+            while b'"code":"timeout"' not in heard:
+                heard += stream.recv(65536)
+        until(lambda: service.slots.taken == 0)
+
+
+class Slow(Player):
+    """Says nothing for a while."""
+
+    def sample(self, conversation: Any, params: Any) -> Any:
+        time.sleep(1.3)
+        yield from super().sample(conversation, params)
+
+
+def test_a_silent_stream_is_kept_alive() -> None:
+    model = Slow([[Delta(Channel.ANALYSIS, "hm"), *said(final("ok"))[1:]]])
+    with serving(model, limits=Limits(keep_alive_s=0.1)) as (url, _):
+        answer = httpx2.post(f"{url}/chat/completions", json={**BODY, "stream": True})
+    assert b": keep-alive\n\n" in answer.content
+    assert answer.content.endswith(b"data: [DONE]\n\n")
+
+
+def test_a_shutdown_lets_short_answers_end_and_tells_the_others() -> None:
+    import asyncio
+
+    with serving(Talker(), limits=Limits(shutdown_s=0.3)) as (url, service), open_stream(url) as stream:
+        until(lambda: service.slots.taken == 1)
+        draining = threading.Thread(target=lambda: asyncio.run(service.drain()))
+        draining.start()
+        until(lambda: service.slots.closing)
+        assert httpx2.get(url.removesuffix("/v1") + "/health").status_code == 503
+        refused = httpx2.post(f"{url}/chat/completions", json=BODY)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+        draining.join()
+        stream.settimeout(5)
+        heard = b""
+        while b"shutting_down" not in heard:
+            heard += stream.recv(65536)
+
+
+def test_metrics_count_requests_and_tokens() -> None:
+    with serving(Player([said(final("ok"))])) as (url, _):
+        httpx2.post(f"{url}/chat/completions", json=BODY)
+        httpx2.post(f"{url}/chat/completions", json={"messages": []})
+        text = httpx2.get(url.removesuffix("/v1") + "/metrics").text
+    assert 'agent_requests_total{route="/v1/chat/completions",status="200"} 1.0' in text
+    assert 'agent_requests_total{route="/v1/chat/completions",status="400"} 1.0' in text
+    assert 'agent_tokens_total{kind="completion"} 5.0' in text
+    assert "agent_requests_in_flight 0.0" in text
+
+
+def test_the_store_forgets_what_was_not_used_for_longest() -> None:
+    store: Bounded[str] = Bounded(3, 100)
+    for name in "abc":
+        store.put(name, name, 30)
+    assert store.get("a") == "a"
+    store.put("d", "d", 30)
+    assert [store.get(name) for name in "abcd"] == ["a", None, "c", "d"]
+    store.put("e", "e", 90)
+    assert [store.get(name) for name in "acde"] == [None, None, None, "e"]
+    store.put("f", "f", 101)
+    assert store.get("f") is None
+    assert store.drop("e")
+    assert not store.drop("e")
+    store.put("g", "g", 100)
+    assert store.get("g") == "g"
