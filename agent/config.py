@@ -204,7 +204,7 @@ class RunConfig:
         metadata=_rule(
             Rule(
                 "size",
-                "Of that memory, the workspace's (half, if not set).",
+                "Size of the workspace (half the memory, if not set); a volume where that is more than memory can hold.",
                 low=16 << 20,
                 optional=True,
                 personal=True,

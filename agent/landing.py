@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,12 +22,13 @@ def bring_in(repository: Path, patch: bytes) -> tuple[str, ...]:
     It is fitted onto the checkout as it is now. Raises DiffRefused where a rule forbids it, WorktreeError where it
     does not fit.
     """
+    from sandbox import scratch
     from sandbox import snapshot as snapshots
     from sandbox.errors import WorktreeError
     from sandbox.worktree import Worktree
 
-    with tempfile.TemporaryDirectory(prefix="gpt-oss-agent-apply-") as folder:
-        worktree = Worktree(snapshots.take(repository, Path(folder)))
+    with scratch.folder("apply") as folder:
+        worktree = Worktree(snapshots.take(repository, folder))
         try:
             applied = worktree.apply(patch)
         except WorktreeError as error:

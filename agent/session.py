@@ -118,7 +118,7 @@ def fix(
         started = _started(config, run, task, mode, snapshot)
         session = _Session(config, log, show, snapshot, model)
         return session.go(
-            fold([started]), lambda: open_sandbox(_options(config, run), snapshot), lambda: session.keep(started)
+            fold([started]), lambda: open_sandbox(_options(config, run, say), snapshot), lambda: session.keep(started)
         )
 
 
@@ -137,7 +137,7 @@ def resume(folder: Path, show: Show, say: Say = lambda _: None, *, through: Thro
             raise UsageError(f"the run {state.run} has ended ({state.ended.outcome}): there is nothing to go on with")
         config = restore(state.config)
         snapshot = snapshots.load(folder)
-        options = _options(config, state.run)
+        options = _options(config, state.run, say)
         session = _Session(config, log, show, snapshot, _begin(lambda: through(_open_model(config, say))))
         found = attach(options, snapshot)
         if found is not None:
@@ -294,7 +294,7 @@ def _read(repository: Path, name: str, most_bytes: int) -> str:
         return file.read(most_bytes).decode("utf-8", "replace")
 
 
-def _options(config: RunConfig, run: str) -> SandboxOptions:
+def _options(config: RunConfig, run: str, say: Say) -> SandboxOptions:
     limits = docker.Limits(
         config.memory_bytes,
         config.disk_bytes,
@@ -303,7 +303,7 @@ def _options(config: RunConfig, run: str) -> SandboxOptions:
         network=config.network == "on",
         grace_s=GRACE_S,
     )
-    return SandboxOptions(run, config.sandbox, config.image, limits)
+    return SandboxOptions(run, config.sandbox, config.image, limits, say=say)
 
 
 def _check_before(

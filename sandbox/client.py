@@ -109,7 +109,7 @@ class Client:
         except OSError as error:
             raise SandboxError(
                 f"the repository could not be copied into the sandbox: {error.strerror}; "
-                "if it is full, raise disk_bytes (and memory_bytes with it)"
+                "if it is full, raise disk_bytes (--disk): what memory cannot hold gets a volume"
             ) from error
 
     def _ask(self, head: Mapping[str, Any], path: str, body: Iterable[bytes] = ()) -> Reply:

@@ -6,8 +6,9 @@ import contextlib
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sandbox import image as images
@@ -18,8 +19,7 @@ from sandbox.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from docker import DockerClient
-    from docker.errors import APIError
-    from docker.models.containers import Container
+    from docker.errors import APIError, ContainerError
 
 WORKSPACE = "/workspace"
 HOME = "/tmp/home"  # noqa: S108 — a path inside the container, on a tmpfs of its own
@@ -28,32 +28,54 @@ LABEL = "gpt-oss-agent.run"
 START_TIMEOUT_S = 60.0
 LAST_WORDS_BYTES = 4096
 MAX_INODES = 2_000_000
+VOLUME_BYTES = 10 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a container may use. ``memory_bytes`` is the whole of it: the workspace, /tmp and /mnt/data are memory too.
+    """What a container may use. ``memory_bytes`` is the whole of it: /tmp and /mnt/data are memory too, and the workspace where it fits.
 
-    On a tmpfs the limit holds on every storage driver and writes are as fast as they get; the price is that a
-    repository, and what is built in it, must fit into ``disk_bytes``.
+    On a tmpfs the limit holds on every storage driver, and writes are as fast as they get. A repository that would fill
+    more than half of it, or ``disk_bytes`` that memory cannot hold, get a volume of the engine instead.
     """
 
     memory_bytes: int = 4 << 30
-    disk_bytes: int | None = None  # of the workspace; half the memory by default
+    disk_bytes: int | None = (
+        None  # of the workspace; by default half the memory, or of a volume what its repository needs
+    )
     pids: int = 512
     cpus: float | None = None  # all of them by default
     network: bool = False
     grace_s: float = 900.0  # how long the container outlives its agent
 
-    @property
-    def workspace_bytes(self) -> int:
-        """The size of /workspace."""
-        return self.disk_bytes or self.memory_bytes // 2
+    def on_volume(self, needed_bytes: int) -> bool:
+        """Whether a repository of this size wants a volume."""
+        in_memory_bytes = self.disk_bytes or self.memory_bytes // 2
+        fits = in_memory_bytes + 2 * self.temporary_bytes < self.memory_bytes
+        return not fits or needed_bytes > in_memory_bytes // 2
+
+    def workspace_bytes(self, needed_bytes: int) -> int:
+        """Return the size of /workspace for a repository of this size."""
+        if self.disk_bytes or not self.on_volume(needed_bytes):
+            return self.disk_bytes or self.memory_bytes // 2
+        return max(VOLUME_BYTES, 4 * needed_bytes)
 
     @property
     def temporary_bytes(self) -> int:
         """The size of /tmp, and of /mnt/data."""
         return self.memory_bytes // 8
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What container is wanted."""
+
+    run: str
+    image: str | None
+    limits: Limits
+    env: Mapping[str, str]
+    needed_bytes: int  # about what the repository takes
+    say: Callable[[str], None]
 
 
 def engine(timeout_s: float = 60.0) -> DockerClient:
@@ -82,32 +104,31 @@ def remedy(platform: str) -> str:
             )
 
 
-def start(
-    snapshot: Snapshot, run: str, image: str | None, limits: Limits, env: Mapping[str, str]
-) -> tuple[Client, list[str]]:
+def start(snapshot: Snapshot, order: Order) -> tuple[Client, list[str]]:
     """Start a container with an empty workspace; return its client and the paths in the workspace that are mounts.
 
     Raises EngineUnavailable, ImageUnavailable, SandboxError.
     """
-    from docker.errors import APIError
+    from docker.errors import APIError, ContainerError
 
-    if limits.workspace_bytes + limits.temporary_bytes >= limits.memory_bytes:
+    limits = order.limits
+    if limits.disk_bytes and order.needed_bytes > limits.disk_bytes:
         raise SandboxError(
-            f"disk_bytes ({limits.workspace_bytes}) leaves no room for commands in memory_bytes ({limits.memory_bytes}), "
-            "which holds both; raise memory_bytes"
+            f"the repository needs about {order.needed_bytes >> 20} MiB, and the workspace may have "
+            f"{limits.disk_bytes >> 20}; raise disk_bytes (--disk), or leave it out"
         )
     client = engine()
     try:
-        base = images.choose(client, image, snapshot.repository, WORKSPACE)
-        container = _create(client, _config(client, base, run, limits, env))
-    except APIError as error:
+        base = images.choose(client, order.image, snapshot.repository, WORKSPACE)
+        container = _create(client, base, order)
+    except (APIError, ContainerError) as error:
         client.close()
-        raise SandboxError(f"the engine refused to make a container: {error.explanation or error}") from error
+        raise SandboxError(_why_not_started(error, order.image)) from error
     except BaseException:
         client.close()
         raise
     try:
-        connected = _connect(client, client.containers.get(container), snapshot, limits.grace_s, begin=True)
+        connected = _connect(client, container, snapshot, limits.grace_s, begin=True)
     except BaseException:
         _discard(client, container)
         raise
@@ -125,7 +146,7 @@ def attach(snapshot: Snapshot, run: str, grace_s: float) -> Client | None:
         client.close()
         return None
     try:
-        return _connect(client, found[0], snapshot, grace_s, begin=False)
+        return _connect(client, str(found[0].id), snapshot, grace_s, begin=False)
     except SandboxLost:
         _discard(client, str(found[0].id))
         return None
@@ -150,9 +171,54 @@ def remove(client: DockerClient, container: str) -> None:
             ) from error
 
 
-def _create(client: DockerClient, config: dict[str, Any]) -> str:
-    made: dict[str, Any] = client.api.create_container_from_config(config)  # type: ignore[no-untyped-call]  # the stubs lack it
-    return str(made["Id"])
+def _create(client: DockerClient, base: images.Base, order: Order) -> str:
+    """Make the container; return its id. A volume is bounded where its driver can do that, and else it is said."""
+    from docker.errors import APIError
+
+    def create(bounded: bool) -> str:
+        config = _config(client, base, order, bounded)
+        made: dict[str, Any] = client.api.create_container_from_config(config)  # type: ignore[no-untyped-call]  # the stubs lack it
+        return str(made["Id"])
+
+    if not order.limits.on_volume(order.needed_bytes):
+        return create(bounded=True)
+    size = f"{order.limits.workspace_bytes(order.needed_bytes) / (1 << 30):.1f} GiB"
+    try:
+        container = create(bounded=True)
+    except APIError as error:
+        if "quota" not in str(error.explanation):
+            raise
+        container = create(bounded=False)
+        order.say(
+            f"the workspace is a volume of the engine, because it is large for memory; its storage cannot bound it: one file "
+            f"may have {size}, and all together what the disk has (to have it in memory, raise memory_bytes)"
+        )
+    else:
+        order.say(f"the workspace is a volume of the engine of {size}, because it is large for memory")
+    try:
+        _give(client, container, base)
+    except BaseException:
+        remove(client, container)
+        raise
+    return container
+
+
+def _give(client: DockerClient, container: str, base: images.Base) -> None:
+    """Make a container's new volume its user's, which nothing inside may do: another container does, and runs nothing else."""
+    script = f"import os; os.chown({WORKSPACE!r}, {base.user}, {base.user})"
+    client.containers.run(
+        base.image,
+        ["-I", "-S", "-c", script],
+        entrypoint=[base.python],
+        user="0:0",
+        volumes_from=[container],
+        network_mode="none",
+        read_only=True,
+        cap_drop=["ALL"],
+        cap_add=["CHOWN"],
+        security_opt=["no-new-privileges"],
+        remove=True,
+    )
 
 
 def _discard(client: DockerClient, container: str) -> None:
@@ -160,54 +226,67 @@ def _discard(client: DockerClient, container: str) -> None:
     client.close()
 
 
-def _connect(client: DockerClient, container: Container, snapshot: Snapshot, grace_s: float, begin: bool) -> Client:
+def _connect(client: DockerClient, container: str, snapshot: Snapshot, grace_s: float, begin: bool) -> Client:
     from docker.errors import APIError
 
     streams = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
-    wire = AttachWire(client.api.attach_socket(str(container.id), params=streams))
+    wire = AttachWire(client.api.attach_socket(container, params=streams))
     try:
         if begin:
-            container.start()
+            client.api.start(container)
     except APIError as error:
         wire.close()
-        raise SandboxError(_why_not_started(error, container)) from error
+        raise SandboxError(_why_not_started(error, None)) from error
     link = Link(wire)
     try:
         link.hello(grace_s, START_TIMEOUT_S)
     except BaseException:
         link.close()
         raise
-    return Client(link, WORKSPACE, snapshot, lambda: _discard(client, str(container.id)))
+    return Client(link, WORKSPACE, snapshot, lambda: _discard(client, container))
 
 
-def _why_not_started(error: APIError, container: Container) -> str:
-    said = str(error.explanation or error)
+def _why_not_started(error: APIError | ContainerError, image: str | None) -> str:
+    said = str(getattr(error, "explanation", None) or error)
     if "executable file not found" in said or "no such file or directory" in said:
         return (
-            f"the image {container.attrs['Config']['Image']} has no python3 (3.6 or later), which the sandbox's helper needs; "
+            f"the image{f' {image}' if image else ''} has no python3 (3.6 or later), which the sandbox's helper needs; "
             f"add it to the image, or use --image host ({said})"
         )
     return f"the container did not start: {said}"
 
 
-def _config(
-    client: DockerClient, base: images.Base, run: str, limits: Limits, env: Mapping[str, str]
-) -> dict[str, Any]:
+def _config(client: DockerClient, base: images.Base, order: Order, bounded: bool) -> dict[str, Any]:
     """Return the engine's description of the container."""
-    from docker.types import LogConfig, Mount
+    from docker.types import DriverConfig, LogConfig, Mount, Ulimit
 
+    limits = order.limits
+    size_bytes = limits.workspace_bytes(order.needed_bytes)
     owner = f"uid={base.user},gid={base.user},exec,nosuid,nodev"
     settings = {
         "workspace": WORKSPACE,
-        "env": {**env, "HOME": HOME, **base.env},
+        "env": {**order.env, "HOME": HOME, **base.env},
         "grace_s": limits.grace_s,
         "remove": None,
+        "held_fd": None,
+        "links": base.links,
     }
     mounts = [
         Mount(inside, source, type="bind", read_only=True, propagation="rprivate") for source, inside in base.mounts
     ]
     for mount in mounts:  # what is mounted below a folder would not become read-only with it
         mount["BindOptions"]["NonRecursive"] = True
+    tmpfs = dict.fromkeys(("/tmp", DATA), f"size={limits.temporary_bytes},nr_inodes={MAX_INODES},mode=1777,{owner}")  # noqa: S108
+    tmpfs |= {str(Path(link).parent): f"size=64k,nr_inodes=64,mode=0755,{owner}" for link in base.links}
+    ulimits = []
+    if limits.on_volume(order.needed_bytes):
+        driver = DriverConfig("local", {"size": str(size_bytes)}) if bounded else None
+        mounts.append(
+            Mount(WORKSPACE, None, type="volume", driver_config=driver)
+        )  # nameless: it goes with the container
+        ulimits = [Ulimit(name="fsize", soft=size_bytes, hard=size_bytes)]
+    else:
+        tmpfs[WORKSPACE] = f"size={size_bytes},nr_inodes={MAX_INODES},mode=0755,{owner}"
     host = client.api.create_host_config(
         network_mode="bridge" if limits.network else "none",
         read_only=True,
@@ -217,10 +296,8 @@ def _config(
         memswap_limit=limits.memory_bytes,
         pids_limit=limits.pids,
         nano_cpus=int(limits.cpus * 1e9) if limits.cpus else None,
-        tmpfs={
-            WORKSPACE: f"size={limits.workspace_bytes},nr_inodes={MAX_INODES},mode=0755,{owner}",
-            **dict.fromkeys(("/tmp", DATA), f"size={limits.temporary_bytes},nr_inodes={MAX_INODES},mode=1777,{owner}"),  # noqa: S108
-        },
+        tmpfs=tmpfs,
+        ulimits=ulimits,
         auto_remove=True,
         log_config=LogConfig(type="none"),
         ipc_mode="private",
@@ -234,7 +311,7 @@ def _config(
         user=f"{base.user}:{base.user}",
         stdin_open=True,
         working_dir=WORKSPACE,
-        labels={LABEL: run},
+        labels={LABEL: order.run},
         stop_signal="SIGKILL",
         host_config=host,
         hostname="sandbox",

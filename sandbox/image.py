@@ -10,12 +10,12 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sandbox import scratch
 from sandbox.errors import ImageUnavailable
 
 if TYPE_CHECKING:
@@ -43,13 +43,18 @@ DEBIAN_PACKAGES = ("python3", "git", "ca-certificates")
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """What a container is made of. ``mounts`` are (host path, path inside), all read-only."""
+    """What a container is made of. ``mounts`` are (host path, path inside), all read-only.
+
+    ``links`` (path to target) are made when it starts, each in a small tmpfs over the folder that holds it: so one image
+    serves every repository.
+    """
 
     image: str
     python: str = "python3"
     mounts: tuple[tuple[str, str], ...] = ()
     env: dict[str, str] = field(default_factory=dict)
     user: int = NOBODY
+    links: dict[str, str] = field(default_factory=dict)
 
 
 def choose(client: DockerClient, image: str | None, repository: Path, workspace: str) -> Base:
@@ -97,19 +102,38 @@ def host(client: DockerClient, repository: Path, workspace: str) -> Base:
         path.insert(0, f"{inside}/bin")
     if (repository / "node_modules").is_dir():
         mounts.append((str(repository / "node_modules"), f"{workspace}/node_modules"))
-    if not _covered(repository, mounts):  # an editable install names the checkout's own path
-        links[str(repository).lstrip("/")] = workspace
+    own = {} if _covered(repository, mounts) else {str(repository): workspace}  # an editable install names this path
+    if repository.parent == Path("/"):  # no tmpfs can lie over the root: then the image has the link
+        links |= {path.lstrip("/"): target for path, target in own.items()}
+        own = {}
     env["PATH"] = ":".join(path)
     python = next(
         (p for name in ("python3", "python") if (p := prefix / "bin" / name).exists()), prefix / "bin/python3"
     )
     user = os.getuid() or NOBODY
-    return Base(_import(client, links, user), str(python), tuple(mounts), env, user)
+    return Base(_import(client, links, user), str(python), tuple(mounts), env, user, own)
 
 
 def skipped(base: Base, workspace: str) -> list[str]:
     """Return the paths in the workspace that are mounts, relative to it: no part of what changed."""
     return [inside[len(workspace) + 1 :] for _, inside in base.mounts if inside.startswith(workspace + "/")]
+
+
+def remove_unused(client: DockerClient) -> list[str]:
+    """Remove our own host images that no container uses; return their names. They are made again where one is needed."""
+    from docker.errors import APIError
+
+    gone = []
+    for image in client.images.list(name=REPOSITORY):
+        for name in image.tags:
+            try:
+                client.images.remove(name)
+            except APIError as error:
+                if error.status_code not in (404, 409):  # gone meanwhile, or in use
+                    raise
+            else:
+                gone.append(name)
+    return gone
 
 
 def build_from_dockerfile(client: DockerClient, folder: Path, tag: str) -> str:
@@ -133,14 +157,14 @@ def build_from_debian(client: DockerClient, packages: Sequence[str], tag: str, s
     """
     if shutil.which("debootstrap") is None:
         raise ImageUnavailable("an image of Debian packages needs debootstrap; install it: apt-get install debootstrap")
-    with tempfile.TemporaryDirectory(prefix="gpt-oss-agent-image-") as folder:
+    with scratch.folder("image") as folder:
         wanted = ",".join(dict.fromkeys((*DEBIAN_PACKAGES, *packages)))
-        command = ["debootstrap", "--variant=minbase", f"--include={wanted}", suite, folder]
+        command = ["debootstrap", "--variant=minbase", f"--include={wanted}", suite, str(folder)]
         done = subprocess.run(command, capture_output=True, check=False)
         if done.returncode:
             said = (done.stdout + done.stderr).decode("utf-8", "replace")[-2000:]
             raise ImageUnavailable(f"debootstrap could not make {tag} (it needs root and a Debian mirror): {said}")
-        archive = subprocess.Popen(["tar", "-C", folder, "--exclude=./dev/*", "-c", "."], stdout=subprocess.PIPE)
+        archive = subprocess.Popen(["tar", "-C", str(folder), "--exclude=./dev/*", "-c", "."], stdout=subprocess.PIPE)
         with archive:
             assert archive.stdout is not None
             name, _, version = tag.partition(":")

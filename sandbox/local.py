@@ -9,10 +9,10 @@ import os
 import select
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from sandbox import scratch
 from sandbox.client import Client
 from sandbox.link import Link, program
 from sandbox.snapshot import Snapshot
@@ -75,7 +75,7 @@ class PipeWire:
 
 def start(snapshot: Snapshot, env: Mapping[str, str]) -> Client:
     """Start a helper over a new temporary folder. The copy is filled by sandbox/open.py."""
-    folder = Path(tempfile.mkdtemp(prefix="gpt-oss-agent-")).resolve()
+    folder, held = scratch.make("local")
     workspace, home, errors = folder / "workspace", folder / "home", folder / "helper.log"
     workspace.mkdir()
     settings = {
@@ -83,6 +83,8 @@ def start(snapshot: Snapshot, env: Mapping[str, str]) -> Client:
         "env": {**env, "HOME": str(home)},
         "grace_s": GRACE_S,
         "remove": str(folder),
+        "held_fd": held,
+        "links": {},
     }
     with errors.open("wb") as log:
         process = subprocess.Popen(
@@ -92,7 +94,9 @@ def start(snapshot: Snapshot, env: Mapping[str, str]) -> Client:
             stderr=log,
             env={"PATH": os.environ.get("PATH", os.defpath)},
             start_new_session=True,
+            pass_fds=[held],
         )
+    os.close(held)  # the helper's alone from here on: it may outlive this process
     wire = PipeWire(process, errors)
     link = Link(wire)
     link.hello(GRACE_S, timeout_s=30.0)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import tempfile
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sandbox import scratch
 from sandbox import snapshot as snapshots
 from sandbox.base import Sandbox
 from sandbox.client import Client
@@ -28,6 +28,7 @@ class SandboxOptions:
     image: str | None = None  # a reference, "host", or None for the default
     limits: Limits = field(default_factory=Limits)
     env: Mapping[str, str] = field(default_factory=lambda: ENVIRONMENT)
+    say: Callable[[str], None] = lambda _: None  # told, from another thread, what was chosen and what it means
 
 
 def open_sandbox(options: SandboxOptions, snapshot: Snapshot, patch: bytes = b"") -> Sandbox:
@@ -35,18 +36,14 @@ def open_sandbox(options: SandboxOptions, snapshot: Snapshot, patch: bytes = b""
 
     Raises EngineUnavailable, ImageUnavailable, SandboxError, and WorktreeError when git cannot read the repository.
     """
-    with tempfile.TemporaryDirectory(prefix="gpt-oss-agent-pack-") as scratch, ThreadPoolExecutor(1) as beside:
-        started = beside.submit(_start, options, snapshot)
-        try:
-            snapshots.write_metadata(snapshot, Path(scratch))
-            listed = snapshots.items(snapshot)
-        except BaseException:
-            if started.exception() is None:
-                started.result()[0].close()
-            raise
+    with scratch.folder("pack") as folder, ThreadPoolExecutor(2) as beside:
+        written = beside.submit(snapshots.write_metadata, snapshot, folder)
+        listed = snapshots.items(snapshot)
+        started = beside.submit(_start, options, snapshot, snapshots.size_bytes(snapshot, listed))
         client, skip = started.result()
         try:
-            parts = itertools.chain(snapshots.metadata(Path(scratch)), snapshots.contents(snapshot, listed))
+            # The files first: a long history is still being packed while they are on their way.
+            parts = itertools.chain(snapshots.contents(snapshot, listed), _metadata(written, folder))
             client.fill(parts, snapshots.excludes(snapshot), skip)
             if patch:
                 client.restore(patch)
@@ -65,12 +62,18 @@ def attach(options: SandboxOptions, snapshot: Snapshot) -> Sandbox | None:
     return docker.attach(snapshot, options.run, options.limits.grace_s)
 
 
-def _start(options: SandboxOptions, snapshot: Snapshot) -> tuple[Client, list[str]]:
+def _metadata(written: Future[None], folder: Path) -> Iterator[bytes]:
+    written.result()
+    yield from snapshots.metadata(folder)
+
+
+def _start(options: SandboxOptions, snapshot: Snapshot, needed_bytes: int) -> tuple[Client, list[str]]:
     match options.kind:
         case "docker":
             from sandbox import docker
 
-            return docker.start(snapshot, options.run, options.image, options.limits, options.env)
+            order = docker.Order(options.run, options.image, options.limits, options.env, needed_bytes, options.say)
+            return docker.start(snapshot, order)
         case "none":
             from sandbox import local
 

@@ -9,6 +9,7 @@ pointer, line ends are as committed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -119,6 +120,17 @@ def items(snapshot: Snapshot, tree: str | None = None) -> list[Item]:
         mode, _, oid = meta.split()
         found.append(Item(int(mode, 8), oid.decode(), path))
     return found
+
+
+def size_bytes(snapshot: Snapshot, listed: Sequence[Item]) -> int:
+    """Return about what the copy will take: the files as they lie in the checkout, and the history that goes along."""
+    total = _packed_bytes(snapshot)
+    if total > FULL_HISTORY_BYTES:
+        total = FULL_HISTORY_BYTES
+    for item in listed:
+        with contextlib.suppress(OSError):
+            total += (snapshot.repository / os.fsdecode(item.path)).lstat().st_size
+    return total
 
 
 def contents(snapshot: Snapshot, wanted: Sequence[Item]) -> Iterator[bytes]:
@@ -338,14 +350,16 @@ def _tags(snapshot: Snapshot) -> list[tuple[str, str]]:
     return [(line.split(" ", 1)[1], line.split(" ", 1)[0]) for line in listed]
 
 
+def _packed_bytes(snapshot: Snapshot) -> int:
+    return sum(path.stat().st_size for path in (snapshot.common_dir / "objects" / "pack").glob("*.pack"))
+
+
 def _pack(snapshot: Snapshot, folder: Path, tags: list[tuple[str, str]]) -> tuple[list[str], list[tuple[str, str]]]:
     """Write HEAD's history as a pack into a folder; return the commits without their parents, and the tags in it."""
     source = snapshot.git_dir / "shallow"
     shallow = source.read_text("utf-8").split() if source.is_file() else []
-    packs = snapshot.common_dir / "objects" / "pack"
-    size_bytes = sum(path.stat().st_size for path in packs.glob("*.pack")) if packs.is_dir() else 0
     wanted = [snapshot.commit, *(oid for _, oid in tags)]
-    if size_bytes > FULL_HISTORY_BYTES:
+    if _packed_bytes(snapshot) > FULL_HISTORY_BYTES:
         arguments = ["rev-list", "--parents", f"--max-count={NEWEST_COMMITS}", snapshot.commit]
         lines = [line.split() for line in plumbing.bare(snapshot.git_dir, arguments).decode().splitlines()]
         taken = {line[0] for line in lines}

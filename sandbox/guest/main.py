@@ -278,6 +278,10 @@ def main(arguments: List[str]) -> None:
     """Serve on descriptors 0 and 1, which the commands do not get to see."""
     settings = json.loads(arguments[0])
     harden()
+    if settings["held_fd"] is not None:  # the lock on the folder is this process's, and no command's
+        os.set_inheritable(settings["held_fd"], False)
+    for link, target in settings["links"].items():
+        os.symlink(target, link)
     in_fd, out_fd = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)

@@ -127,10 +127,8 @@ def test_a_repository_that_does_not_fit_says_so(
 
     (repository / "big.bin").write_bytes(os.urandom(8 << 20))
     snapshot = snapshots.take(repository, tmp_path / "big")
-    with pytest.raises(SandboxError, match="raise disk_bytes"):
+    with pytest.raises(SandboxError, match=r"needs about 8 MiB, and the workspace may have 4; raise disk_bytes"):
         opened("docker", snapshot, Limits(memory_bytes=128 << 20, disk_bytes=4 << 20))
-    with pytest.raises(SandboxError, match="raise memory_bytes"):
-        opened("docker", snapshot, Limits(memory_bytes=64 << 20, disk_bytes=64 << 20))
 
 
 def test_a_flood_of_output_is_read_to_its_end_within_bounds(box: Sandbox) -> None:
