@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from agent.errors import UsageError
 from agent.events import RunEnded
-from agent.log import LOG_NAME
+from agent.log import LOG_NAME, runs
 from agent.runs import is_running, summary
 
 if TYPE_CHECKING:
@@ -55,6 +55,21 @@ def discard(folder: Path) -> list[str]:
         gone += _remove_branch(folder, Path(found.started.repository), found.ended)
     shutil.rmtree(folder)
     return [*gone, str(folder)]
+
+
+def sweep(runs_dir: Path) -> list[str]:
+    """Remove the temporary folders and half-made worktrees of processes that were killed; return what is gone."""
+    from sandbox import scratch
+
+    gone = []
+    for path in scratch.abandoned():
+        shutil.rmtree(path, ignore_errors=True)
+        gone.append(str(path))
+    for folder in runs(runs_dir):
+        if (folder / "worktree").exists() and not is_running(folder / LOG_NAME):
+            _worktree(folder).clear()
+            gone.append(str(folder / "worktree"))
+    return gone
 
 
 def _remove_branch(folder: Path, repository: Path, ended: RunEnded) -> list[str]:

@@ -19,7 +19,7 @@ from sandbox.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from docker import DockerClient
-    from docker.errors import APIError, ContainerError
+    from docker.errors import APIError
 
 WORKSPACE = "/workspace"
 HOME = "/tmp/home"  # noqa: S108 — a path inside the container, on a tmpfs of its own
@@ -109,7 +109,7 @@ def start(snapshot: Snapshot, order: Order) -> tuple[Client, list[str]]:
 
     Raises EngineUnavailable, ImageUnavailable, SandboxError.
     """
-    from docker.errors import APIError, ContainerError
+    from docker.errors import APIError
 
     limits = order.limits
     if limits.disk_bytes and order.needed_bytes > limits.disk_bytes:
@@ -121,7 +121,7 @@ def start(snapshot: Snapshot, order: Order) -> tuple[Client, list[str]]:
     try:
         base = images.choose(client, order.image, snapshot.repository, WORKSPACE)
         container = _create(client, base, order)
-    except (APIError, ContainerError) as error:
+    except APIError as error:
         client.close()
         raise SandboxError(_why_not_started(error, order.image)) from error
     except BaseException:
@@ -141,21 +141,21 @@ def attach(snapshot: Snapshot, run: str, grace_s: float) -> Client | None:
     What that agent was running is killed; what had been left in the background lives on. Raises EngineUnavailable.
     """
     client = engine()
-    found = client.containers.list(filters={"label": f"{LABEL}={run}"})
+    found = client.api.containers(filters={"label": f"{LABEL}={run}"})
     if not found:
         client.close()
         return None
     try:
-        return _connect(client, str(found[0].id), snapshot, grace_s, begin=False)
+        return _connect(client, str(found[0]["Id"]), snapshot, grace_s, begin=False)
     except SandboxLost:
-        _discard(client, str(found[0].id))
+        _discard(client, str(found[0]["Id"]))
         return None
 
 
 def orphans(client: DockerClient) -> list[tuple[str, str]]:
     """Return (run, container id) of every container of ours, running or not."""
-    found = client.containers.list(all=True, filters={"label": LABEL})
-    return [(str(container.labels[LABEL]), str(container.id)) for container in found]
+    found = client.api.containers(all=True, filters={"label": LABEL})
+    return [(str(container["Labels"][LABEL]), str(container["Id"])) for container in found]
 
 
 def remove(client: DockerClient, container: str) -> None:
@@ -205,10 +205,9 @@ def _create(client: DockerClient, base: images.Base, order: Order) -> str:
 
 def _give(client: DockerClient, container: str, base: images.Base) -> None:
     """Make a container's new volume its user's, which nothing inside may do: another container does, and runs nothing else."""
-    script = f"import os; os.chown({WORKSPACE!r}, {base.user}, {base.user})"
-    client.containers.run(
+    giver = client.containers.create(
         base.image,
-        ["-I", "-S", "-c", script],
+        ["-I", "-S", "-c", f"import os; os.chown({WORKSPACE!r}, {base.user}, {base.user})"],
         entrypoint=[base.python],
         user="0:0",
         volumes_from=[container],
@@ -217,8 +216,17 @@ def _give(client: DockerClient, container: str, base: images.Base) -> None:
         cap_drop=["ALL"],
         cap_add=["CHOWN"],
         security_opt=["no-new-privileges"],
-        remove=True,
     )
+    try:
+        giver.start()
+        status = giver.wait(timeout=START_TIMEOUT_S)["StatusCode"]
+        if status:
+            said = giver.logs().decode("utf-8", "replace").strip()
+            raise SandboxError(
+                f"the volume for {WORKSPACE} could not be given to the user {base.user}: {said or status}"
+            )
+    finally:
+        giver.remove(force=True)
 
 
 def _discard(client: DockerClient, container: str) -> None:
@@ -246,8 +254,8 @@ def _connect(client: DockerClient, container: str, snapshot: Snapshot, grace_s: 
     return Client(link, WORKSPACE, snapshot, lambda: _discard(client, container))
 
 
-def _why_not_started(error: APIError | ContainerError, image: str | None) -> str:
-    said = str(getattr(error, "explanation", None) or error)
+def _why_not_started(error: APIError, image: str | None) -> str:
+    said = str(error.explanation or error)
     if "executable file not found" in said or "no such file or directory" in said:
         return (
             f"the image{f' {image}' if image else ''} has no python3 (3.6 or later), which the sandbox's helper needs; "

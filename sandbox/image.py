@@ -78,7 +78,10 @@ def choose(client: DockerClient, image: str | None, repository: Path, workspace:
 
 
 def host(client: DockerClient, repository: Path, workspace: str) -> Base:
-    """Return an empty image with the host's programs, and the repository's environment, mounted read-only.
+    """Return an empty image with the host's programs, and what is installed in the repository, mounted read-only.
+
+    That is its virtual environment and its top ``node_modules``: ignored by git, and yet nothing can be tested without.
+    (Deeper ones are left out: the folders above a mount would be root's, and the workspace no longer its user's.)
 
     Raises ImageUnavailable where that cannot work: not on Linux, or with an engine on another machine.
     """
@@ -124,8 +127,9 @@ def remove_unused(client: DockerClient) -> list[str]:
     from docker.errors import APIError
 
     gone = []
+    used = {container["ImageID"] for container in client.api.containers(all=True)}
     for image in client.images.list(name=REPOSITORY):
-        for name in image.tags:
+        for name in image.tags if image.id not in used else ():
             try:
                 client.images.remove(name)
             except APIError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ from sandbox import snapshot as snapshots
 from sandbox.base import Sandbox
 from sandbox.client import Client
 from sandbox.docker import Limits
-from sandbox.snapshot import Snapshot
+from sandbox.snapshot import Item, Snapshot
 
 # What every command finds in its environment, whatever the host has in its own.
 ENVIRONMENT = {"LANG": "C.UTF-8", "TERM": "dumb", "PAGER": "cat", "GIT_PAGER": "cat", "GIT_TERMINAL_PROMPT": "0"}
@@ -39,7 +39,7 @@ def open_sandbox(options: SandboxOptions, snapshot: Snapshot, patch: bytes = b""
     with scratch.folder("pack") as folder, ThreadPoolExecutor(2) as beside:
         written = beside.submit(snapshots.write_metadata, snapshot, folder)
         listed = snapshots.items(snapshot)
-        started = beside.submit(_start, options, snapshot, snapshots.size_bytes(snapshot, listed))
+        started = beside.submit(_start, options, snapshot, listed)
         client, skip = started.result()
         try:
             # The files first: a long history is still being packed while they are on their way.
@@ -67,11 +67,12 @@ def _metadata(written: Future[None], folder: Path) -> Iterator[bytes]:
     yield from snapshots.metadata(folder)
 
 
-def _start(options: SandboxOptions, snapshot: Snapshot, needed_bytes: int) -> tuple[Client, list[str]]:
+def _start(options: SandboxOptions, snapshot: Snapshot, listed: Sequence[Item]) -> tuple[Client, list[str]]:
     match options.kind:
         case "docker":
             from sandbox import docker
 
+            needed_bytes = snapshots.size_bytes(snapshot, listed)
             order = docker.Order(options.run, options.image, options.limits, options.env, needed_bytes, options.say)
             return docker.start(snapshot, order)
         case "none":

@@ -314,18 +314,27 @@ def _uncommitted(top: Path, git_dir: Path, common: Path, index: Path, head_tree:
     if index.is_file():
         shutil.copyfile(index, copy)
     try:
-        own = [f":(exclude,top,literal){name}" for name in environments(top)]
+        # Only what is not ignored anyway: git refuses to be told about an ignored path, even to leave it out.
+        ignored = plumbing.attempt(["check-ignore", "-z", "--stdin"], top, env, _nul(environments(top))).stdout
+        own = [
+            f":(exclude,top,literal){name}"
+            for name in environments(top)
+            if os.fsencode(name) not in ignored.split(b"\0")
+        ]
         plumbing.run(["-c", "core.looseCompression=0", "add", "-A", "--", ":/", *own], top, env)
         staged = plumbing.run(["ls-files", "-s", "-z"], top, env).split(b"\0")
         links = {line.split(b"\t", 1)[1] for line in staged if line.startswith(b"160000 ")}
         if links:  # a repository inside the checkout that is no submodule is no part of this one
             known = plumbing.run(["ls-tree", "-r", "-z", "--full-tree", head_tree], top, env).split(b"\0")
             links -= {line.split(b"\t", 1)[1] for line in known if line.startswith(b"160000 ")}
-            gone = b"".join(path + b"\0" for path in links)
-            plumbing.run(["update-index", "-z", "--force-remove", "--stdin"], top, env, gone)
+            plumbing.run(["update-index", "-z", "--force-remove", "--stdin"], top, env, _nul(map(os.fsdecode, links)))
         return plumbing.run(["write-tree"], top, env).decode().strip()
     finally:
         copy.unlink(missing_ok=True)
+
+
+def _nul(names: Iterable[str]) -> bytes:
+    return b"".join(os.fsencode(name) + b"\0" for name in names)
 
 
 def environments(top: Path) -> list[str]:

@@ -16,7 +16,7 @@ DEFAULT_TAG = "gpt-oss-agent/sandbox:latest"
 
 @click.group()
 def sandbox() -> None:
-    """Build images and clean up containers."""
+    """Build images, and clean up after runs that were killed."""
 
 
 @sandbox.command()
@@ -51,12 +51,16 @@ def build(packages: tuple[str, ...], dockerfile: Path | None, tag: str, suite: s
 @sandbox.command()
 @config_options("runs_dir")
 def clean(runs_dir: Path | None) -> None:
-    """Remove the containers of runs that have ended or died.
+    """Remove what runs that were killed have left: containers, temporary folders, half-made worktrees, unused images.
 
-    They end by themselves after a while; this is for those who do not want to wait.
+    Containers end by themselves after a while; this is for those who do not want to wait.
     """
     folder = configured({"runs_dir": runs_dir}, None).config.runs_dir
-    from sandbox import docker
+    from agent.landing import sweep
+
+    for gone in sweep(folder):
+        click.echo(f"removed {gone}")
+    from sandbox import docker, image
 
     client = docker.engine()
     try:
@@ -67,5 +71,7 @@ def clean(runs_dir: Path | None) -> None:
             elif not is_running(log):
                 docker.remove(client, container)
                 click.echo(f"removed the container of {run}")
+        for name in image.remove_unused(client):
+            click.echo(f"removed the image {name}")
     finally:
         client.close()

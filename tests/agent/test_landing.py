@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from agent.cli.main import cli
 from agent.conversation import Conversation
 from agent.errors import UsageError
 from agent.events import Outcome, RunEnded, RunStarted
-from agent.landing import bring_in, discard
+from agent.landing import bring_in, discard, sweep
 from agent.log import LOG_NAME, Log
 from sandbox import snapshot as snapshots
 from sandbox.errors import DiffRefused, WorktreeError
@@ -163,3 +164,20 @@ def test_discard_takes_away_a_worktree_left_by_a_killed_run(run: Path, repositor
     discard(run)
     assert git(repository, "worktree", "prune", "--dry-run", "-v") == ""
     assert git(repository, "worktree", "list").count("\n") == 0
+
+
+def test_sweep_takes_away_what_killed_processes_left(
+    run: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    left = temporary / "gpt-oss-agent-pack-abc"
+    left.mkdir(parents=True)
+    os.utime(left, (0, 0))
+    git(repository, "worktree", "add", "-q", "--detach", str(run / "worktree"))
+    with Log(run / LOG_NAME):
+        assert sweep(run.parent) == [str(left)]  # the run goes on: its worktree stays
+    assert sweep(run.parent) == [str(run / "worktree")]
+    assert sweep(run.parent) == []
+    assert git(repository, "worktree", "prune", "--dry-run", "-v") == ""
+    assert (run / LOG_NAME).exists()
