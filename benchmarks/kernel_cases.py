@@ -115,7 +115,7 @@ def unembed_case(lab: Lab, run: Kernels, tokens: int) -> float:
 def natural(activations: torch.Tensor, tokens_like: torch.Tensor, run: Kernels) -> torch.Tensor:
     """Undo the record's own order of activations."""
     packed = activations.shape[0] <= run.packed_tokens
-    return mxfp4.natural_order(activations) if packed else activations.to(tokens_like.dtype)
+    return mxfp4.from_packed(activations) if packed else mxfp4.from_paired(activations).to(tokens_like.dtype)
 
 
 def route_case(lab: Lab, run: Kernels, tokens: int) -> float:

@@ -62,6 +62,50 @@ def _write_kernel(
 
 
 @triton.jit
+def load_keys(
+    keys,
+    values,
+    table,
+    at,
+    low,
+    high,
+    kv_head,
+    d,
+    all_d,
+    KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    PAGE: tl.constexpr,
+    KEYS: tl.constexpr,
+):
+    """Load keys (their two halves, transposed) and values at positions ``at``…, where those lie in [low, high)."""
+    k = at + tl.arange(0, KEYS)
+    there = (k < high) & (k >= low)
+    page = tl.load(table + k // PAGE, mask=there, other=0).to(tl.int64)
+    place = (page * PAGE + k % PAGE) * (KV_HEADS * DIM) + kv_head * DIM
+    # Masked, not only hidden later: what was never written may hold anything, and 0 times infinity is no number.
+    k0 = tl.load(keys + place[None, :] + d[:, None], mask=there[None, :], other=0.0)
+    k1 = tl.load(keys + place[None, :] + DIM // 2 + d[:, None], mask=there[None, :], other=0.0)
+    v = tl.load(values + place[:, None] + all_d[None, :], mask=there[:, None], other=0.0)
+    return there, k0, k1, v
+
+
+@triton.jit
+def attend_tile(q0, q1, k0, k1, v, seen, top, weight, total, SCALE: tl.constexpr, PRECISION: tl.constexpr):
+    """Take one tile of keys into the running softmax: its highest score, the sum of weights, the weighted sum."""
+    score = tl.dot(q0, k0, input_precision=PRECISION)
+    score = tl.dot(q1, k1, score, input_precision=PRECISION) * SCALE
+    score = tl.where(seen, score, float("-inf"))
+    higher = tl.maximum(top, tl.max(score, axis=1))
+    # A row may have seen nothing yet: -inf minus -inf is no number.
+    base = tl.where(higher == float("-inf"), 0.0, higher)
+    p = tl.exp2(score - base[:, None])
+    fade = tl.exp2(top - base)
+    weight = weight * fade + tl.sum(p, axis=1)
+    total = tl.dot(p.to(v.dtype), v, total * fade[:, None], input_precision=PRECISION)
+    return higher, weight, total
+
+
+@triton.jit
 def _attend_kernel(
     qkv,
     rope,
@@ -102,19 +146,37 @@ def _attend_kernel(
     start = tl.load(query_start + sequence)
     length = tl.load(query_start + sequence + 1) - start
     context = tl.load(context_len + sequence)
+    row = tl.arange(0, ROWS)
+    d = tl.arange(0, HALF)
+    all_d = tl.arange(0, DIM)
+    head = kv_head * GROUP + row % GROUP
+    before = context - length + block * TOKENS  # position of the block's first token
+    low = 0
+    if WINDOW > 0:
+        low = tl.maximum(before - WINDOW + 1, 0)
+    high = tl.minimum(before + TOKENS, context)
+    if DECODE:
+        high = context - 1
+    first = low if DECODE else low // KEYS * KEYS
+    if SPLITS > 1:
+        span = tl.cdiv(tl.cdiv(high - first, KEYS), SPLITS) * KEYS
+        first += part * span
+        high = tl.minimum(high, first + span)
+    table = page_table + sequence.to(tl.int64) * table_width
+    if DECODE:
+        # Older keys were written by older steps: the first tile of them is fetched while the kernel before drains.
+        there, k0, k1, v = load_keys(
+            keys, values, table, first, low, high, kv_head, d, all_d, KV_HEADS, DIM, PAGE, KEYS
+        )
+    inside = block * TOKENS + row // GROUP < length
+    token = (start + block * TOKENS + row // GROUP).to(tl.int64)
+    position = before + row // GROUP
+    turn = rope + position.to(tl.int64)[:, None] * DIM + d[None, :]
+    cos = tl.load(turn, mask=inside[:, None], other=0.0)
+    sin = tl.load(turn + HALF, mask=inside[:, None], other=0.0)
+    sink = tl.load(sinks + head).to(tl.float32) * LOG2_E
     wait_and_release(DEPENDENT)
     if block * TOKENS < length:
-        row = tl.arange(0, ROWS)
-        inside = block * TOKENS + row // GROUP < length
-        token = (start + block * TOKENS + row // GROUP).to(tl.int64)
-        head = kv_head * GROUP + row % GROUP
-        before = context - length + block * TOKENS  # position of the block's first token
-        position = before + row // GROUP
-
-        d = tl.arange(0, HALF)
-        turn = rope + position.to(tl.int64)[:, None] * DIM + d[None, :]
-        cos = tl.load(turn, mask=inside[:, None], other=0.0)
-        sin = tl.load(turn + HALF, mask=inside[:, None], other=0.0)
         query = qkv + token[:, None] * WIDTH + head[:, None] * DIM + d[None, :]
         q0, q1 = rotate(
             tl.load(query, mask=inside[:, None], other=0.0).to(tl.float32),
@@ -127,69 +189,46 @@ def _attend_kernel(
         top = tl.full((ROWS,), float("-inf"), tl.float32)
         weight = tl.zeros((ROWS,), tl.float32)
         total = tl.zeros((ROWS, DIM), tl.float32)
-        all_d = tl.arange(0, DIM)
         if DECODE:  # noqa: SIM102 - the outer one is decided when the kernel is compiled
             # The token's own key and value never touch the cache on their way here; the first part has them.
             if part == 0:
                 own = qkv + start.to(tl.int64) * WIDTH + (QUERY_HEADS + kv_head) * DIM
                 own_turn = rope + (context - 1).to(tl.int64) * DIM + d
-                k0, k1 = rotate(
+                new0, new1 = rotate(
                     tl.load(own + d).to(tl.float32),
                     tl.load(own + HALF + d).to(tl.float32),
                     tl.load(own_turn),
                     tl.load(own_turn + HALF),
                     keys.dtype.element_ty,
                 )
-                v = tl.load(own + KV_HEADS * DIM + all_d)
+                new_value = tl.load(own + KV_HEADS * DIM + all_d)
                 place = tl.load(slots + start) * (KV_HEADS * DIM) + kv_head * DIM
-                tl.store(keys + place + d, k0)
-                tl.store(keys + place + HALF + d, k1)
-                tl.store(values + place + all_d, v)
-                score = tl.sum(q0.to(tl.float32) * k0.to(tl.float32)[None, :], axis=1)
-                score += tl.sum(q1.to(tl.float32) * k1.to(tl.float32)[None, :], axis=1)
+                tl.store(keys + place + d, new0)
+                tl.store(keys + place + HALF + d, new1)
+                tl.store(values + place + all_d, new_value)
+                score = tl.sum(q0.to(tl.float32) * new0.to(tl.float32)[None, :], axis=1)
+                score += tl.sum(q1.to(tl.float32) * new1.to(tl.float32)[None, :], axis=1)
                 top = score * (SCALE * LOG2_E)
                 weight += 1.0
-                total += v.to(tl.float32)[None, :]
+                total += new_value.to(tl.float32)[None, :]
 
-        low = 0
-        if WINDOW > 0:
-            low = tl.maximum(before - WINDOW + 1, 0)
-        high = tl.minimum(before + TOKENS, context)
         if DECODE:
-            high = context - 1
-        first = low // KEYS * KEYS
-        if SPLITS > 1:
-            span = tl.cdiv(tl.cdiv(high - first, KEYS), SPLITS) * KEYS
-            first += part * span
-            high = tl.minimum(high, first + span)
-        table = page_table + sequence.to(tl.int64) * table_width
+            top, weight, total = attend_tile(
+                q0, q1, k0, k1, v, there[None, :], top, weight, total, SCALE * LOG2_E, PRECISION
+            )
+            first += KEYS
         for at in tl.range(first, high, KEYS):
-            k = at + tl.arange(0, KEYS)
-            there = (k < high) & (k >= low)
-            page = tl.load(table + k // PAGE, mask=there, other=0).to(tl.int64)
-            place = (page * PAGE + k % PAGE) * (KV_HEADS * DIM) + kv_head * DIM
-            # Masked, not only hidden below: what was never written may hold anything, and 0 times infinity is no number.
-            k0 = tl.load(keys + place[None, :] + d[:, None], mask=there[None, :], other=0.0)
-            k1 = tl.load(keys + place[None, :] + HALF + d[:, None], mask=there[None, :], other=0.0)
-            score = tl.dot(q0, k0, input_precision=PRECISION)
-            score = tl.dot(q1, k1, score, input_precision=PRECISION) * (SCALE * LOG2_E)
+            there, k0, k1, v = load_keys(
+                keys, values, table, at, low, high, kv_head, d, all_d, KV_HEADS, DIM, PAGE, KEYS
+            )
             seen = there[None, :]
             if not DECODE:
+                k = at + tl.arange(0, KEYS)
                 seen = seen & (k[None, :] <= position[:, None])
                 if WINDOW > 0:
                     seen = seen & (position[:, None] - k[None, :] < WINDOW)
-            score = tl.where(seen, score, float("-inf"))
-            higher = tl.maximum(top, tl.max(score, axis=1))
-            # A row may have seen nothing yet: -inf minus -inf is no number.
-            base = tl.where(higher == float("-inf"), 0.0, higher)
-            p = tl.exp2(score - base[:, None])
-            fade = tl.exp2(top - base)
-            v = tl.load(values + place[:, None] + all_d[None, :], mask=there[:, None], other=0.0)
-            weight = weight * fade + tl.sum(p, axis=1)
-            total = tl.dot(p.to(v.dtype), v, total * fade[:, None], input_precision=PRECISION)
-            top = higher
+            top, weight, total = attend_tile(q0, q1, k0, k1, v, seen, top, weight, total, SCALE * LOG2_E, PRECISION)
 
-        sink = tl.load(sinks + head).to(tl.float32) * LOG2_E
         place = out + token[:, None] * (QUERY_HEADS * DIM) + head[:, None] * DIM + all_d[None, :]
         if SPLITS == 1:
             higher = tl.maximum(top, sink)
@@ -255,12 +294,16 @@ def attend(
             **device.options(1),
         )
     # Sixteen rows are the least that a matrix instruction takes; a hundred and twenty-eight feed it well.
-    per_block = max(1, 16 // group, min(128 // group, triton.next_power_of_2(inputs.max_query_len)))
+    sizes = device.tuning
+    per_block = max(1, 16 // group, min(sizes.prompt[2] // group, triton.next_power_of_2(inputs.max_query_len)))
     blocks = triton.cdiv(inputs.max_query_len, per_block)
     sequences = inputs.context_len.shape[0]
-    step_keys = device.tuning.decode_keys
+    few = per_block * group <= 32
+    step_keys = sizes.decode[0] if few else sizes.prompt[0]
     reach = inputs.max_context_len if window is None else min(window + inputs.max_query_len, inputs.max_context_len)
     splits = _splits(sequences * blocks * kv_heads, triton.cdiv(reach, step_keys), window, device)
+    one_step = reach <= splits * step_keys
+    warps = (sizes.decode[1] if one_step else sizes.decode[2]) if few else sizes.prompt[1]
     rows = per_block * group
     out = torch.empty(tokens, heads * width, dtype=qkv.dtype, device=qkv.device)
     if splits > 1:
@@ -296,7 +339,7 @@ def attend(
         splits,
         decode,
         "ieee" if qkv.dtype == torch.float32 else "tf32",
-        **device.options(4, stages=3),
+        **device.options(warps, stages=3),
     )
     return out
 
@@ -308,6 +351,6 @@ def _splits(blocks: int, steps: int, window: int | None, device: Device) -> int:
     """
     if window is not None or blocks >= device.processors:
         return 1
-    fill = device.processors // blocks
+    fill = device.processors * device.tuning.decode_waves // blocks
     wanted = min(steps, fill, device.tuning.decode_splits)
     return 1 << max(0, wanted.bit_length() - 1)

@@ -1,9 +1,9 @@
 """Matrix products with bf16 weights: the norm before them and the residual after them come for free.
 
-Up to ``GEMV_TOKENS`` tokens a block reads a few rows of the weight once, into registers, and multiplies them with every
+For one token, or as many as ``Tuning.gemv_tokens`` says, a block reads a few rows of the weight once, into registers, and multiplies them with every
 token: the time is the time to read the weight. More tokens go over tensor cores, and many more (a prompt) to cuBLAS.
 
-The norm is folded: with s = 1 / sqrt(mean(x^2) + eps), W @ (x * s * g) = s * (W @ (x * g)), so one pass over x gives both.
+In a gemv the norm is folded: with s = 1 / sqrt(mean(x^2) + eps), W @ (x * s * g) = s * (W @ (x * g)), so one pass over x gives both.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from runtime.kernels.launch import Device, wait_and_release
 
-GEMV_TOKENS = 8
 TILED_TOKENS = 128
+MANY_ROWS = 32768  # an unembedding
 TILE = 1024  # columns: four warps of 32 lanes read 16 bytes each
 
 
@@ -26,7 +26,14 @@ def load_tiles(start, inside, WIDTH: tl.constexpr, TILE: tl.constexpr):
     tiles = ()
     for first in tl.static_range(0, WIDTH, TILE):
         k = first + tl.arange(0, TILE)
-        tiles = tiles + (tl.load(start[:, None] + k[None, :], mask=inside[:, None] & (k < WIDTH)[None, :], other=0.0),)  # type: ignore[assignment]
+        tiles = tiles + (
+            tl.load(
+                start[:, None] + k[None, :],
+                mask=inside[:, None] & (k < WIDTH)[None, :],
+                other=0.0,
+                eviction_policy="evict_first",
+            ),
+        )  # type: ignore[assignment]
     return tiles
 
 
@@ -100,19 +107,16 @@ def _gemv_kernel(
 @triton.jit
 def _tiled_kernel(
     x,
-    gain,
     weight,
     bias,
     residual,
     out,
     tokens,
     rows,
-    eps,
     WIDTH: tl.constexpr,
     TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
     STEP: tl.constexpr,
-    NORM: tl.constexpr,
     BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -125,20 +129,12 @@ def _tiled_kernel(
     from_x = x + token.to(tl.int64)[:, None] * WIDTH
     from_weight = weight + row.to(tl.int64)[None, :] * WIDTH
     total = tl.zeros((TOKENS, ROWS), tl.float32)
-    square = tl.zeros((TOKENS,), tl.float32)
     for start in tl.range(0, WIDTH, STEP):
         k = start + tl.arange(0, STEP)
         inside = k < WIDTH
         tile = tl.load(from_x + k[None, :], mask=token_in[:, None] & inside[None, :], other=0.0)
         w = tl.load(from_weight + k[:, None], mask=row_in[None, :] & inside[:, None], other=0.0)
-        if NORM:
-            wide = tile.to(tl.float32)
-            square += tl.sum(wide * wide, axis=1)
-            g = tl.load(gain + k, mask=inside, other=0.0).to(tl.float32)
-            tile = (wide * g[None, :]).to(tile.dtype)
         total = tl.dot(tile, w.to(tile.dtype), total, input_precision=PRECISION)
-    if NORM:
-        total = total * tl.rsqrt(square / WIDTH + eps)[:, None]
     if BIAS:
         total += tl.load(bias + row, mask=row_in, other=0.0).to(tl.float32)[None, :]
     inside = token_in[:, None] & row_in[None, :]
@@ -193,36 +189,40 @@ def linear(
         out = torch.addmm(residual, normalised, weight.t())
         return out if bias is None else out.add_(bias)
     out = torch.empty(tokens, rows, dtype=dtype, device=x.device)
-    flags = {"NORM": gain is not None, "BIAS": bias is not None, "RESIDUAL": residual is not None}
+    flags = {"BIAS": bias is not None, "RESIDUAL": residual is not None}
     # Arguments that a flag switches off still need a pointer: x stands in.
-    pointers = (
-        x,
-        x if gain is None else gain,
-        weight,
-        x if bias is None else bias,
-        x if residual is None else residual,
-    )
-    if tokens <= GEMV_TOKENS:
-        block = device.tuning.gemv_rows
+    ends = (x if bias is None else bias, x if residual is None else residual, out, tokens, rows)
+    sizes = device.tuning
+    if tokens <= sizes.gemv_tokens:
+        block, registers = sizes.gemv if width <= 3 * TILE else sizes.wide_gemv
         _gemv_kernel[(triton.cdiv(rows, block),)](
-            *pointers, out, tokens, rows, eps, width, TILE, block, **flags, **device.options(4)
+            x,
+            x if gain is None else gain,
+            weight,
+            *ends,
+            eps,
+            width,
+            TILE,
+            block,
+            **flags,
+            NORM=gain is not None,
+            **device.options(4, registers=registers),
         )
         return out
+    if gain is not None:
+        x = norm(x, gain, eps, device)
     block_tokens = min(64, max(16, triton.next_power_of_2(tokens)))
-    block_rows, step = (32, 128) if rows < 32768 else (128, 64)
-    precision = "ieee" if x.dtype == torch.float32 else "tf32"
+    block_rows, step, warps, stages = sizes.tiled if rows < MANY_ROWS else (128, 64, 4, 4)
     _tiled_kernel[(triton.cdiv(rows, block_rows), triton.cdiv(tokens, block_tokens))](
-        *pointers,
-        out,
-        tokens,
-        rows,
-        eps,
+        x,
+        weight,
+        *ends,
         width,
         block_tokens,
         block_rows,
         min(step, triton.next_power_of_2(width)),
         **flags,
-        PRECISION=precision,
-        **device.options(4, stages=4),
+        PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
+        **device.options(warps, stages=stages),
     )
     return out

@@ -8,8 +8,6 @@ from runtime.kernels import attention, dense, grouped, moe
 from runtime.kernels.base import Kernels, LayerCache, Mxfp4, Shapes, StepInputs
 from runtime.kernels.launch import Tuning, describe
 
-EXPERT_GEMV_TOKENS = 4
-
 
 def triton_kernels(on: torch.device, tuning: Tuning | None = None) -> Kernels:
     """Return the record for a CUDA device (or, under TRITON_INTERPRET=1, for the CPU).
@@ -17,6 +15,7 @@ def triton_kernels(on: torch.device, tuning: Tuning | None = None) -> Kernels:
     It holds a few counters on the device, so a record serves one stream at a time. Everything can be captured in a graph.
     """
     device = describe(on, tuning)
+    few_tokens = device.tuning.pair_tokens
 
     def norm_qkv(
         x: torch.Tensor, gain: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, shapes: Shapes
@@ -40,12 +39,12 @@ def triton_kernels(on: torch.device, tuning: Tuning | None = None) -> Kernels:
     def route(
         x: torch.Tensor, gain: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, shapes: Shapes
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return moe.route(x, gain, weight, bias, shapes, device, packed=x.shape[0] <= EXPERT_GEMV_TOKENS)
+        return moe.route(x, gain, weight, bias, shapes, device, packed=x.shape[0] <= few_tokens)
 
     def experts_up(
         normalised: torch.Tensor, ids: torch.Tensor, weight: Mxfp4, bias: torch.Tensor, shapes: Shapes
     ) -> torch.Tensor:
-        few = ids.shape[0] <= EXPERT_GEMV_TOKENS
+        few = ids.shape[0] <= few_tokens
         return (moe.experts_up if few else grouped.experts_up)(normalised, ids, weight, bias, shapes, device)
 
     def experts_down(
@@ -57,7 +56,7 @@ def triton_kernels(on: torch.device, tuning: Tuning | None = None) -> Kernels:
         x: torch.Tensor,
         shapes: Shapes,
     ) -> torch.Tensor:
-        few = ids.shape[0] <= EXPERT_GEMV_TOKENS
+        few = ids.shape[0] <= few_tokens
         add = moe.experts_down if few else grouped.experts_down
         return add(activated, ids, weights, weight, bias, x, shapes, device)
 
@@ -73,5 +72,5 @@ def triton_kernels(on: torch.device, tuning: Tuning | None = None) -> Kernels:
         experts_up=experts_up,
         experts_down=experts_down,
         unembed=unembed,
-        packed_tokens=EXPERT_GEMV_TOKENS,
+        packed_tokens=few_tokens,
     )

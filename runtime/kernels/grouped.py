@@ -14,9 +14,10 @@ import triton.language as tl
 from runtime.kernels.base import Mxfp4, Shapes
 from runtime.kernels.launch import Device, wait_and_release
 from runtime.kernels.moe import swiglu
-from runtime.kernels.mxfp4 import decode_tile
+from runtime.kernels.mxfp4 import after_tiles, decode_tile, from_pair
 
 LOCAL_PAIRS = 512
+ORDER_CHUNK = 2048
 
 
 @triton.jit
@@ -50,7 +51,7 @@ def _rows_product(
         s = tl.load(bytes_ + group[None, :], mask=real & (group < WIDTH // 32)[None, :], other=0)
         matrix = decode_tile(w, s, COLUMNS, STEP // 8, PAIRS, tile.dtype)
         total = tl.dot(tile, tl.trans(matrix), total, input_precision=PRECISION)
-    return total
+    return total * after_tiles(PAIRS)
 
 
 @triton.jit
@@ -82,6 +83,9 @@ def _grouped_kernel(
 ):
     wait_and_release(DEPENDENT)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    if ACTIVATE:
+        # Gates and ups in the order in which the activated tokens are stored, so that neighbours are stored together.
+        column = 2 * from_pair(column // 2) + column % 2
     slot = tl.arange(0, TOKENS)
     if ALL > 0:
         expert = tl.program_id(1)
@@ -154,11 +158,32 @@ def _combine_kernel(
     tl.store(out + token * WIDTH + k, total.to(out.dtype.element_ty), mask=inside)
 
 
-def sort_pairs(ids: torch.Tensor, experts: int) -> tuple[torch.Tensor, torch.Tensor]:
+@triton.jit
+def _order_kernel(ids, order, starts, pairs, CHUNK: tl.constexpr, DEPENDENT: tl.constexpr):
+    """One program an expert: count the pairs of lower experts, then list its own where those end."""
+    expert = tl.program_id(0)
+    wait_and_release(DEPENDENT)
+    lower = tl.zeros((CHUNK,), tl.int32)
+    for first in tl.range(0, pairs, CHUNK):
+        j = first + tl.arange(0, CHUNK)
+        lower += (tl.load(ids + j, mask=j < pairs, other=expert) < expert).to(tl.int32)
+    at = tl.sum(lower, axis=0)
+    tl.store(starts + expert, at)
+    for first in tl.range(0, pairs, CHUNK):
+        j = first + tl.arange(0, CHUNK)
+        mine = (tl.load(ids + j, mask=j < pairs, other=-1) == expert).to(tl.int32)
+        tl.store(order + at + tl.cumsum(mine, axis=0) - 1, j, mask=mine == 1)
+        at += tl.sum(mine, axis=0)
+    if expert == tl.num_programs(0) - 1:
+        tl.store(starts + expert + 1, at)
+
+
+def sort_pairs(ids: torch.Tensor, experts: int, device: Device) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the pairs in the order of their experts, int32 [T K], and where each expert's begin, int32 [E + 1]."""
-    sorted_ids, order = torch.sort(ids.flatten(), stable=True)
-    bounds = torch.arange(experts + 1, dtype=ids.dtype, device=ids.device)
-    return order.int(), torch.searchsorted(sorted_ids, bounds, out_int32=True)
+    order = torch.empty(ids.numel(), dtype=torch.int32, device=ids.device)
+    starts = torch.empty(experts + 1, dtype=torch.int32, device=ids.device)
+    _order_kernel[(experts,)](ids, order, starts, ids.numel(), ORDER_CHUNK, **device.options(8))
+    return order, starts
 
 
 def _product(
@@ -179,14 +204,14 @@ def _product(
     width = x.shape[-1]
     if pairs <= LOCAL_PAIRS:
         order = starts = ids
-        block_tokens, columns, warps, stages = 16, 64, 4, 4
+        block_tokens, columns, step, warps, stages, registers = device.tuning.batch_tile
         # An expert can have at most one pair a token.
         grid = (triton.cdiv(rows, columns), experts, triton.cdiv(ids.shape[0], block_tokens))
         every = triton.next_power_of_2(pairs)
-        step = 128
     else:
-        order, starts = sort_pairs(ids, experts)
-        block_tokens, columns, warps, stages, step = 128, 128, 8, 3, 64
+        order, starts = sort_pairs(ids, experts, device)
+        tile = device.tuning.prompt_tile if pairs > 64 * experts else device.tuning.chunk_tile
+        block_tokens, columns, step, warps, stages, registers = tile
         grid = (triton.cdiv(rows, columns), triton.cdiv(pairs, block_tokens) + experts - 1, 1)
         every = 0
     _grouped_kernel[grid](
@@ -213,14 +238,14 @@ def _product(
         activate,
         device.packed_decode and x.dtype == torch.bfloat16,
         "ieee" if x.dtype == torch.float32 else "tf32",
-        **device.options(warps, stages=stages),
+        **device.options(warps, stages=stages, registers=registers),
     )
 
 
 def experts_up(
     normalised: torch.Tensor, ids: torch.Tensor, weight: Mxfp4, bias: torch.Tensor, shapes: Shapes, device: Device
 ) -> torch.Tensor:
-    """Normalised [T, H] -> activated [T, K, I], both in natural order."""
+    """Normalised [T, H] -> activated [T, K, I], both in paired order."""
     out = torch.empty(*ids.shape, shapes.intermediate, dtype=normalised.dtype, device=normalised.device)
     _product(normalised, ids, weight, bias, out, shapes, device, shared=ids.shape[1], activate=True)
     return out
@@ -236,7 +261,7 @@ def experts_down(
     shapes: Shapes,
     device: Device,
 ) -> torch.Tensor:
-    """Activated [T, K, I] -> x + the weighted sum over the chosen experts, [T, H]."""
+    """Activated [T, K, I], in paired order -> x + the weighted sum over the chosen experts, [T, H]."""
     tokens, top = ids.shape
     y = torch.empty(tokens, top, shapes.hidden, dtype=x.dtype, device=x.device)
     _product(activated, ids, weight, bias, y, shapes, device, shared=1, activate=False)

@@ -3,7 +3,7 @@
 On Hopper and later every kernel is launched as a *programmatic dependent* of the one before it: its blocks start while the
 predecessor drains, fetch their weights into registers, and only then wait. Two rules make that safe:
 
-1. nothing written by the directly preceding kernel is read, and nothing at all is written, before ``wait``;
+1. before ``wait`` a kernel writes nothing, and reads nothing that its direct predecessor writes;
 2. dependents are released only after ``wait``. So when a kernel runs, everything older than its direct predecessor has
    finished, and may be read before ``wait``.
 """
@@ -22,11 +22,22 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 class Tuning:
     """Sizes that decide speed and nothing else: measured on an H100 by benchmarks/runtime.py, sensible elsewhere."""
 
-    gemv_rows: int = 4  # rows of a bf16 weight that a warp reads
-    up_rows: int = 8  # rows of an expert's first matrix a warp
-    down_rows: int = 4
-    decode_splits: int = 16  # parts of a long context that are attended to in parallel, at batch 1
-    decode_keys: int = 64  # keys a step of decode attention
+    route: tuple[int, int] = (1, 4)  # rows of the router a block, warps
+    gemv: tuple[int, int] = (4, 255)  # rows of a bf16 weight a block, registers a thread at most
+    wide_gemv: tuple[int, int] = (2, 96)  # the same for rows of more than three tiles
+    up: tuple[int, int] = (4, 72)  # rows of an expert's first matrix a warp, registers
+    down: tuple[int, int] = (2, 168)
+    gemv_tokens: int = 1  # tokens up to which dense products are gemvs
+    pair_tokens: int = 8  # tokens up to which expert products are gemvs
+    decode: tuple[int, int, int] = (128, 8, 4)  # keys a step of decode attention, warps for one step and for more
+    decode_splits: int = 32  # parts of a context at most
+    decode_waves: int = 2  # blocks a processor that splitting aims at
+    prompt: tuple[int, int, int] = (128, 4, 128)  # keys a step of prompt attention, warps, query rows a block
+    tiled: tuple[int, int, int, int] = (32, 128, 4, 5)  # rows, step, warps, stages of dense products of some tokens
+    # Experts over tensor cores, for few, some and many pairs an expert: tokens, columns, step, warps, stages, registers.
+    batch_tile: tuple[int, int, int, int, int, int] = (16, 128, 128, 4, 3, 128)
+    chunk_tile: tuple[int, int, int, int, int, int] = (64, 128, 64, 4, 3, 128)
+    prompt_tile: tuple[int, int, int, int, int, int] = (128, 128, 64, 8, 4, 128)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +54,11 @@ class Device:
     counters: torch.Tensor  # int32 zeros
     tuning: Tuning
 
-    def options(self, warps: int, stages: int = 1) -> dict[str, int | bool]:
+    def options(self, warps: int, stages: int = 1, registers: int = 255) -> dict[str, int | bool]:
         """Return the keyword arguments of a launch."""
         options: dict[str, int | bool] = {"num_warps": warps, "num_stages": stages, "DEPENDENT": self.dependent_launch}
+        if registers < 255:
+            options["maxnreg"] = registers
         if self.dependent_launch:
             options["launch_pdl"] = True
         return options

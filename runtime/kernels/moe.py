@@ -11,10 +11,19 @@ import triton
 import triton.language as tl
 
 from runtime.kernels.base import Mxfp4, Shapes
-from runtime.kernels.dense import TILE, load_gain, load_tiles, multiply_tiles
+from runtime.kernels.dense import TILE, linear, load_gain, load_tiles, multiply_tiles, norm
 from runtime.kernels.launch import Device, wait_and_release
-from runtime.kernels.mxfp4 import PACKED_SCALE, after_dots, block_dots, packed_place, scale_value
+from runtime.kernels.mxfp4 import (
+    PACKED_SCALE,
+    after_dots,
+    block_dots,
+    from_pair,
+    packed_place,
+    paired_place,
+    scale_value,
+)
 
+TILED_ROUTE_TOKENS = 64
 WORDS = 128  # columns of a tile: a warp reads 16 bytes a lane, one block of 32 values
 
 
@@ -86,7 +95,7 @@ def _route_kernel(
         place = packed_place(k, WIDTH)
         value = value * PACKED_SCALE
     else:
-        place = k
+        place = paired_place(k)
     tl.store(normalised + token.to(tl.int64) * WIDTH + place, value.to(normalised.dtype.element_ty), mask=k < WIDTH)
     # The last program of the token chooses.
     tl.debug_barrier()
@@ -110,14 +119,16 @@ def route(
     *,
     packed: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Normalise, score and choose: normalised [T, H] (packed order if asked), ids int32 [T, K], weights fp32 [T, K].
+    """Normalise, score and choose: normalised [T, H] (packed or paired), ids int32 [T, K], weights fp32 [T, K].
 
     Scores come from the unrounded normalised token, the reference's from the rounded one: ids may differ where two scores
     are closer than that rounding.
     """
     tokens, width = x.shape
+    if tokens > TILED_ROUTE_TOKENS:
+        return _route_many(x, gain, weight, bias, shapes, device)
     experts, top = shapes.experts, shapes.experts_per_token
-    rows = 2 if tokens <= 16 else 8
+    rows, warps = device.tuning.route if tokens <= 16 else (8, 4)
     parts = triton.cdiv(experts, rows)
     kind = packed_dtype(x.dtype) if packed else x.dtype
     normalised = torch.empty(tokens, width, dtype=kind, device=x.device)
@@ -145,9 +156,58 @@ def route(
         parts,
         triton.next_power_of_2(triton.cdiv(width, parts)),
         packed,
-        **device.options(4),
+        **device.options(warps),
     )
     return normalised, ids, weights
+
+
+@triton.jit
+def _pair_kernel(x, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr):
+    wait_and_release(DEPENDENT)
+    k = tl.arange(0, BLOCK)
+    row = tl.program_id(0).to(tl.int64) * WIDTH
+    tl.store(out + row + k, tl.load(x + row + from_pair(k), mask=k < WIDTH, other=0.0), mask=k < WIDTH)
+
+
+@triton.jit
+def _choose_kernel(
+    scores,
+    ids,
+    weights,
+    EXPERTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TOP: tl.constexpr,
+    SLOTS: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    wait_and_release(DEPENDENT)
+    token = tl.program_id(0).to(tl.int64)
+    e = tl.arange(0, BLOCK)
+    chosen, share = choose(
+        tl.load(scores + token * EXPERTS + e, mask=e < EXPERTS, other=float("-inf")), e, TOP, SLOTS, EXPERTS
+    )
+    slot = tl.arange(0, SLOTS)
+    tl.store(ids + token * TOP + slot, chosen, mask=slot < TOP)
+    tl.store(weights + token * TOP + slot, share, mask=slot < TOP)
+
+
+def _route_many(
+    x: torch.Tensor, gain: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, shapes: Shapes, device: Device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``route`` for a prompt: each step over all tokens, the scores on tensor cores."""
+    tokens, width = x.shape
+    experts, top = shapes.experts, shapes.experts_per_token
+    normalised = norm(x, gain, shapes.norm_eps, device)
+    scores = linear(normalised, weight, device, bias=bias, dtype=torch.float32)
+    ids = torch.empty(tokens, top, dtype=torch.int32, device=x.device)
+    weights = torch.empty(tokens, top, dtype=torch.float32, device=x.device)
+    slots = triton.next_power_of_2(top)
+    _choose_kernel[(tokens,)](
+        scores, ids, weights, experts, triton.next_power_of_2(experts), top, slots, **device.options(1)
+    )
+    paired = torch.empty_like(x)
+    _pair_kernel[(tokens,)](normalised, paired, width, triton.next_power_of_2(width), **device.options(4))
+    return paired, ids, weights
 
 
 def packed_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -195,7 +255,12 @@ def load_rows(row, blocks, scales, WIDTH: tl.constexpr, TILE: tl.constexpr):
     for start in tl.static_range(0, WIDTH // 8, TILE):
         word = start + tl.arange(0, TILE)
         group = start // 4 + tl.arange(0, TILE // 4)
-        w = tl.load(words + row[:, None] * (WIDTH // 8) + word[None, :], mask=(word < WIDTH // 8)[None, :], other=0)
+        w = tl.load(
+            words + row[:, None] * (WIDTH // 8) + word[None, :],
+            mask=(word < WIDTH // 8)[None, :],
+            other=0,
+            eviction_policy="evict_first",
+        )
         s = tl.load(
             scales + row[:, None] * (WIDTH // 32) + group[None, :], mask=(group < WIDTH // 32)[None, :], other=0
         )
@@ -228,7 +293,7 @@ def experts_up(
 ) -> torch.Tensor:
     """Packed normalised [T, H] -> packed activated [T, K, I]."""
     tokens, top = ids.shape
-    rows = device.tuning.up_rows
+    rows, registers = device.tuning.up
     out = torch.empty(tokens, top, shapes.intermediate, dtype=normalised.dtype, device=normalised.device)
     _up_kernel[(2 * shapes.intermediate // rows, tokens * top)](
         normalised,
@@ -245,7 +310,7 @@ def experts_up(
         rows,
         WORDS,
         device.packed_decode and normalised.dtype == torch.float16,
-        **device.options(1),
+        **device.options(1, registers=registers),
     )
     return out
 
@@ -301,7 +366,7 @@ def experts_down(
 ) -> torch.Tensor:
     """Packed activated [T, K, I] -> x + the weighted sum over the chosen experts, [T, H]."""
     tokens, top = ids.shape
-    rows = device.tuning.down_rows
+    rows, registers = device.tuning.down
     out = torch.empty_like(x)
     _down_kernel[(shapes.hidden // rows, tokens)](
         activated,
@@ -318,6 +383,6 @@ def experts_down(
         rows,
         WORDS,
         device.packed_decode and activated.dtype == torch.float16,
-        **device.options(1),
+        **device.options(1, registers=registers),
     )
     return out

@@ -51,7 +51,7 @@ def forward(model: Transformer, inputs: StepInputs, caches: Sequence[LayerCache]
     captured in a CUDA graph and replayed on other inputs of the same shape.
     """
     run, shapes, weights = model.kernels, model.shapes, model.weights
-    x = weights.embedding[inputs.token_ids]
+    x = weights.embedding.index_select(0, inputs.token_ids)
     for number, (layer, cache) in enumerate(zip(weights.layers, caches, strict=True)):
         window = model.config.layer_window(number)
         qkv = run.norm_qkv(x, layer.attention_gain, layer.qkv_weight, layer.qkv_bias, shapes)
@@ -60,4 +60,4 @@ def forward(model: Transformer, inputs: StepInputs, caches: Sequence[LayerCache]
         normalised, ids, shares = run.route(x, layer.mlp_gain, layer.router_weight, layer.router_bias, shapes)
         activated = run.experts_up(normalised, ids, layer.up, layer.up_bias, shapes)
         x = run.experts_down(activated, ids, shares, layer.down, layer.down_bias, x, shapes)
-    return run.unembed(x[inputs.sample_rows], weights.final_gain, weights.unembedding, shapes)
+    return run.unembed(x.index_select(0, inputs.sample_rows), weights.final_gain, weights.unembedding, shapes)
