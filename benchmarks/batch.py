@@ -68,18 +68,19 @@ def start(folder: Path, out: Path, jobs: int, sandbox: str) -> subprocess.Popen[
     flags = ["--jobs", str(jobs), "--wire", "scripted", "--script", str(folder / "script.json")]
     place = ["--image", "host"] if sandbox == "docker" else ["--sandbox", "none", "--i-know-this-runs-on-my-machine"]
     env = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(folder)}
-    return subprocess.Popen([*command, *flags, *place], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with (folder / "said.txt").open("ab") as said:
+        return subprocess.Popen([*command, *flags, *place], env=env, stdout=subprocess.DEVNULL, stderr=said)
 
 
 def tree(pid: int) -> list[int]:
     """A process and all below it."""
     found = [pid]
     for each in found:
-        for path in Path(f"/proc/{each}/task").glob("*/children"):
-            try:
-                found += [int(child) for child in path.read_text().split()]
-            except OSError:  # it ended meanwhile
-                continue
+        try:
+            texts = [path.read_text() for path in Path(f"/proc/{each}/task").glob("*/children")]
+        except OSError:  # it ended meanwhile
+            continue
+        found += [int(child) for text in texts for child in text.split()]
     return found
 
 
@@ -119,7 +120,7 @@ def undisturbed(folder: Path, jobs: int, sandbox: str) -> dict[str, float]:
     wall_s = time.monotonic() - began
     after = os.times()
     found = records(folder / "plain")
-    assert code == 0, code
+    assert code == 0, (folder / "said.txt").read_text()[-2000:]
     assert all(record["outcome"] == "passed" for record in found)
     cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
     return {

@@ -1,4 +1,4 @@
-"""`agent tasks run`: many tasks, from the command line to their results."""
+"""`agent tasks run` and `agent tasks grade`: many tasks, from the command line to their results."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from agent.cli.signals import Interrupts
 from agent.config import RunConfig
 from agent.errors import UsageError
 from agent.events import EXIT_CODES, Outcome
+from agent.lines import clean
 from agent.view import write
 
 if TYPE_CHECKING:
@@ -29,11 +30,12 @@ HELD = (
     "model", "effort", "temperature", "top_p", "seed", "context_tokens", "tools", "python", "image", "network", "checks",
     "max_turns", "max_tokens", "max_answer_tokens", "timeout_s", "command_timeout_s", "check_timeout_s", "max_output_bytes",
 )  # fmt: skip
+GRADING = ("check_timeout_s", "sandbox", "image", "network", "memory_bytes", "pids", "cpus", "disk_bytes")
 
 
 @click.group()
 def tasks() -> None:
-    """Run many tasks."""
+    """Run many tasks, and grade what came out."""
 
 
 @tasks.command()
@@ -72,10 +74,7 @@ def run(
 
     flags = {key: value for key, value in flags.items() if value is not None and value != ()}
     base = configured(flags, None).config
-    if base.sandbox == "none" and not acknowledged:
-        raise UsageError(
-            f"--sandbox none lets the model's commands run on this machine. If you want that, add {ACKNOWLEDGEMENT}."
-        )
+    _acknowledge(base, acknowledged)
     plan = Plan(jobs, attempts, _ladder(effort_ladder), again=_kinds(again))
     found = read_tasks(paths, pattern, repositories)
     with Results(out) as results:
@@ -98,6 +97,72 @@ def run(
             f"{batch.unfinished} tasks are left: {governor.stopped}. The same command goes on from here.", err=True
         )
         return _exit_code(governor.stopped)
+
+
+@tasks.command()
+@click.argument("results", type=click.Path(path_type=Path, exists=True))
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=click.Path(path_type=Path, exists=True))
+@click.option("--jobs", "-j", type=click.IntRange(1, 256), default=1, show_default=True, metavar="N", help="Tasks that are graded side by side.")  # fmt: skip
+@click.option("--filter", "pattern", metavar="RE", help="Only tasks whose name fits.")
+@click.option("--repositories", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR", help="Clones for rows that say owner/name.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="Where reports go (grades, in or beside RESULTS).")  # fmt: skip
+@click.option(ACKNOWLEDGEMENT, "acknowledged", is_flag=True, help="Needed for --sandbox none.")
+@config_options(*GRADING)
+def grade(
+    results: Path, paths: tuple[Path, ...], jobs: int, pattern: str | None, repositories: Path | None, out: Path | None,
+    acknowledged: bool, **flags: object,
+) -> int:  # fmt: skip
+    """Grade patches in fresh sandboxes that have nothing of the agent's but the patch.
+
+    RESULTS is the folder of `agent tasks run`, or a file of predictions in SWE-bench's form; PATH the tasks, as there. Rows
+    in SWE-bench's shape are graded by pytest ids; others are for the swebench package, which reads the same predictions.
+    DIR/report.json has the shape of that package's report, DIR/NAME/ a task's own and its output. Exit code 0: all graded;
+    1: some could not be.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    from agent.batch import grade as grading
+    from agent.batch.read import read_tasks
+    from agent.saver import write_whole
+
+    _acknowledge(configured(flags, None).config, acknowledged)
+    found = read_tasks(paths, pattern, repositories)
+    patches = grading.read_patches(results)
+    folder = (out or (results if results.is_dir() else results.parent) / "grades").absolute()
+    wanted = [task for task in found if task.name in patches]
+
+    def one(task: Task) -> grading.Grade:
+        config = configured({**task.settings, **flags}, None).config
+        return grading.grade(task, patches[task.name], config, folder / task.name)
+
+    grades = {}
+    with ThreadPoolExecutor(jobs) as pool:
+        for result in pool.map(one, wanted):
+            grades[result.task] = result
+            told = (
+                "resolved"
+                if result.resolved
+                else "empty"
+                if result.empty
+                else "error"
+                if result.error
+                else "unresolved"
+            )
+            click.echo(f"{told:<10} {result.task}" + (f"  {clean(result.error)}" if result.error else ""))
+    report = grading.summary(found, grades)
+    write_whole(folder / grading.REPORT_NAME, json.dumps(report, indent=1).encode())
+    click.echo(
+        f"{report['resolved_instances']} of {report['total_instances']} resolved; {folder / grading.REPORT_NAME}",
+        err=True,
+    )
+    return 1 if report["error_instances"] else 0
+
+
+def _acknowledge(config: RunConfig, acknowledged: bool) -> None:
+    if config.sandbox == "none" and not acknowledged:
+        raise UsageError(
+            f"--sandbox none lets the model's commands run on this machine. If you want that, add {ACKNOWLEDGEMENT}."
+        )
 
 
 def _configure(flags: Mapping[str, Any]) -> Callable[[Task, Path], RunConfig]:

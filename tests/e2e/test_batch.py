@@ -17,7 +17,7 @@ import pytest
 from agent.batch.results import RESULTS_NAME
 from agent.log import LOG_NAME, read
 from agent.runs import is_running
-from tests.e2e.conftest import PLAIN, Place
+from tests.e2e.conftest import PLAIN, ROOT, Place
 
 PATCH = "*** Begin Patch\n*** Update File: calc.py\n@@\n-    return n + 2\n+    return n * 2\n*** End Patch\n"
 CHECK = "python3 -c 'import calc; assert calc.double(3) == 6'"
@@ -199,3 +199,20 @@ def test_flags_that_cannot_be_used(place: Place, tmp_path: Path, flags: tuple[st
     done = place.agent("tasks", "run", str(path), "--out", str(tmp_path / "out"), *flags)
     assert done.returncode == 2
     assert said in done.stderr
+
+
+def test_what_a_batch_made_is_graded_on_the_patch_alone(place: Place, tmp_path: Path) -> None:
+    tasks, out = ROOT / "tasks", tmp_path / "out"
+    script = ("--wire", "scripted", "--script", str(tasks / "slugify" / "script.json"))
+    done = place.agent("tasks", "run", str(tasks), "--filter", "slugify|rotate", "--out", str(out), *script, *PLAIN)
+    assert done.returncode == 0, done.stderr
+    graded = place.agent("tasks", "grade", str(out), str(tasks), "-j", "2", *PLAIN)
+    assert graded.returncode == 0, graded.stderr
+    assert graded.stdout.splitlines() == ["empty      rotate", "resolved   slugify"]
+    assert "1 of 10 resolved" in graded.stderr
+    report = json.loads((out / "grades/report.json").read_text())
+    assert (report["resolved_ids"], report["empty_patch_ids"]) == (["slugify"], ["rotate"])
+    assert report["total_instances"] == 10
+    assert json.loads((out / "grades/slugify/report.json").read_text())["slugify"]["resolved"] is True
+    refused = place.agent("tasks", "grade", str(out), str(tasks), "--sandbox", "none")
+    assert refused.returncode == 2
