@@ -14,7 +14,7 @@ Four dialects. What each server takes and gives was read from its source:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -22,7 +22,7 @@ from agent.errors import ContextOverflow, ModelUnfit
 from agent.events import Retried
 from agent.model.base import Chunk, SamplingParams
 from agent.model.client import Client, persist
-from agent.model.faults import cut, error_event
+from agent.model.faults import Transient, cut, error_event
 from agent.model.stream import count, decoded, mapping, sequence, string, token_ids
 
 _TOKEN_ID = "token_id:"  # noqa: S105  how vLLM writes a token as its id
@@ -69,6 +69,7 @@ class CompletionsSource:
         self._dialect = dialect
         self._spelling = spelling
         self._context_tokens = context_tokens
+        self._sends_limit = True  # until the server counts an answer's limit as part of the prompt
 
     @property
     def name(self) -> str:
@@ -89,19 +90,14 @@ class CompletionsSource:
         self._client.close()
 
     def _attempt(self, prompt: Sequence[int], params: SamplingParams, stop: Sequence[int]) -> Iterator[Chunk]:
-        path, body = request(self._dialect, self._client.endpoint.model, prompt, params, stop)
+        most = None if self._sends_limit else params.max_tokens
         read = reader(self._dialect, self._spelling)
         last: tuple[int, ...] = ()
         stopped = False
         prompt_tokens: int | None = None
         cached_tokens: int | None = None
         finish: str | None = None
-        for event in self._client.post(path, body, params.timeout_s):
-            if event.data.strip() == "[DONE]":
-                break
-            document = decoded(event)
-            if document.get("error"):
-                raise error_event(document["error"], wall_s=self._client.clock.wall())
+        for document in self._documents(prompt, params, stop):
             piece = read(document)
             prompt_tokens = piece.prompt_tokens if piece.prompt_tokens is not None else prompt_tokens
             cached_tokens = piece.cached_tokens if piece.cached_tokens is not None else cached_tokens
@@ -118,6 +114,9 @@ class CompletionsSource:
             if ids:
                 last = ids[-1:]
                 yield Chunk(ids[:end])
+            if most is not None and not stopped and (most := most - len(ids)) <= 0:
+                finish = "length"
+                break
         if finish is None:
             raise cut("the stream ended without a finish reason")
         if finish not in {"stop", "length"}:
@@ -127,6 +126,27 @@ class CompletionsSource:
                 f"the server read only {prompt_tokens} of the prompt's {len(prompt)} tokens: its window is smaller than it says"
             )
         yield Chunk((), finish, prompt_tokens if prompt_tokens is not None else len(prompt), cached_tokens)
+
+    def _documents(
+        self, prompt: Sequence[int], params: SamplingParams, stop: Sequence[int]
+    ) -> Iterator[Mapping[str, Any]]:
+        """Ask, and give what comes back. The answer's limit is left to us where it is what does not fit the window."""
+        limited = self._sends_limit and params.max_tokens is not None
+        asked = params if limited else replace(params, max_tokens=None)
+        path, body = request(self._dialect, self._client.endpoint.model, prompt, asked, stop)
+        try:
+            for event in self._client.post(path, body, params.timeout_s):
+                if event.data.strip() == "[DONE]":
+                    return
+                document = decoded(event)
+                if document.get("error"):
+                    raise error_event(document["error"], wall_s=self._client.clock.wall())
+                yield document
+        except ContextOverflow as error:
+            if not limited:
+                raise
+            self._sends_limit = False
+            raise Transient(f"{error}; asking without max_tokens", retry_after_s=0.0) from error
 
 
 def request(

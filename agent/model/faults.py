@@ -35,6 +35,8 @@ _OVERFLOW = re.compile(
     r"|maximum context length|maximum model length|max_model_len|longer than the (maximum )?(model|context)"
     r"|exceeds? the (available |model'?s? |maximum )*context|context (size|length|window)[^.]{0,40}(exceed|overflow|too small)"
     r"|(input|prompt)[^.]{0,60}(exceeds|longer than|greater than|too long)[^.]{0,60}(context|tokens|length|limit)"
+    r"|(input|prompt|tokens)[^.]{0,60}exceed(s|ed)[^.]{0,20}(maximum allowed|max_prompt_len|model limit)|n_keep[^.]{0,40}n_ctx"
+    r"|reduce (the |your )?(length of the |length of your )?(prompt|messages|input)|max_tokens must be at least 1, got -"
     r"|context length (is|of) only \d+|too many tokens|prompt is too long|`inputs` tokens \+ `max_new_tokens` must be",
     re.IGNORECASE,
 )

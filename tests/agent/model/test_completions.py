@@ -15,7 +15,7 @@ from agent.harmony.tokens import CALL, CHANNEL, RETURN
 from agent.model.base import Chunk, SamplingParams
 from agent.model.client import Client, Clock, Endpoint
 from agent.model.completions import CompletionsSource, Dialect, Spelling, reader, request, text_ids
-from tests.servers import Pause, Reply, event, head, serving, stream
+from tests.servers import Pause, Reply, Request, document, event, head, serving, stream
 
 CONTROLS = {"<|channel|>": CHANNEL, "<|call|>": CALL, "<|return|>": RETURN}
 LETTERS = Spelling(lambda text: [ord(c) for c in text], CONTROLS.get)  # a vocabulary of characters
@@ -118,6 +118,39 @@ def test_text_without_the_ids_asked_for_is_unfit() -> None:
 def test_an_aborted_answer_is_not_whole(finish: str) -> None:
     with pytest.raises(EndpointUnreachable, match=finish):
         run(Dialect.IDS, stream([vllm([7], finish)]))
+
+
+def test_an_overflow_by_the_answers_limit_is_cured_by_leaving_it_out() -> None:
+    """A gateway tells no window, and vLLM behind it adds the limit to the prompt. What is asked for is kept all the same."""
+    said = "This model's maximum context length is 4096 tokens. However, you requested 4999 tokens (999 in the prompt)."
+
+    def answer(request: Request) -> Reply:
+        if request.body["max_tokens"] is not None:
+            return document({"error": {"message": said}}, 400)
+        return stream([*(vllm([n, n]) for n in range(50)), vllm([], "stop")])
+
+    with serving(answer) as server:
+        source = CompletionsSource(
+            Client(Endpoint(server.url, "m"), Clock(sleep=lambda _: None)), Dialect.IDS, LETTERS, None
+        )
+        for _ in range(2):
+            chunks = [c for c in source.generate(PROMPT, SamplingParams(max_tokens=10), STOP) if isinstance(c, Chunk)]
+            assert (len(ids(chunks)), chunks[-1].finish) == (10, "length")
+        source.close()
+    assert [body["max_tokens"] for body in server.posts()] == [10, None, None]
+
+
+def test_a_real_overflow_stays_one() -> None:
+    with serving([document({"error": {"message": "prompt is too long"}}, 400)]) as server:
+        client = Client(Endpoint(server.url, "m"), Clock(sleep=lambda _: None))
+        with pytest.raises(ContextOverflow):
+            list(
+                CompletionsSource(client, Dialect.IDS, LETTERS, None).generate(
+                    PROMPT, SamplingParams(max_tokens=9), STOP
+                )
+            )
+        client.close()
+    assert len(server.requests) == 2
 
 
 def test_a_silent_cut_of_the_prompt_is_an_overflow() -> None:

@@ -97,6 +97,39 @@ OVERFLOWS = {
 }
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Cannot truncate prompt with n_keep (5000) >= n_ctx (4096)",
+        "Please reduce the length of the messages or completion.",
+        "Input length 5000 exceeds maximum allowed token size 4096",
+        "number of input tokens (5000) has exceeded max_prompt_len (4096) limit",
+        "The total number of tokens exceeds the model limit",
+        "max_tokens must be at least 1, got -900.",
+        "The decoder prompt (length 5000) is longer than the maximum model length of 4096.",
+        "Prompt length 5000 exceeds maximum input length 4096",
+        "prompt is too long: 205000 tokens > 200000 maximum",
+        "Your input exceeds the context window of this model. Please adjust your input and try again.",
+    ],
+)
+def test_the_window_in_other_words(said: str) -> None:
+    assert isinstance(refusal(400, {}, json.dumps({"error": {"message": said}}), wall_s=0.0), ContextOverflow)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "tool name too long",
+        "Unknown parameter: 'context_window'",
+        "input[3].content: at most 10 items, which it exceeds",
+        "max_tokens must be at least 1, got 0.",
+        "The prompt parameter is not supported; limit your tokens",
+    ],
+)
+def test_what_is_not_about_the_window(said: str) -> None:
+    assert isinstance(refusal(400, {}, json.dumps({"error": {"message": said}}), wall_s=0.0), EndpointRefused)
+
+
 @pytest.mark.parametrize("server", OVERFLOWS)
 def test_every_servers_way_of_saying_that_the_prompt_is_too_long(server: str) -> None:
     status, body = OVERFLOWS[server]
