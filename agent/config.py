@@ -298,6 +298,11 @@ def user_file(environ: Mapping[str, str] | None = None) -> Path:
     )
 
 
+def history_file(environ: Mapping[str, str] | None = None) -> Path:
+    """Where `agent chat` remembers what was typed."""
+    return base_dir(os.environ if environ is None else environ, "XDG_STATE_HOME", ".local/state") / "chat-history"
+
+
 @contextmanager
 def exported(variable: str, value: str) -> Iterator[None]:
     """Set an environment variable while a library loads that can be told in no other way; then put it back."""

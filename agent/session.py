@@ -118,7 +118,9 @@ def fix(
         started = _started(config, run, task, mode, snapshot)
         session = _Session(config, log, show, snapshot, model)
         return session.go(
-            fold([started]), lambda: open_sandbox(_options(config, run, say), snapshot), lambda: session.keep(started)
+            fold([started]),
+            lambda: open_sandbox(sandbox_options(config, run, say), snapshot),
+            lambda: session.keep(started),
         )
 
 
@@ -137,7 +139,7 @@ def resume(folder: Path, show: Show, say: Say = lambda _: None, *, through: Thro
             raise UsageError(f"the run {state.run} has ended ({state.ended.outcome}): there is nothing to go on with")
         config = restore(state.config)
         snapshot = snapshots.load(folder)
-        options = _options(config, state.run, say)
+        options = sandbox_options(config, state.run, say)
         session = _Session(config, log, show, snapshot, _begin(lambda: through(_open_model(config, say))))
         found = attach(options, snapshot)
         if found is not None:
@@ -294,7 +296,8 @@ def _read(repository: Path, name: str, most_bytes: int) -> str:
         return file.read(most_bytes).decode("utf-8", "replace")
 
 
-def _options(config: RunConfig, run: str, say: Say) -> SandboxOptions:
+def sandbox_options(config: RunConfig, run: str, say: Say) -> SandboxOptions:
+    """Return what a configuration says of the sandbox of a run; ``say`` is told what it found where that was left open."""
     limits = docker.Limits(
         config.memory_bytes,
         config.disk_bytes,

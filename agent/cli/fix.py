@@ -16,6 +16,7 @@ from agent.cli.options import (
     Command,
     config_options,
     configured,
+    configured_run,
     find_repository,
     may_ask,
     read_text,
@@ -86,7 +87,7 @@ def fix(
     deliver = "apply" if to_checkout else "patch" if output else None
     with _Screen(as_json) as screen:
         repository = find_repository(repo or Path.cwd())
-        config = _configure({**flags, "deliver": deliver}, repository, acknowledged)
+        config = configured_run({**flags, "deliver": deliver}, repository, acknowledged)
         task = read_text(text)
         with screen.view:
             ended = _run("fix", config, task, repository, screen)
@@ -110,7 +111,7 @@ def ask(text: str, repo: Path | None, as_json: bool, acknowledged: bool, **flags
     """
     with _Screen(as_json, answer_only=True) as screen:
         repository = find_repository(repo or Path.cwd())
-        config = _configure(flags, repository, acknowledged)
+        config = configured_run(flags, repository, acknowledged)
         task = read_text(text)
         with screen.view:
             ended = _run("ask", config, task, repository, screen)
@@ -139,16 +140,6 @@ def resume(run: str, as_json: bool, runs_dir: Path | None) -> int:
             ended = go_on(folder, screen, screen.view.say)
         screen.finish(ended)
     return EXIT_CODES[ended.outcome]
-
-
-def _configure(flags: Mapping[str, object], repository: Path, acknowledged: bool) -> RunConfig:
-    config = configured(flags, repository).config
-    if config.sandbox == "none" and not acknowledged:
-        raise UsageError(
-            "--sandbox none lets the model's commands run on this machine, as you, with your files and your network. "
-            f"If that is what you want, add {ACKNOWLEDGEMENT}."
-        )
-    return config
 
 
 def _run(mode: str, config: RunConfig, task: str, repository: Path, screen: _Screen) -> RunEnded:

@@ -16,6 +16,8 @@ from agent.cli.exits import EXPECTED, INTERRUPTED, PIPE_CLOSED, exit_code
 COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "fix": ("agent.cli.fix", "fix", "Mend what a text describes, in a sandbox; get a branch with one commit."),
     "ask": ("agent.cli.fix", "ask", "Answer a question about the repository; change nothing."),
+    "chat": ("agent.cli.chat", "chat", "Talk with a model in the terminal; it may use tools."),
+    "generate": ("agent.cli.chat", "generate", "Continue a text; no chat, no tools."),
     "resume": ("agent.cli.fix", "resume", "Go on with a run that was killed or interrupted."),
     "runs": ("agent.cli.runs", "runs", "List the runs, newest first."),
     "show": ("agent.cli.runs", "show", "Show what happened in a run."),

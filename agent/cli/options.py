@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from agent.config import RULES, Loaded, Rule, load
+from agent.config import RULES, Loaded, Rule, RunConfig, load
 from agent.errors import UsageError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -97,6 +97,17 @@ def configured(flags: Mapping[str, object], repository: Path | None) -> Loaded:
     """Merge the given flags with all other sources. Raises ConfigError."""
     given = {key: value for key, value in flags.items() if value is not None and value != ()}
     return load(given, repository, names={key: FLAGS[key][0].partition("/")[0] for key in given if key in FLAGS})
+
+
+def configured_run(flags: Mapping[str, object], repository: Path | None, acknowledged: bool) -> RunConfig:
+    """The configuration of something that runs commands of the model. Raises ConfigError, or UsageError without a sandbox."""
+    config = configured(flags, repository).config
+    if config.sandbox == "none" and not acknowledged:
+        raise UsageError(
+            "--sandbox none lets the model's commands run on this machine, as you, with your files and your network. "
+            f"If that is what you want, add {ACKNOWLEDGEMENT}."
+        )
+    return config
 
 
 def find_repository(start: Path) -> Path:

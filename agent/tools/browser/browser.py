@@ -163,7 +163,8 @@ class BrowserTool:
 
     name: str
     spec: ToolSpec
-    act: Callable[[Mapping[str, Any]], str]
+    browser: Browser
+    act: Callable[[Browser, Mapping[str, Any]], str]
     example: str
     writes: bool = False
 
@@ -172,7 +173,7 @@ class BrowserTool:
         del sandbox
         began_s = time.monotonic()
         try:
-            shown = self.act(arguments(text, self.example))
+            shown = self.act(self.browser, arguments(text, self.example))
         except (CallError, WebError) as error:
             return refuse(str(error))
         return ToolResult(shown, duration_s=time.monotonic() - began_s)
@@ -181,9 +182,9 @@ class BrowserTool:
 def browser_tools(browser: Browser) -> tuple[BrowserTool, ...]:
     """Return the browser's three calls as tools over one history."""
     return (
-        BrowserTool("browser_search", _SEARCH, browser.search, SEARCH_EXAMPLE),
-        BrowserTool("browser_open", _OPEN, browser.open, OPEN_EXAMPLE),
-        BrowserTool("browser_find", _FIND, browser.find, FIND_EXAMPLE),
+        BrowserTool("browser_search", _SEARCH, browser, Browser.search, SEARCH_EXAMPLE),
+        BrowserTool("browser_open", _OPEN, browser, Browser.open, OPEN_EXAMPLE),
+        BrowserTool("browser_find", _FIND, browser, Browser.find, FIND_EXAMPLE),
     )
 
 

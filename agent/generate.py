@@ -1,0 +1,105 @@
+"""Plain completion: a text goes in, its continuation comes out, without roles, tools or a template."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from agent.config import RunConfig
+from agent.conversation import Conversation, Message, Role
+from agent.errors import EndpointUnreachable, UsageError
+from agent.events import MessageAdded, Retried
+from agent.model.base import SamplingParams
+
+Say = Callable[[str], None]
+
+
+def generate(config: RunConfig, text: str, say: Say) -> Iterator[str]:
+    """Yield the continuation of ``text`` in pieces as it is sampled.
+
+    Over an endpoint's raw completions (any model), the engine in this process, or a script. Raises ModelError,
+    EndpointUnreachable among it when an answer breaks off after its first piece; UsageError for a wire that has only messages.
+    """
+    params = SamplingParams(config.temperature, config.top_p, config.max_answer_tokens, config.seed)
+    local = config.wire == "auto" and config.endpoint is None and config.model and Path(config.model).is_dir()
+    if config.wire == "scripted" or (config.wire == "auto" and config.script is not None):
+        return _scripted(config, text, params)
+    if config.wire == "local" or local:
+        return _local(config, text, params)
+    if config.wire in {"auto", "completions"}:
+        return _remote(config, text, params, say)
+    raise UsageError(
+        f"the {config.wire} wire has only messages: plain text is continued over --wire completions or local"
+    )
+
+
+def _scripted(config: RunConfig, text: str, params: SamplingParams) -> Iterator[str]:
+    from agent.model.open import open_model
+
+    model = open_model(config)
+    for event in model.sample(Conversation(messages=(Message(Role.USER, text),)), params):
+        if isinstance(event, MessageAdded) and event.message.is_final:
+            yield event.message.text
+
+
+def _local(config: RunConfig, text: str, params: SamplingParams) -> Iterator[str]:
+    from agent.harmony.codec import open_codec
+    from agent.harmony.tokens import ENDOFTEXT, RETURN
+    from agent.model.local import LocalOptions, open_local
+
+    if not config.model:
+        raise UsageError("the local wire needs a checkpoint: give its folder with --model")
+    codec = open_codec(config.cache_dir)
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    with contextlib.closing(
+        open_local(Path(config.model), LocalOptions(context_tokens=config.context_tokens))
+    ) as source:
+        for chunk in source.generate(codec.encode(text), params, (ENDOFTEXT, RETURN)):
+            if not isinstance(chunk, Retried):
+                yield decoder.decode(b"".join(map(codec.token_bytes, chunk.ids)))
+    yield decoder.decode(b"", final=True)
+
+
+def _remote(config: RunConfig, text: str, params: SamplingParams, say: Say) -> Iterator[str]:
+    from agent.model.client import closing_iterator, persist
+    from agent.model.open import find_endpoint
+
+    client, _ = find_endpoint(config, say)
+    body: dict[str, Any] = {"model": client.endpoint.model, "prompt": text, "stream": True}
+    body |= {"max_tokens": params.max_tokens, "temperature": params.temperature, "top_p": params.top_p}
+    body |= {} if params.seed is None else {"seed": params.seed}
+    given = False
+    with contextlib.closing(client):
+        answer = persist(lambda: _pieces(client.post("/completions", body)), client.endpoint, client.clock)
+        with closing_iterator(answer) as pieces:
+            for piece in pieces:
+                if isinstance(piece, Retried):
+                    if given:
+                        raise EndpointUnreachable(f"the continuation broke off: {piece.reason}")
+                    say(f"asked again: {piece.reason}")
+                else:
+                    given = given or bool(piece)
+                    yield piece
+
+
+def _pieces(events: Iterator[Any]) -> Iterator[str]:
+    """The text of a stream of completions. An answer that ends without saying why was cut off."""
+    from agent.model.faults import cut, error_event
+    from agent.model.stream import decoded
+
+    finished = False
+    for event in events:
+        if event.data.strip() == "[DONE]":
+            break
+        document = decoded(event)
+        if document.get("error"):
+            raise error_event(document["error"], wall_s=0.0)
+        for choice in document.get("choices") or []:
+            finished = finished or choice.get("finish_reason") is not None
+            if isinstance(choice.get("text"), str):
+                yield choice["text"]
+    if not finished:
+        raise cut("the stream ended without a finish reason")
