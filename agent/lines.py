@@ -181,8 +181,10 @@ def model_line(config: object) -> str:
     known = config if isinstance(config, dict) else {}
     if known.get("wire") == "scripted":
         return f"a recorded model plays {one_line(str(known.get('script')))}: nothing is sampled, all else is real"
-    where = known.get("endpoint") or "the first local port that answers"
-    return one_line(f"{known.get('model') or 'the model'} at {where}")
+    name = str(known.get("model") or "the model")
+    if known.get("wire") == "local" or (known.get("endpoint") is None and name.startswith(("/", "./", "../", "~"))):
+        return one_line(f"{name}, on this machine")
+    return one_line(f"{name} at {known.get('endpoint') or 'the first local port that answers'}")
 
 
 def ended_lines(ended: RunEnded) -> list[str]:

@@ -8,11 +8,15 @@ from pathlib import Path
 import torch
 
 from runtime.engine import EngineOptions, open_engine
+from runtime.errors import DoesNotFit
 from runtime.kernels.open import open_kernels
 from runtime.model.checkpoint import load_weights, open_checkpoint
+from runtime.model.memory import GIB, weights_bytes
 from runtime.model.transformer import build_transformer
 from runtime.scheduler import Limits
 from runtime.worker import Worker
+
+SLOW_BYTES = 4 * GIB  # weights that a CPU reads for seconds
 
 
 def find_checkpoint(name: str) -> Path:
@@ -34,20 +38,34 @@ def open_worker(
     cache_bytes: int | None = None,
     context_tokens: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> tuple[Worker, int]:
     """Load a checkpoint and start an engine over it; return its thread and the window in tokens.
 
     ``name`` is its folder, or the name of a model that was pulled.
     ``device`` None is the first CUDA device, else the CPU. A GPU computes in bf16, the CPU in fp32. The window is the
-    model's, or what the cache holds where that is less. ``progress`` is told (bytes loaded, bytes in all).
-    Raises CheckpointError, DoesNotFit or another RuntimeFault.
+    model's, or what the cache holds where that is less. ``progress`` is told (bytes loaded, bytes in all), ``warn`` that
+    a real model was put on the CPU. Raises CheckpointError, DoesNotFit or another RuntimeFault.
     """
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = torch.float32 if where.type == "cpu" else torch.bfloat16
     checkpoint = open_checkpoint(find_checkpoint(name))
-    weights = load_weights(checkpoint, where, dtype, progress)
+    size = weights_bytes(checkpoint.config, dtype)
+    if where.type == "cpu" and size > SLOW_BYTES:
+        warn(
+            f"no CUDA device was found, so {size / GIB:.1f} GiB of weights run on the CPU, in the plain kernels that are there "
+            "to be right: expect seconds for each token, and hours for a run. A GPU with 16 GiB, or a server made for CPUs "
+            "(llama.cpp, Ollama), is what makes this model usable here"
+        )
     window = min(checkpoint.config.context_tokens, context_tokens or checkpoint.config.context_tokens)
-    model = build_transformer(checkpoint.config, weights, open_kernels("auto", where), window)
-    engine = open_engine(model, EngineOptions(cache_bytes=cache_bytes, limits=Limits(context_tokens=window)))
+    try:
+        weights = load_weights(checkpoint, where, dtype, progress)
+        model = build_transformer(checkpoint.config, weights, open_kernels("auto", where), window)
+        engine = open_engine(model, EngineOptions(cache_bytes=cache_bytes, limits=Limits(context_tokens=window)))
+    except torch.OutOfMemoryError as error:  # somebody else took what was free when it was counted
+        raise DoesNotFit(
+            f"{where} ran out of memory while {size / GIB:.1f} GiB of weights and a cache were put there: free memory on it "
+            f"(nvidia-smi names who holds it), ask for a shorter window, or use a smaller model ({error})"
+        ) from error
     pool = engine.scheduler.pool
     return Worker(engine), min(window, pool.total * pool.page_tokens)

@@ -80,9 +80,15 @@ class LocalSource:
         self._worker.close()
 
 
-def open_local(directory: Path, options: LocalOptions, progress: Progress | None = None) -> LocalSource:
+def open_local(
+    directory: Path,
+    options: LocalOptions,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> LocalSource:
     """Load a checkpoint (a folder, or the name of one that was pulled) and start an engine over it.
 
+    ``say`` is told where that will be too slow to be of use.
     Raises ModelUnfit when the checkpoint is unusable, the device has no room for it, or the runtime is not installed;
     the message says what to do.
     """
@@ -104,6 +110,7 @@ def open_local(directory: Path, options: LocalOptions, progress: Progress | None
             cache_bytes=options.cache_bytes,
             context_tokens=options.context_tokens,
             progress=progress,
+            warn=say,
         )
     except RuntimeFault as fault:
         raise ModelUnfit(str(fault)) from fault

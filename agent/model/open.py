@@ -103,7 +103,7 @@ def _local(config: RunConfig, say: Callable[[str], None]) -> Model:
             said = percent
             say(f"loading {config.model}: {percent} % of {total_bytes / 2**30:.1f} GiB")
 
-    source = open_local(Path(config.model), LocalOptions(context_tokens=config.context_tokens), progress)
+    source = open_local(Path(config.model), LocalOptions(context_tokens=config.context_tokens), progress, say)
     return RawModel(open_codec(config.cache_dir), source)
 
 

@@ -1,0 +1,212 @@
+"""The engine on a GPU: recorded steps, steps launched ahead, padding, preemption and guesses change no token.
+
+A small random model in bf16 over the Triton kernels. bf16 kernels for one token and for many round differently, so the truth is not
+another schedule's tokens but the logits of one plain prefill: each greedy token must be the largest there, within rounding.
+Where the shapes of the steps are the same (graphs or none, ahead or not) the tokens must be the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from runtime.commands import all_logits
+from runtime.engine import Engine, EngineOptions, open_engine
+from runtime.kernels.open import open_kernels
+from runtime.lookup import Speculation
+from runtime.model.config import gpt_oss_20b
+from runtime.model.random_weights import random_weights
+from runtime.model.transformer import Transformer, build_transformer
+from runtime.request import Request, Sampling, TokenOut
+from runtime.sampler import SamplingInputs, pick, uniform
+from runtime.scheduler import Limits, Work
+from runtime.worker import Worker
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not torch.cuda.is_available(), reason="there is no CUDA device here; an H100 runs these by hand"
+    ),
+]
+
+GREEDY = Sampling(temperature=0.0)
+PLAIN = Speculation(draft_tokens=0)
+ROUNDING = 0.15  # of a row's standard deviation
+LENGTHS = (1, 63, 64, 65, 127, 128, 129, 300, 1010, 1500)  # around the page, the window, and the first bound of a graph
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[Transformer]:
+    device = torch.device("cuda")
+    config = replace(gpt_oss_20b(), sliding=gpt_oss_20b().sliding[:2])
+    weights = random_weights(config, device, torch.bfloat16, 1)
+    yield build_transformer(config, weights, open_kernels("triton", device), positions=8192)
+    torch.cuda.empty_cache()
+
+
+def prompt(seed: int, length: int) -> tuple[int, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randint(0, 199_000, (length,), generator=generator).tolist())
+
+
+REQUESTS = [Request(str(length), prompt(length, length), 40, sampling=GREEDY) for length in LENGTHS]
+
+
+def engine(model: Transformer, *, pages: int = 512, graphs: bool = True, **limits: object) -> Engine:
+    config = model.config
+    page_bytes = 2 * config.layers * 64 * config.kv_heads * config.head_dim * 2
+    carried = replace(Limits(context_tokens=8192, speculation=PLAIN), **limits)  # type: ignore[arg-type]
+    return open_engine(model, EngineOptions(cache_bytes=pages * page_bytes, limits=carried, graphs=graphs))
+
+
+def drain(engine_: Engine, requests: Sequence[Request]) -> dict[str, list[int]]:
+    outs: dict[str, list[TokenOut]] = {request.id: [] for request in requests}
+    for request in requests:
+        engine_.add(request)
+    while not engine_.idle:
+        for out in engine_.step():
+            outs[out.id].append(out)
+    engine_.scheduler.pool.check()
+    return {name: [out.token for out in each if out.token is not None] for name, each in outs.items()}
+
+
+def without_ahead(engine_: Engine) -> Engine:
+    engine_.scheduler.ahead = lambda works: []  # type: ignore[method-assign]
+    return engine_
+
+
+def worst(model: Transformer, request: Request, tokens: Sequence[int]) -> float:
+    """How far the worst of greedy tokens is below the largest logit of one plain prefill, in standard deviations."""
+    assert len(tokens) == request.max_tokens
+    rows = torch.cat([rows.clone() for rows in all_logits(model, [*request.prompt, *tokens][:-1], 256)])
+    rows = rows[len(request.prompt) - 1 :]
+    chosen = rows.gather(-1, torch.tensor(tokens, device=rows.device)[:, None])[:, 0]
+    return float(((rows.max(-1).values - chosen) / rows.std(-1)).max())
+
+
+def test_graphs_and_steps_ahead_give_the_tokens_of_eager_steps(model: Transformer) -> None:
+    # One at a time the shapes are the same whatever launches them: the tokens are too, exactly.
+    runs = [
+        [drain(made, [request]) for request in REQUESTS]
+        for made in (
+            engine(model),
+            without_ahead(engine(model)),
+            engine(model, graphs=False),
+            without_ahead(engine(model, graphs=False)),
+        )
+    ]
+    assert runs[0] == runs[1]
+    assert runs[2] == runs[3]
+    for run in (runs[0], runs[2]):
+        for request, outs in zip(REQUESTS, run, strict=True):
+            assert worst(model, request, outs[request.id]) < ROUNDING
+
+
+@pytest.mark.parametrize(
+    ("pages", "limits"),
+    [
+        (512, {}),
+        (512, {"sequences": 3}),
+        (512, {"step_tokens": 100}),
+        (40, {}),
+        (40, {"step_tokens": 70}),
+        (512, {"speculation": Speculation(7, ngram=1, cost=0.0), "sequences": 1}),
+    ],
+)
+def test_every_schedule_gives_the_largest_logit(model: Transformer, pages: int, limits: dict[str, object]) -> None:
+    made = engine(model, pages=pages, **limits)
+    for round_ in range(2):  # the second with the prefixes of the first, and with every graph recorded
+        outs = drain(made, [replace(request, id=f"{round_}-{request.id}") for request in REQUESTS])
+        for request in REQUESTS:
+            assert worst(model, request, outs[f"{round_}-{request.id}"]) < ROUNDING
+    assert (made.scheduler.preemptions > 0) == (pages == 40)
+
+
+def test_sixty_four_at_a_time_beside_one_that_ends_and_one_that_is_aborted(model: Transformer) -> None:
+    made = engine(model)
+    requests = [Request(str(i), prompt(i, 5 + i), 12 + i % 9, sampling=GREEDY) for i in range(64)]
+    late = Request("late", prompt(99, 200), 20, sampling=GREEDY)
+    got: dict[str, list[int]] = {}
+    for request in requests:
+        made.add(request)
+    steps = 0
+    while not made.idle:
+        for out in made.step():
+            got.setdefault(out.id, []).append(out.token)  # type: ignore[arg-type]
+        steps += 1
+        if steps == 6:
+            made.abort("7")
+            made.add(late)
+    for request in [*requests, late]:
+        if request.id != "7":
+            assert worst(model, request, got[request.id]) < ROUNDING
+
+
+def test_guesses_are_made_and_change_no_sampled_token_but_by_rounding(model: Transformer) -> None:
+    made = engine(model, speculation=Speculation(7, ngram=2, cost=0.0))
+    drafted = 0
+    launch = made.runner.launch
+
+    def counting(works: list[Work], *rest: object) -> object:
+        nonlocal drafted
+        drafted += sum(len(work.draft) for work in works)
+        return launch(works, *rest)  # type: ignore[arg-type]
+
+    made.runner.launch = counting  # type: ignore[method-assign, assignment]
+    request = Request("x", prompt(5, 40) * 12, 60, sampling=GREEDY)
+    assert worst(model, request, drain(made, [request])["x"]) < ROUNDING
+    assert drafted > 0
+
+
+def test_seeds_repeat_through_graphs_and_ahead(model: Transformer) -> None:
+    for sampling in (Sampling(1.0, seed=4), Sampling(1.0, 0.9, seed=4), Sampling(0.8, seed=4, logprobs=True)):
+        request = Request("x", prompt(1, 100), 60, sampling=sampling)
+        runs = [drain(made, [request])["x"] for made in (engine(model), without_ahead(engine(model)))]
+        assert runs[0] == runs[1]
+
+
+def test_the_sampler_inside_a_graph_picks_what_the_host_picks() -> None:
+    """Logits that change between replays, at the true vocabulary: the same tokens as on the CPU but for rounding at an edge."""
+    rows, vocabulary = 64, 201_088
+    logits = torch.zeros(rows, vocabulary, device="cuda")
+    given = SamplingInputs(
+        torch.full((rows,), 1.0, device="cuda"),
+        torch.ones(rows, device="cuda"),
+        torch.zeros(rows, dtype=torch.float64, device="cuda"),
+    )
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(side):
+        pick(logits, given)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = pick(logits, given)
+    same = 0
+    for seed in range(20):
+        numbers = torch.tensor([uniform(seed, row) for row in range(rows)], dtype=torch.float64)
+        fresh = torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed)) * 3
+        logits.copy_(fresh)
+        given.uniform.copy_(numbers)
+        graph.replay()
+        expected = pick(fresh, SamplingInputs(torch.ones(rows), torch.ones(rows), numbers))
+        same += int((output.cpu() == expected).sum())
+    assert same >= 0.99 * 20 * rows
+
+
+def test_threads_stream_at_a_time(model: Transformer) -> None:
+    worker = Worker(engine(model))
+    streams = [worker.stream(request) for request in REQUESTS]
+    got: dict[str, list[int]] = {request.id: [] for request in REQUESTS}
+    while streams:
+        for stream in list(streams):
+            out = next(stream, None)
+            if out is None:
+                streams.remove(stream)
+            elif out.token is not None:
+                got[out.id].append(out.token)
+    worker.close()
+    for request in REQUESTS:
+        assert worst(model, request, got[request.id]) < ROUNDING
