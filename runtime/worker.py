@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
 from itertools import count
 from queue import SimpleQueue
@@ -34,7 +34,7 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    def stream(self, request: Request) -> Iterator[TokenOut]:
+    def stream(self, request: Request) -> Generator[TokenOut]:
         """Yield the request's tokens as they are sampled; closing the iterator cancels the request.
 
         Raises RequestRefused for a request that can't be served, EngineStopped when the engine ends before it does.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -31,7 +33,10 @@ class LocalOptions:
 class LocalSource:
     """A TokenSource over an engine in this process. Any number of conversations may stream from it at a time."""
 
-    def __init__(self, name: str, worker: Worker, context_tokens: int) -> None:
+    def __init__(
+        self, name: str, worker: Worker, context_tokens: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
         self._name = name
         self._worker = worker
         self._context_tokens = context_tokens
@@ -47,8 +52,13 @@ class LocalSource:
         """The window in tokens: the model's, or what its cache holds where that is less."""
         return self._context_tokens
 
-    def generate(self, prompt: Sequence[int], params: SamplingParams, stop: Sequence[int]) -> Iterator[Chunk | Retried]:
-        """Continue ``prompt`` token by token. Raises ContextOverflow for a prompt that does not fit, else ModelError."""
+    def generate(
+        self, prompt: Sequence[int], params: SamplingParams, stop: Sequence[int]
+    ) -> Generator[Chunk | Retried]:
+        """Continue ``prompt`` token by token, for ``timeout_s`` at most.
+
+        Raises ContextOverflow for a prompt that does not fit, else ModelError.
+        """
         from runtime.errors import RuntimeFault
         from runtime.request import Request, Sampling
 
@@ -57,6 +67,7 @@ class LocalSource:
             raise ContextOverflow(
                 f"the prompt has {len(prompt)} tokens and the local engine holds {self._context_tokens}"
             )
+        began = self._clock()
         try:
             request = Request(
                 id=f"local-{next(self._ids)}",
@@ -65,13 +76,17 @@ class LocalSource:
                 stop=frozenset(stop),
                 sampling=Sampling(params.temperature, params.top_p, params.seed),
             )
-            for out in self._worker.stream(request):
-                yield Chunk(
-                    ids=() if out.token is None else (out.token,),
-                    finish=out.finish,
-                    prompt_tokens=len(prompt) if out.finish else None,
-                    cached_tokens=out.cached_tokens if out.finish else None,
-                )
+            with closing(self._worker.stream(request)) as outs:
+                for out in outs:
+                    yield Chunk(
+                        ids=() if out.token is None else (out.token,),
+                        finish=out.finish,
+                        prompt_tokens=len(prompt) if out.finish else None,
+                        cached_tokens=out.cached_tokens if out.finish else None,
+                    )
+                    # Noise can go on for very long without a word that anybody else would look at the clock for.
+                    if params.timeout_s is not None and self._clock() - began > params.timeout_s:
+                        raise ModelError(f"the {params.timeout_s:.0f} s that were left for an answer are over")
         except RuntimeFault as fault:
             raise ModelError(str(fault)) from fault
 

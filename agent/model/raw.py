@@ -152,7 +152,8 @@ class RawModel:
                 finish = "length"
                 break
             attempt = self._tries.resample - tries.resample
-            request = _Request(prompt, opening, _nth(params, budget, attempt), recipients(conversation.tools))
+            mine = _nth(params, budget, attempt, self._clock() - began)
+            request = _Request(prompt, opening, mine, recipients(conversation.tools))
             heard = yield from self._listen(request, tally, began)
             finish = heard.finish
             spent = budget is not None and heard.new_ids >= budget and heard.cut is None
@@ -231,7 +232,8 @@ class RawModel:
         return min(left, default=None)
 
 
-def _nth(params: SamplingParams, budget: int | None, attempt: int) -> SamplingParams:
-    """The params of one sample: a seed gives the same answer again, so each attempt has its own."""
+def _nth(params: SamplingParams, budget: int | None, attempt: int, spent_s: float) -> SamplingParams:
+    """The params of one sample: a seed gives the same answer again, so each attempt has its own; the time is one for all."""
     seed = None if params.seed is None else params.seed + attempt
-    return replace(params, max_tokens=budget, seed=seed)
+    left_s = None if params.timeout_s is None else max(params.timeout_s - spent_s, 0.0)
+    return replace(params, max_tokens=budget, seed=seed, timeout_s=left_s)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.errors import ContextOverflow, ModelUnfit
+from agent.errors import ContextOverflow, ModelError, ModelUnfit
 from agent.events import Retried
 from agent.model.base import Chunk, SamplingParams
 from agent.model.local import LocalOptions, LocalSource, open_local
@@ -70,6 +70,16 @@ def test_closing_the_iterator_stops_the_work(source: LocalSource) -> None:
     next(stream)
     stream.close()
     assert len(ids(source.generate(PROMPT, SEEDED, ()))) == 12
+
+
+def test_an_answer_ends_when_its_time_is_over(source: LocalSource) -> None:
+    now = iter(range(1000))
+    timed = LocalSource("timed", source._worker, 256, clock=lambda: float(next(now)))
+    stream = timed.generate(PROMPT, SamplingParams(seed=1, timeout_s=3.0), ())
+    assert len([next(stream) for _ in range(4)]) == 4
+    with pytest.raises(ModelError, match="3 s that were left"):
+        next(stream)
+    assert len(ids(source.generate(PROMPT, SEEDED, ()))) == 12  # and the engine goes on
 
 
 def test_conversations_at_a_time_do_not_mix(source: LocalSource) -> None:
