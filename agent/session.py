@@ -108,7 +108,7 @@ def fix(
     model = _begin(lambda: through(_open_model(config, say)))
     try:
         snapshot = snapshots.take(repository, folder, config.include_uncommitted)
-        _admit_branch(config, snapshot)
+        admit_branch(config, snapshot)
         log = Log(folder / LOG_NAME, new=True)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -249,7 +249,7 @@ class _Session:
         self.keep(RunEnded(outcome, said, last_words(self._state), paths, touched_tests(paths)))
 
 
-def _admit_branch(config: RunConfig, snapshot: Snapshot) -> None:
+def admit_branch(config: RunConfig, snapshot: Snapshot) -> None:
     """Raise UsageError where the branch that the person named cannot be made: before the run, not after it."""
     wanted = config.branch if config.deliver == "branch" else None
     if wanted and (problem := branch_problem(snapshot, wanted)):

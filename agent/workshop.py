@@ -109,10 +109,7 @@ class Workshop:
         applied = self.salvage()
         branch = commit = None
         if applied.changes and self.config.deliver == "branch":
-            branch = (self.config.branch or branch_name(state.task, state.run)) + self.branch_suffix
-            kept = self.config.worktree
-            folder = kept.with_name(kept.name + self.branch_suffix) if kept else None
-            commit = Worktree(self.snapshot).keep(applied, branch, commit_message(state.task, claimed, reason), folder)
+            branch, commit = deliver(self.config, self.snapshot, applied, state, claimed, reason, self.branch_suffix)
         return RunEnded(outcome, reason, claimed, applied.paths, touched_tests(applied.paths), branch, commit)
 
     def salvage(self) -> Applied:
@@ -132,6 +129,15 @@ class Workshop:
     def save(self) -> None:
         """Save the work in the run's folder, so that it can go on if the sandbox is lost."""
         write_whole(self.folder / SNAPSHOT_NAME, self.sandbox.result().diff())
+
+
+def deliver(
+    config: RunConfig, snapshot: Snapshot, applied: Applied, state: State, claimed: str, reason: str, suffix: str = ""
+) -> tuple[str, str]:
+    """Commit a change on the branch that the configuration asks for; return the branch and the commit. Raises WorktreeError."""
+    branch = (config.branch or branch_name(state.task, state.run)) + suffix
+    folder = config.worktree.with_name(config.worktree.name + suffix) if config.worktree else None
+    return branch, Worktree(snapshot).keep(applied, branch, commit_message(state.task, claimed, reason), folder)
 
 
 def last_words(state: State) -> str:

@@ -149,7 +149,8 @@ def killed(folder: Path, count: int, jobs: int, sandbox: str, kills: int, wall_s
             batch.wait()
         else:
             break
-    assert start(folder, out, jobs, sandbox).wait() == 0
+    code = start(folder, out, jobs, sandbox).wait()
+    assert code == 0, (code, (folder / "said.txt").read_text()[-2000:])
     found = records(out)
     names = [record["task"] for record in found]
     assert sorted(names) == [f"task-{number:05}" for number in range(count)], "a task was lost, or has two lines"

@@ -107,8 +107,9 @@ def load(state: Path) -> Snapshot:
         raise WorktreeError(
             f"{state} holds no snapshot: this run was not started here, or its folder was cleaned"
         ) from error
-    repository, git_dir, common_dir = (Path(plain.pop(key)) for key in ("repository", "git_dir", "common_dir"))
-    return Snapshot(repository, git_dir, common_dir, **plain)
+    repository, common_dir = (Path(plain.pop(key)) for key in ("repository", "common_dir"))
+    del plain["git_dir"]  # where it was made; the folder may have been moved since
+    return Snapshot(repository, state / "base.git", common_dir, **plain)
 
 
 def items(snapshot: Snapshot, tree: str | None = None) -> list[Item]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Protocol
 
 from agent.batch.attempt import RESULT_NAME, Attempt, Job, Kind, Progress, load_attempt, select, to_record
-from agent.batch.checkout import forget, lay_out
 from agent.batch.governor import Governor
 from agent.batch.results import Record, Results
 from agent.batch.task import Task
@@ -47,6 +46,18 @@ class Engine(Protocol):
 
     def kill(self) -> None:
         """End what runs at once."""
+        ...
+
+
+class Checkouts(Protocol):
+    """Where the repositories of tasks are."""
+
+    def take(self, task: Task) -> Path:
+        """Return the task's checkout, the same for all its attempts."""
+        ...
+
+    def give_back(self, task: Task) -> None:
+        """The task is done."""
         ...
 
 
@@ -88,10 +99,10 @@ class Batch:
 
     def __init__(
         self, tasks: Sequence[Task], configure: Configure, plan: Plan, results: Results, engine: Engine, governor: Governor,
-        watch: Watch, cache: Path,
+        watch: Watch, checkouts: Checkouts,
     ) -> None:  # fmt: skip
         self._configure, self._plan, self._results = configure, plan, results
-        self._engine, self._governor, self._watch, self._cache = engine, governor, watch, cache
+        self._engine, self._governor, self._watch, self._checkouts = engine, governor, watch, checkouts
         self._state = threading.Condition()
         self._waiting: deque[tuple[_Entry, int]] = deque()
         self._unfinished = 0
@@ -199,7 +210,7 @@ class Batch:
     def _job(self, entry: _Entry, number: int) -> Job:
         task, plan = entry.task, self._plan
         with self._state:  # attempts of a task share its checkout; git is quick, and one at a time spares the disk
-            checkout = lay_out(task, self._checkout(task), self._cache)
+            checkout = self._checkouts.take(task)
         shown = public(self._configure(task, checkout))
         if plan.ladder:
             shown["effort"] = plan.ladder[entry.rung]
@@ -227,14 +238,11 @@ class Batch:
         record = _record(entry.task, entry.attempts)
         self._results.append(record)
         self._unfinished -= 1
-        forget(self._checkout(entry.task))
+        self._checkouts.give_back(entry.task)
         self._watch.finished(record)
 
     def _folder(self, task: Task) -> Path:
         return self._results.folder.absolute() / "tasks" / task.name
-
-    def _checkout(self, task: Task) -> Path:
-        return self._results.folder.absolute() / "checkouts" / task.name
 
 
 def _record(task: Task, attempts: Sequence[Attempt]) -> Record:

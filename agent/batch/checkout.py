@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from agent.batch.task import Task, is_url
@@ -22,6 +23,37 @@ IDENTITY = {
     for what, value in (("NAME", "tasks"), ("EMAIL", "tasks@gpt-oss-agent.invalid"), ("DATE", "1700000000 +0000"))
 }
 LEFTOVERS = ("__pycache__", "*.pyc", ".pytest_cache", "node_modules")
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """A checkout for each task below ``folder``, removed when the task is done."""
+
+    folder: Path
+    cache: Path
+
+    def take(self, task: Task) -> Path:
+        """Return the task's checkout, made if need be. Raises as ``lay_out`` does."""
+        return lay_out(task, self.folder / task.name, self.cache)
+
+    def give_back(self, task: Task) -> None:
+        """Remove the task's checkout."""
+        forget(self.folder / task.name)
+
+
+@dataclass(frozen=True, slots=True)
+class InPlace:
+    """One repository that is there, for every task; it is only read."""
+
+    repository: Path
+
+    def take(self, task: Task) -> Path:
+        """Return the repository."""
+        del task
+        return self.repository
+
+    def give_back(self, task: Task) -> None:
+        """Leave the repository alone."""
 
 
 def lay_out(task: Task, place: Path, cache: Path) -> Path:

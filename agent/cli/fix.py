@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import click
 
@@ -19,6 +19,7 @@ from agent.cli.options import (
     configured_run,
     find_repository,
     may_ask,
+    read_ladder,
     read_text,
 )
 from agent.cli.signals import Interrupts
@@ -26,11 +27,15 @@ from agent.config import RunConfig
 from agent.errors import UsageError
 from agent.events import EXIT_CODES, Event, Outcome, RunEnded
 from agent.landing import bring_in
-from agent.lines import clean
+from agent.lines import clean, seconds
 from agent.log import LOG_NAME, read
 from agent.runs import PATCH_NAME, find_run
 from agent.tally import Tally
 from agent.view import JsonView, PlainView, View, open_view, write
+
+if TYPE_CHECKING:
+    from agent.batch.attempt import Attempt, Job, Progress
+    from agent.batch.results import Record
 
 
 def run_options(command: Command) -> Command:
@@ -58,11 +63,15 @@ def run_options(command: Command) -> Command:
 @click.option(
     "--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write a patch; no branch."
 )
+@click.option("--attempts", "-n", type=click.IntRange(1, 16), default=1, show_default=True, metavar="K", help="Attempts side by side; the best is kept.")  # fmt: skip
+@click.option("--effort-ladder", metavar="E,E,...", help="Efforts to try, the next only while checks fail: low,medium,high.")  # fmt: skip
 @click.option("--yes", is_flag=True, help="Ask nothing (without a terminal, nothing is ever asked).")
 def fix(
     text: str,
     to_checkout: bool,
     output: Path | None,
+    attempts: int,
+    effort_ladder: str | None,
     yes: bool,
     repo: Path | None,
     as_json: bool,
@@ -85,12 +94,16 @@ def fix(
     if output is not None and not output.absolute().parent.is_dir():
         raise UsageError(f"--output {output}: the folder {output.absolute().parent} is not there.")
     deliver = "apply" if to_checkout else "patch" if output else None
+    ladder = read_ladder(effort_ladder)
     with _Screen(as_json) as screen:
         repository = find_repository(repo or Path.cwd())
         config = configured_run({**flags, "deliver": deliver}, repository, acknowledged)
         task = read_text(text)
         with screen.view:
-            ended = _run("fix", config, task, repository, screen)
+            if attempts > 1 or ladder:
+                ended = _best_of(config, task, repository, attempts, ladder, screen)
+            else:
+                ended = _run("fix", config, task, repository, screen)
             patch = _patch(config, screen.tally.run)
             screen.view.diff(patch.decode("utf-8", "replace"))
         if output is not None and patch:
@@ -149,6 +162,48 @@ def _run(mode: str, config: RunConfig, task: str, repository: Path, screen: _Scr
         return begin(config, task, repository, mode, screen, screen.view.say)
 
 
+def _best_of(
+    config: RunConfig, task: str, repository: Path, attempts: int, ladder: tuple[str, ...], screen: _Screen
+) -> RunEnded:
+    """Make several attempts; what is shown, but for a line each, is the kept one's."""
+    from agent.batch.batch import Plan
+    from agent.batch.best import best_of
+
+    plan = Plan(attempts, attempts, ladder)
+    with Interrupts():
+        run = best_of(config, task, repository, plan, _Attempts(screen.view.say))
+    *events, ended = (entry.event for entry in read(run / LOG_NAME))
+    assert isinstance(ended, RunEnded)
+    for event in events:
+        screen.replay(event)
+    screen.replay(ended)
+    return ended
+
+
+class _Attempts:
+    """Says how each attempt ended."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+
+    def began(self, job: Job) -> None:
+        """Say that it begins."""
+        self._say(f"attempt {job.attempt} begins (effort {job.config['effort']})")
+
+    def progress(self, job: Job, progress: Progress) -> None:
+        """Say nothing: there is a line when it ends."""
+
+    def ended(self, job: Job, attempt: Attempt | None) -> None:
+        """Say what it came to."""
+        if attempt is not None:
+            told = f"{attempt.outcome or attempt.kind.value}: {attempt.reason}"
+            self._say(f"attempt {job.attempt}, {seconds(attempt.duration_s)}: {told}")
+
+    def finished(self, record: Record) -> None:
+        """Say which was kept."""
+        self._say(f"kept: attempt {record['kept']}")
+
+
 def _patch(config: RunConfig, run: str | None) -> bytes:
     path = config.runs_dir / (run or "") / PATCH_NAME
     return path.read_bytes() if path.is_file() else b""
@@ -181,6 +236,12 @@ class _Screen:
         """Count the event and show it."""
         self.tally(event)
         self.view(event)
+
+    def replay(self, event: Event) -> None:
+        """Count an event of a run that is over; only programs are shown it."""
+        self.tally(event)
+        if self._as_json:
+            self.view(event)
 
     def __enter__(self) -> Self:
         return self

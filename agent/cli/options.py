@@ -144,6 +144,15 @@ def read_text(argument: str) -> str:
     return text.strip()
 
 
+def read_ladder(text: str | None) -> tuple[str, ...]:
+    """Return the efforts of ``low,medium,high``, () for None. Raises UsageError."""
+    efforts = tuple(part.strip() for part in text.split(",")) if text is not None else ()
+    known = RULES["effort"].choices
+    if wrong := [effort for effort in efforts if effort not in known]:
+        raise UsageError(f"--effort-ladder: {wrong[0]!r} is none of {', '.join(known)}")
+    return efforts
+
+
 def may_ask() -> bool:
     """Whether there is a person to ask. A run without a terminal never waits for one."""
     return sys.stdin.isatty() and sys.stderr.isatty()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agent.cli.exits import INTERRUPTED
-from agent.cli.options import ACKNOWLEDGEMENT, FLAGS, config_options, configured
+from agent.cli.options import ACKNOWLEDGEMENT, FLAGS, config_options, configured, read_ladder
 from agent.cli.signals import Interrupts
 from agent.config import RunConfig
 from agent.errors import UsageError
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from agent.batch.attempt import Kind
     from agent.batch.task import Task
 
-EFFORTS = ("low", "medium", "high")
 AGAIN = "endpoint,sandbox"
 # What decides what comes out of a batch: one is gone on with only under the same. Where the endpoint is does not.
 HELD = (
@@ -53,7 +52,7 @@ def tasks() -> None:
 @click.option("--repositories", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR", help="Clones for rows that say owner/name.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Each task's result as a JSON line on standard output.")
 @click.option(ACKNOWLEDGEMENT, "acknowledged", is_flag=True, help="Needed for --sandbox none.")
-@config_options(*(key for key in FLAGS if key not in ("branch", "runs_dir", "include_uncommitted")))
+@config_options(*(key for key in FLAGS if key not in ("branch", "worktree", "runs_dir", "include_uncommitted")))
 def run(
     paths: tuple[Path, ...], out: Path, jobs: int, attempts: int, effort_ladder: str | None, pattern: str | None,
     budget_tokens: int | None, requests_per_minute: float | None, again: str, repositories: Path | None, as_json: bool,
@@ -66,6 +65,7 @@ def run(
     has a result, whatever it is; 3: the endpoint is gone; 4: the budget is used up; 130: interrupted.
     """
     from agent.batch.batch import Batch, Plan, spent_tokens
+    from agent.batch.checkout import Copies
     from agent.batch.governor import Governor
     from agent.batch.processes import Processes
     from agent.batch.read import read_tasks
@@ -75,14 +75,15 @@ def run(
     flags = {key: value for key, value in flags.items() if value is not None and value != ()}
     base = configured(flags, None).config
     _acknowledge(base, acknowledged)
-    plan = Plan(jobs, attempts, _ladder(effort_ladder), again=_kinds(again))
+    plan = Plan(jobs, attempts, read_ladder(effort_ladder), again=_kinds(again))
     found = read_tasks(paths, pattern, repositories)
     with Results(out) as results:
         hold_to(out, _held(base) | {"attempts": attempts, "effort_ladder": list(plan.ladder)})
         governor = Governor(budget_tokens, requests_per_minute, spent_tokens(results.records))
         done = sum(task.name in results.records for task in found)
         watch = open_watch(sys.stderr, len(found), done, jobs, governor, _print if as_json else _silent)
-        batch = Batch(found, _configure(flags), plan, results, Processes(governor), governor, watch, base.cache_dir)
+        checkouts = Copies(out.absolute() / "checkouts", base.cache_dir)
+        batch = Batch(found, _configure(flags), plan, results, Processes(governor), governor, watch, checkouts)
         try:
             with watch, Interrupts():
                 batch.run()
@@ -175,13 +176,6 @@ def _configure(flags: Mapping[str, Any]) -> Callable[[Task, Path], RunConfig]:
 
 def _held(base: RunConfig) -> dict[str, Any]:
     return {key: getattr(base, key) for key in HELD}
-
-
-def _ladder(text: str | None) -> tuple[str, ...]:
-    efforts = tuple(part.strip() for part in text.split(",")) if text else ()
-    if wrong := [effort for effort in efforts if effort not in EFFORTS]:
-        raise UsageError(f"--effort-ladder: {wrong[0]!r} is none of {', '.join(EFFORTS)}")
-    return efforts
 
 
 def _kinds(text: str) -> tuple[Kind, ...]:

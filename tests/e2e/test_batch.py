@@ -216,3 +216,65 @@ def test_what_a_batch_made_is_graded_on_the_patch_alone(place: Place, tmp_path: 
     assert json.loads((out / "grades/slugify/report.json").read_text())["slugify"]["resolved"] is True
     refused = place.agent("tasks", "grade", str(out), str(tasks), "--sandbox", "none")
     assert refused.returncode == 2
+
+
+def git(folder: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def calc(place: Place) -> Path:
+    """The place's repository with one module that is wrong, not committed: attempts begin with what is there."""
+    (place.repository / "calc.py").write_text("def double(n):\n    return n + 2\n")
+    return place.repository
+
+
+def test_several_attempts_at_one_fix_end_in_one_branch(place: Place, calc: Path, script: Script) -> None:
+    flags = ("--check", CHECK, *script([MEND, DONE]), *PLAIN, "--branch", "best")
+    done = place.agent("fix", "double(3) is 5", "-n", "2", "--json", *flags)
+    assert done.returncode == 0, done.stderr
+    *events, result = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (events[0]["event"], events[-1]["event"]) == ("RunStarted", "RunEnded")
+    assert (result["outcome"], result["branch"], result["changed_paths"]) == ("passed", "best", ["calc.py"])
+    assert git(calc, "show", "best:calc.py").endswith("return n * 2")
+    assert git(calc, "branch", "--format=%(refname:short)").splitlines() == ["best", "main"]
+    assert (calc / "calc.py").read_text().endswith("n + 2\n")
+    assert "kept: attempt 1" in done.stderr
+    assert [path.name for path in place.runs.iterdir()] == [result["run"]]
+    assert "return n * 2" in place.agent("diff", "last").stdout
+    assert place.agent("discard", "last", "--yes").returncode == 0
+    assert git(calc, "branch", "--format=%(refname:short)") == "main"
+
+
+def test_the_ladder_of_one_fix_climbs_while_checks_fail(place: Place, calc: Path, script: Script) -> None:
+    flags = ("--check", CHECK, *script([DONE, [{"text": "It does."}]]), *PLAIN)
+    done = place.agent("fix", "double(3) is 5", "--effort-ladder", "low,high", *flags)
+    assert done.returncode == 6, done.stderr
+    assert [line for line in done.stderr.splitlines() if "begins" in line] == [
+        "attempt 1 begins (effort low)",
+        "attempt 2 begins (effort high)",
+    ]
+    assert git(calc, "branch", "--format=%(refname:short)") == "main"
+
+
+def test_attempts_bring_the_best_change_into_the_checkout(place: Place, calc: Path, script: Script) -> None:
+    git(calc, "add", "-A")
+    git(calc, "-c", "user.name=A", "-c", "user.email=a@b.c", "commit", "-qm", "calc")
+    flags = ("--check", CHECK, *script([MEND, DONE]), *PLAIN, "--apply", "--yes")
+    done = place.agent("fix", "double(3) is 5", "-n", "2", *flags)
+    assert done.returncode == 0, done.stderr
+    assert (calc / "calc.py").read_text().endswith("n * 2\n")
+    assert git(calc, "branch", "--format=%(refname:short)") == "main"
+
+
+def test_attempts_that_are_interrupted_leave_nothing(place: Place, calc: Path, script: Script, tmp_path: Path) -> None:
+    flags = ("--check", "true", *script([shell(f"echo ran >> {tmp_path}/ran; sleep 20"), DONE]), *PLAIN)
+    running = place.start("fix", "double(3) is 5", "-n", "2", *flags)
+    wait_until(lambda: (tmp_path / "ran").exists())
+    running.send_signal(signal.SIGINT)
+    running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert list(place.runs.iterdir()) == []
+    taken = place.agent("fix", "double(3) is 5", "-n", "2", *flags, "--branch", "main")
+    assert taken.returncode == 2
+    assert "the branch main is there already" in taken.stderr

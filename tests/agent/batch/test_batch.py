@@ -10,6 +10,7 @@ import pytest
 
 from agent.batch.attempt import Attempt, Job, Kind, Progress, select
 from agent.batch.batch import Batch, Plan, spent_tokens
+from agent.batch.checkout import Copies
 from agent.batch.governor import Governor
 from agent.batch.results import Record, Results, read_results
 from agent.batch.task import Task
@@ -75,13 +76,17 @@ def tasks(tmp_path: Path) -> list[Task]:
     return [Task(f"t{number}", "Mend.", str(source), language="python") for number in range(4)]
 
 
+def copies(folder: Path) -> Copies:
+    return Copies(folder / "out/checkouts", folder / "cache")
+
+
 def go(
     folder: Path, tasks: Sequence[Task], answer: Callable[[Job], Attempt | None], plan: Plan, **keys: object
 ) -> tuple[Answers, Mapping[str, Record], Lines, Governor]:
     engine, watch, governor = Answers(answer), Lines(), Governor(**keys)  # type: ignore[arg-type]
     with Results(folder / "out") as results:
         config = RunConfig(seed=5, wire="scripted")
-        batch = Batch(tasks, lambda *_: config, plan, results, engine, governor, watch, folder / "cache")
+        batch = Batch(tasks, lambda *_: config, plan, results, engine, governor, watch, copies(folder))
         batch.run()
         assert batch.unfinished == sum(task.name not in results.records for task in tasks)
     return engine, read_results(folder / "out"), watch, governor
@@ -159,7 +164,7 @@ def test_a_budget_stops_the_batch_and_a_greater_one_goes_on(tmp_path: Path, task
 def test_an_attempt_that_was_stopped_leaves_its_task_open(tmp_path: Path, tasks: list[Task]) -> None:
     engine, watch, governor = Answers(lambda job: governor.stop("enough")), Lines(), Governor()
     with Results(tmp_path / "out") as results:
-        batch = Batch(tasks, lambda *_: RunConfig(), FAST, results, engine, governor, watch, tmp_path)
+        batch = Batch(tasks, lambda *_: RunConfig(), FAST, results, engine, governor, watch, copies(tmp_path))
         batch.run()
         assert batch.unfinished == 4
         assert results.records == {}

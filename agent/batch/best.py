@@ -1,0 +1,70 @@
+"""Several attempts at one thing, and the best of them: what `agent fix -n K` does."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from agent.batch.batch import Batch, Plan, Watch
+from agent.batch.checkout import InPlace
+from agent.batch.governor import Governor
+from agent.batch.processes import Processes
+from agent.batch.results import Results
+from agent.batch.task import Task
+from agent.config import RunConfig
+from agent.errors import AgentError, ModelError
+from agent.events import fold
+from agent.log import LOG_NAME, Log
+from agent.runs import PATCH_NAME
+from agent.session import admit_branch
+from agent.workshop import deliver
+from sandbox import snapshot as snapshots
+from sandbox.worktree import Worktree
+
+NAME = "fix"
+
+
+def best_of(config: RunConfig, prompt: str, repository: Path, plan: Plan, watch: Watch) -> Path:
+    """Make the attempts, keep the best as a run in ``runs_dir`` and deliver its change; return that run's folder.
+
+    Each attempt works on its own copy of the repository as it is now. The others' runs are deleted, and all of them where
+    this is interrupted. Raises ModelError where the endpoint was lost, AgentError where no attempt could begin.
+    """
+    with tempfile.TemporaryDirectory(prefix="gpt-oss-agent-") as scratch:
+        admit_branch(config, snapshots.take(repository, Path(scratch), config.include_uncommitted))
+    folder = config.runs_dir / f".attempts-{secrets.token_hex(4)}"
+    try:
+        with Results(folder) as results:
+            governor = Governor()
+            task = Task(NAME, prompt, str(repository))
+            Batch(
+                [task], lambda *_: config, plan, results, Processes(governor), governor, watch, InPlace(repository)
+            ).run()
+            record = results.records.get(NAME)
+        if record is None:
+            raise ModelError(governor.stopped)
+        if not record["folder"]:
+            raise AgentError(record["reason"])
+        kept = folder / record["folder"]
+        run: Path = kept.rename(config.runs_dir / kept.name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    _deliver(config, run)
+    return run
+
+
+def _deliver(config: RunConfig, run: Path) -> None:
+    """Make the branch of a run that has only its patch, where one is wanted, and write that into its log."""
+    with Log(run / LOG_NAME) as log:
+        state = fold(entry.event for entry in log.entries)
+        assert state.ended is not None
+        patch = run / PATCH_NAME
+        if config.deliver != "branch" or not patch.exists():
+            return
+        snapshot = snapshots.load(run)
+        applied = Worktree(snapshot).apply(patch.read_bytes())
+        branch, commit = deliver(config, snapshot, applied, state, state.ended.claimed, state.ended.reason)
+        log.append(replace(state.ended, branch=branch, commit=commit))
