@@ -191,7 +191,7 @@ def _window(model: Model, server: Server, clock: Clock, ends_s: float) -> Observ
     """Put a needle first and longer and longer hay behind it, while there is time and the stated window allows it."""
     stated = model.context_tokens
     told = f"{stated} tokens are stated" if stated else "no window is stated"
-    fits = 0
+    fits = unsure = 0
     began_s = clock.now()
     for tokens in _WINDOW_STEPS_TOKENS:
         if stated is not None and tokens > stated - 512:
@@ -206,14 +206,20 @@ def _window(model: Model, server: Server, clock: Clock, ends_s: float) -> Observ
             return Observation("window", seen, good=False, mend=_WIDEN[server])
         if heard.sampled is None:
             break
-        if _NEEDLE not in heard.text.upper() and heard.sampled.prompt_tokens < tokens * 3 // 4:
-            seen = f"a prompt of about {tokens} tokens loses its beginning in silence: {heard.sampled.prompt_tokens} were read ({told})"
-            return Observation("window", seen, good=False, mend=_WIDEN[server])
+        if _NEEDLE not in heard.text.upper():
+            if heard.sampled.prompt_tokens < tokens * 3 // 4:
+                seen = f"a prompt of about {tokens} tokens loses its beginning in silence: {heard.sampled.prompt_tokens} were read ({told})"
+                return Observation("window", seen, good=False, mend=_WIDEN[server])
+            unsure = tokens
+            break
         fits = tokens
     if stated is not None and stated < _WINDOW_STEPS_TOKENS[1]:
         return Observation(
             "window", f"{told}, and {fits} were read whole: small for an agent", good=False, mend=_WIDEN[server]
         )
+    if unsure:  # cut by a server that does not count, or not understood by a weak model
+        seen = f"asked for the first words of a prompt of {unsure} tokens, the answer lacks them ({told})"
+        return Observation("window", seen, good=None, mend=_WIDEN[server])
     if not fits:
         return Observation("window", f"{told}; a long prompt was not answered in time", good=None)
     return Observation("window", f"a prompt of {fits} tokens is read from its beginning ({told})")

@@ -29,6 +29,7 @@ class Brain:
 
     window_tokens: int = 200_000
     refuses_long: bool = False
+    counts_what_it_read: bool = True  # rather than what it was sent
     keeps_reasoning: bool = True
     obeys_temperature: bool = True
     streams: bool = True
@@ -41,7 +42,7 @@ class Brain:
             for m in body["messages"]
         ]
         text = json.dumps(shown)
-        tokens = len(text) // 4
+        tokens = sent = len(text) // 4
         if tokens > self.window_tokens:
             if self.refuses_long:
                 return document({"error": {"message": "exceeds the available context size"}}, 400)
@@ -53,6 +54,7 @@ class Brain:
             else f"number {self.calls if body['temperature'] and self.obeys_temperature else 0}"
         )
         answer = (Message(Role.ASSISTANT, said, Channel.FINAL),)
+        tokens = tokens if self.counts_what_it_read else sent
         if not self.streams:
             usage = {"prompt_tokens": tokens, "completion_tokens": 3}
             return document({"choices": [{"message": {"content": said}, "finish_reason": "stop"}], "usage": usage})
@@ -95,6 +97,12 @@ def test_a_window_that_cuts_in_silence_is_seen_and_the_mend_is_the_servers(cache
     assert found.good is False
     assert "loses its beginning in silence: 4096 were read" in found.seen
     assert "OLLAMA_CONTEXT_LENGTH" in found.mend
+
+
+def test_a_silent_cut_behind_a_wrong_count_is_not_taken_for_a_whole_prompt(cache_dir: Path) -> None:
+    found = chat(Brain(window_tokens=4096, counts_what_it_read=False), cache_dir)["window"]
+    assert found.good is None
+    assert "the first words of a prompt of 6000 tokens, the answer lacks them" in found.seen
 
 
 def test_a_window_that_is_smaller_than_stated_is_seen(cache_dir: Path) -> None:
