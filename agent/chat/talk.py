@@ -82,6 +82,7 @@ class Talk:
         self._settle()
         if self.state.conversation.last is asked.message:
             self.undo()
+            ended = replace(ended, reason=f"{ended.reason} (your message was taken back)")
         show(ended, self.state)
         return ended
 

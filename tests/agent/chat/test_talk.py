@@ -74,7 +74,7 @@ def test_a_model_that_cannot_be_asked_costs_only_the_message() -> None:
     answered = [MessageAdded(final("Back.")), Sampled(1, 1, "stop")]
     talk, shown = talk_with(FaultyModel([EndpointUnreachable("nobody answers"), answered])), Shown()
     ended = talk.turn("hi", shown)
-    assert (ended.outcome, ended.reason) == (Outcome.ENDPOINT, "nobody answers")
+    assert (ended.outcome, ended.reason) == (Outcome.ENDPOINT, "nobody answers (your message was taken back)")
     assert shown.ended == ended
     assert texts(talk) == []
     assert talk.turn("hi again", Shown()).claimed == "Back."
