@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.conversation import Channel, Conversation, Message, Role, ToolSpec
+from agent.server import sse
 from agent.server.answer import Called, Ended, Part, Said, Void
 from agent.server.ask import (
     FUNCTIONS,
@@ -158,6 +159,7 @@ class ChatWriter:
     id: str = field(default_factory=lambda: new_id("chatcmpl"))
     ended: Ended | None = None
     call_ids: list[str] = field(default_factory=list)
+    _frame: tuple[bytes, bytes] | None = None
     _reasoning: list[str] = field(default_factory=list)
     _text: list[str] = field(default_factory=list)
     _calls: list[dict[str, Any]] = field(default_factory=list)
@@ -171,10 +173,10 @@ class ChatWriter:
         match part:
             case Said("reasoning", text):
                 self._reasoning.append(text)
-                return self._chunk({"reasoning": text, "reasoning_content": text})
+                return self._delta({"reasoning": text, "reasoning_content": text})
             case Said(_, text):
                 self._text.append(text)
-                return self._chunk({"content": text})
+                return self._delta({"content": text})
             case Void():
                 self._reasoning.clear()
                 return b""
@@ -214,6 +216,13 @@ class ChatWriter:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
         extra = {"usage": None} if self.usage else {}
         return event({**self._head("chat.completion.chunk"), "choices": [choice], **extra})
+
+    def _delta(self, delta: dict[str, Any]) -> bytes:
+        """A chunk that is all delta, as there is one a token: what is the same in all of them is encoded once."""
+        if self._frame is None:
+            before, _, after = self._chunk({"content": None}).partition(b'{"content":null}')
+            self._frame = (before, after)
+        return self._frame[0] + sse.document(delta) + self._frame[1]
 
     def _usage_chunk(self, ended: Ended) -> bytes:
         return event({**self._head("chat.completion.chunk"), "choices": [], "usage": usage(ended)})

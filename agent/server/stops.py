@@ -36,9 +36,9 @@ class StopFilter:
         return held
 
     def cut(self, text: str) -> str:
-        """Return ``text`` up to the first stop sequence in it."""
-        ends = [at for stop in self._stops if (at := text.find(stop)) >= 0]
-        return text[: min(ends)] if ends else text
+        """Return ``text`` up to the stop sequence that is complete first (of those, the longest): as if it came bit by bit."""
+        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
+        return text[: min(found)[1]] if found else text
 
     def restart(self) -> None:
         """Forget what is held: the answer starts over."""

@@ -88,6 +88,7 @@ class Talker:
 
     pieces: int = 1_000_000
     pause_s: float = 0.002
+    times: int = 1  # how often each piece says its number
     name: str = "talker"
     context_tokens: int | None = 4096
     asked: list[tuple[Conversation, SamplingParams]] = field(default_factory=list)
@@ -98,7 +99,7 @@ class Talker:
         self.asked.append((conversation, params))
         try:
             for number in range(self.pieces):
-                yield Delta(Channel.FINAL, f"{number} ")
+                yield Delta(Channel.FINAL, f"{number} " * self.times)
                 time.sleep(self.pause_s)
             yield MessageAdded(final("".join(f"{number} " for number in range(self.pieces))))
             yield Sampled(7, self.pieces, "stop")
