@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.batch.results import RESULTS_NAME
-from agent.events import ToolFinished
+from agent.events import Resumed, ToolFinished
 from agent.log import LOG_NAME, read
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,6 +48,8 @@ TURNS = [
     shell(CHECK),
     [{"text": "double() doubles now."}],
 ]
+# What is played only where a kill took the sandbox too and the run is asked to look again.
+ONCE_MORE = [shell("git diff"), TURNS[2], [{"text": "It is mended."}]]
 
 
 def make_tasks(folder: Path, count: int) -> tuple[Path, Path]:
@@ -59,7 +61,7 @@ def make_tasks(folder: Path, count: int) -> tuple[Path, Path]:
     row = {"repository": "repo", "prompt": "double(3) is 5 and should be 6.", "checks": [CHECK]}
     rows = (json.dumps({"name": f"task-{number:05}"} | row) for number in range(count))
     (folder / "tasks.jsonl").write_text("\n".join(rows) + "\n")
-    (folder / "script.json").write_text(json.dumps({"turns": TURNS}))
+    (folder / "script.json").write_text(json.dumps({"turns": TURNS + ONCE_MORE}))
     return folder / "tasks.jsonl", folder / "script.json"
 
 
@@ -155,13 +157,15 @@ def killed(folder: Path, count: int, jobs: int, sandbox: str, kills: int, wall_s
     names = [record["task"] for record in found]
     assert sorted(names) == [f"task-{number:05}" for number in range(count)], "a task was lost, or has two lines"
     assert all(record["outcome"] == "passed" for record in found)
-    resumed = 0
+    resumed = restored = 0
     for record in found:
         entries = [entry.event for entry in read(out / record["folder"] / LOG_NAME)]
         calls = [event.call for event in entries if isinstance(event, ToolFinished)]
         assert len(calls) == len(set(calls)), f"{record['task']}: a call was run twice"
-        resumed += any(type(event).__name__ == "Resumed" for event in entries)
-    return {"kills": len(at), "resumed": resumed, "wall_s": time.monotonic() - began}
+        notes = [event.note for event in entries if isinstance(event, Resumed)]
+        resumed += bool(notes)
+        restored += any("restored" in note for note in notes)
+    return {"kills": len(at), "resumed": resumed, "restored": restored, "wall_s": time.monotonic() - began}
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +229,7 @@ def main() -> int:
     )
     print(f"| log of a task | {plain['log_kib']:.0f} KiB |")
     print(
-        f"| killed {kill['kills']:.0f} times and run again | nothing lost, nothing twice; {kill['resumed']:.0f} tasks resumed; {kill['wall_s']:.0f} s |"
+        f"| killed {kill['kills']:.0f} times and run again | nothing lost, nothing twice; {kill['resumed']:.0f} tasks resumed, {kill['restored']:.0f} of them in a restored copy; {kill['wall_s']:.0f} s |"
     )
     turn_s = plain["task_s"] / len(TURNS)
     world = World(start_s=60 * asked.jobs / plain["tasks_per_minute"] - plain["task_s"], turn_s=turn_s)

@@ -44,10 +44,6 @@ class Engine(Protocol):
         """Ask what runs to stop cleanly."""
         ...
 
-    def kill(self) -> None:
-        """End what runs at once."""
-        ...
-
 
 class Checkouts(Protocol):
     """Where the repositories of tasks are."""
@@ -134,11 +130,7 @@ class Batch:
             with self._state:
                 self._state.notify_all()
             self._engine.stop()
-            try:
-                _join(threads)
-            except KeyboardInterrupt:
-                self._engine.kill()
-                _join(threads)
+            _join(threads)
             raise
         if self._failure is not None:
             raise self._failure

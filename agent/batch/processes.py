@@ -49,11 +49,6 @@ class Processes:
         for worker in self._running():
             _order(worker, "stop")
 
-    def kill(self) -> None:
-        """End every worker at once; each goes on from its log when it is started again."""
-        for worker in self._running():
-            worker.kill()
-
     def _running(self) -> list[subprocess.Popen[str]]:
         with self._lock:
             return list(self._workers)

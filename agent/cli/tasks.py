@@ -81,7 +81,7 @@ def run(
         hold_to(out, _held(base) | {"attempts": attempts, "effort_ladder": list(plan.ladder)})
         governor = Governor(budget_tokens, requests_per_minute, spent_tokens(results.records))
         done = sum(task.name in results.records for task in found)
-        watch = open_watch(sys.stderr, len(found), done, jobs, governor, _print if as_json else _silent)
+        watch = open_watch(sys.stderr, len(found), done, governor, _print if as_json else _silent)
         checkouts = Copies(out.absolute() / "checkouts", base.cache_dir)
         batch = Batch(found, _configure(flags), plan, results, Processes(governor), governor, watch, checkouts)
         try:

@@ -34,11 +34,11 @@ class Watcher:
     """Counts, and prints a line for each finished task. ``show`` is given each finished task's record too."""
 
     def __init__(
-        self, stream: TextIO, total: int, done: int, jobs: int, governor: Governor, show: Callable[[Record], None],
+        self, stream: TextIO, total: int, done: int, governor: Governor, show: Callable[[Record], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self._stream, self._show, self._clock = stream, show, clock
-        self._total, self._before, self._jobs, self._governor = total, done, jobs, governor
+        self._total, self._before, self._governor = total, done, governor
         self._start_s = clock()
         self.rows: dict[str, _Row] = {}
         self.kinds: Counter[str] = Counter()
@@ -133,17 +133,15 @@ class Table(Watcher):
         self._live.stop()
 
 
-def open_watch(
-    stream: TextIO, total: int, done: int, jobs: int, governor: Governor, show: Callable[[Record], None]
-) -> Watcher:
+def open_watch(stream: TextIO, total: int, done: int, governor: Governor, show: Callable[[Record], None]) -> Watcher:
     """Return the table for a terminal that can move its cursor, else plain lines."""
     if stream.isatty():
         from rich.console import Console
 
         console = Console(file=stream, highlight=False, markup=False, emoji=False)
         if not console.is_dumb_terminal:
-            return Table(console, total, done, jobs, governor, show)
-    return Watcher(stream, total, done, jobs, governor, show)
+            return Table(console, total, done, governor, show)
+    return Watcher(stream, total, done, governor, show)
 
 
 def task_line(record: Record) -> str:

@@ -30,6 +30,8 @@ def shell(command: str) -> list[dict[str, object]]:
 MEND = [{"recipient": "repo_browser.apply_patch", "arguments": {"patch": PATCH}}]
 DONE = [{"text": "double() doubles now."}]
 TURNS = [shell("cat calc.py; sleep 0.3"), shell("sleep 0.3"), MEND, shell("sleep 0.3; python3 -c 'import calc'"), DONE]
+# What is played only where a kill took the sandbox too, and the run is asked to look again.
+ONCE_MORE = [shell("git diff"), MEND, [{"text": "It is mended."}]]
 
 Script = Callable[[Sequence[object]], tuple[str, ...]]
 
@@ -91,7 +93,7 @@ def test_killed_at_random_moments_and_run_again_nothing_is_lost_or_done_twice(
     place: Place, script: Script, tmp_path: Path, sandbox: tuple[str, ...]
 ) -> None:
     path, out = make_tasks(tmp_path / "set", 5), tmp_path / "out"
-    command = ("tasks", "run", str(path), "--out", str(out), "--jobs", "2", *script(TURNS), *sandbox)
+    command = ("tasks", "run", str(path), "--out", str(out), "--jobs", "2", *script([*TURNS, *ONCE_MORE]), *sandbox)
     source = random.Random(4)
     for _ in range(4):
         batch = place.start(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

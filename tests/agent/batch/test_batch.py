@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -44,9 +46,6 @@ class Answers:
 
     def stop(self) -> None:
         self.stops += 1
-
-    def kill(self) -> None:
-        self.stops += 100
 
 
 class Lines:
@@ -201,3 +200,29 @@ def test_checks_decide_then_tests_left_alone_then_the_smaller_change() -> None:
     order = [short, long, edits, unsure, failing, nothing, odd]
     for number, best in enumerate(order):
         assert select(order[number:]) == select(order[number:][::-1]) == best
+
+
+def test_an_interrupt_asks_the_workers_to_stop_and_waits_for_them(tmp_path: Path, tasks: list[Task]) -> None:
+    """A signal in the main thread, as Ctrl-C is; the attempt that runs comes to its end first."""
+    governor = Governor()
+    began, stopped = threading.Event(), threading.Event()
+
+    class Slow(Answers):
+        def stop(self) -> None:
+            super().stop()
+            stopped.set()
+
+    def answer(job: Job) -> None:
+        began.set()
+        assert stopped.wait(30)
+
+    engine = Slow(answer)
+    interrupt = threading.Thread(target=lambda: began.wait(30) and os.kill(os.getpid(), signal.SIGINT))
+    interrupt.start()
+    with Results(tmp_path / "out") as results:
+        plan = Plan(jobs=2, stagger_s=0)
+        batch = Batch(tasks, lambda *_: RunConfig(), plan, results, engine, governor, Lines(), copies(tmp_path))
+        with pytest.raises(KeyboardInterrupt):
+            batch.run()
+        assert (engine.stops, engine.running, batch.unfinished) == (1, 0, 4)
+    interrupt.join()

@@ -24,7 +24,7 @@ class Clock:
 
 def test_lines_say_what_a_task_came_to_and_how_long_the_rest_takes() -> None:
     stream, clock, shown = io.StringIO(), Clock(), []
-    with Watcher(stream, 5, 2, 1, Governor(), shown.append, clock) as watch:
+    with Watcher(stream, 5, 2, Governor(), shown.append, clock) as watch:
         assert watch.left_s() is None
         clock.now_s = 10.0
         watch.finished(RECORD)
@@ -39,7 +39,7 @@ def test_lines_say_what_a_task_came_to_and_how_long_the_rest_takes() -> None:
 def test_the_table_shows_what_runs() -> None:
     stream, clock, governor = io.StringIO(), Clock(), Governor()
     console = Console(file=stream, force_terminal=True, width=100, color_system=None)
-    with Table(console, 5, 2, 1, governor, lambda _: None, clock) as table:
+    with Table(console, 5, 2, governor, lambda _: None, clock) as table:
         table.began(JOB)
         clock.now_s = 61.0
         table.progress(JOB, Progress(3, 4500, "shell"))
@@ -60,4 +60,4 @@ def test_the_table_shows_what_runs() -> None:
 
 
 def test_without_a_terminal_there_are_lines() -> None:
-    assert type(open_watch(io.StringIO(), 1, 0, 1, Governor(), lambda _: None)) is Watcher
+    assert type(open_watch(io.StringIO(), 1, 0, Governor(), lambda _: None)) is Watcher
