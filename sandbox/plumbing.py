@@ -20,6 +20,8 @@ SETTINGS = (
 )
 PREFIX = ["git", *(part for setting in SETTINGS for part in ("-c", setting))]
 QUIET = {"GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "GIT_NO_LAZY_FETCH": "1", "LC_ALL": "C"}
+# What can be made again need not survive a power cut: thousands of files would be thousands of waits for the disk.
+UNSYNCED = ["-c", "core.fsync=none"]
 # For our own bare repositories: not even the person's configuration has a say.
 ISOLATED = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "GIT_ATTR_NOSYSTEM": "1"}
 
@@ -50,10 +52,15 @@ def run(arguments: Sequence[str], folder: Path, env: Mapping[str, str] | None = 
     done = attempt(arguments, folder, env, stdin)
     if done.returncode:
         said = done.stderr.decode("utf-8", "replace").strip()[-2000:]
-        raise WorktreeError(f"git {arguments[0]} failed in {folder}: {said or f'exit code {done.returncode}'}")
+        raise WorktreeError(f"git {_verb(arguments)} failed in {folder}: {said or f'exit code {done.returncode}'}")
     return done.stdout
+
+
+def _verb(arguments: Sequence[str]) -> str:
+    """Return the git command among its options (``-c name=value``)."""
+    return next((word for at, word in enumerate(arguments) if word != "-c" and arguments[at - 1] != "-c"), "")
 
 
 def bare(git_dir: Path, arguments: Sequence[str], env: Mapping[str, str] | None = None, stdin: bytes = b"") -> bytes:
     """Run git on one of our own bare repositories, with no configuration but its own."""
-    return run(arguments, git_dir, {**ISOLATED, "GIT_DIR": str(git_dir), **(env or {})}, stdin)
+    return run([*UNSYNCED, *arguments], git_dir, {**ISOLATED, "GIT_DIR": str(git_dir), **(env or {})}, stdin)

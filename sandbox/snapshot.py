@@ -322,7 +322,7 @@ def _uncommitted(top: Path, git_dir: Path, common: Path, index: Path, head_tree:
             for name in environments(top)
             if os.fsencode(name) not in ignored.split(b"\0")
         ]
-        plumbing.run(["-c", "core.looseCompression=0", "add", "-A", "--", ":/", *own], top, env)
+        plumbing.run([*plumbing.UNSYNCED, "-c", "core.looseCompression=0", "add", "-A", "--", ":/", *own], top, env)
         staged = plumbing.run(["ls-files", "-s", "-z"], top, env).split(b"\0")
         links = {line.split(b"\t", 1)[1] for line in staged if line.startswith(b"160000 ")}
         if links:  # a repository inside the checkout that is no submodule is no part of this one
@@ -376,13 +376,14 @@ def _pack(snapshot: Snapshot, folder: Path, tags: list[tuple[str, str]]) -> tupl
         cut = {line[0] for line in lines if not taken.issuperset(line[1:])}
         shallow, tags, wanted = sorted(cut | (taken & set(shallow))), [], [snapshot.commit]
     asked = "".join(f"--shallow {oid}\n" for oid in shallow) + "".join(f"{oid}\n" for oid in wanted)
-    # Deltas that are there are kept, new ones not sought: the pack goes over a socket once, and time is what it may not cost.
+    # What is packed is copied as it is, deltas and all; of the rest nothing is sought or compressed: the pack goes over a
+    # socket once, and time is what it may not cost.
     arguments = [
         "pack-objects",
         "--revs",
         "--delta-base-offset",
         "--window=0",
-        "--compression=1",
+        "--compression=0",
         "-q",
         str(folder / "pack"),
     ]

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 BOT = ("gpt-oss-agent", "agent@gpt-oss-agent.invalid")
 START_MESSAGE = "Uncommitted changes that the run started from"
+UNPACK_LIMIT = 100  # objects that come over one by one; more stay a pack, as in git fetch
 # A commit as we mean it: nobody's key is asked for, no template or background work, and the message in UTF-8.
 COMMIT_SETTINGS = ("commit.gpgSign=false", "commit.status=false", "i18n.commitEncoding=UTF-8")
 
@@ -161,11 +162,11 @@ class Worktree:
         start = plumbing.bare(self.snapshot.git_dir, arguments, self._who()).decode().strip()
         wanted = f"{start}\n" + (f"^{self.snapshot.commit}\n" if self.snapshot.commit else "")
         # What is uncommitted may be large: no deltas are sought, and zlib's fastest level is enough.
-        pack = plumbing.bare(
-            self.snapshot.git_dir, ["pack-objects", "--revs", "--stdout", "--window=0", "-q"], stdin=wanted.encode()
-        )
-        fast = ["-c", "core.looseCompression=1"]
-        plumbing.run([*fast, "unpack-objects", "-q", "--strict"], self.snapshot.repository, stdin=pack)
+        arguments = ["pack-objects", "--revs", "--stdout", "--window=0", "--compression=1", "-q"]
+        pack = plumbing.bare(self.snapshot.git_dir, arguments, stdin=wanted.encode())
+        few = int.from_bytes(pack[8:12], "big") < UNPACK_LIMIT
+        take = ["unpack-objects", "-q", "--strict"] if few else ["index-pack", "--stdin", "--fix-thin", "--strict"]
+        plumbing.run(take, self.snapshot.repository, stdin=pack)
         return start
 
     def _commit(self, applied: Applied, message: str, place: Path) -> str:

@@ -226,3 +226,14 @@ def test_many_files_cost_no_seconds_when_none_is_wanted(tmp_path: Path) -> None:
     spent_s = time.process_time() + sum(os.times()[2:4])
     worktree.keep(applied, "agent/fix", "Fix")
     assert time.process_time() + sum(os.times()[2:4]) - spent_s < 1.5  # CPU: the clock would measure the neighbours
+
+
+def test_many_uncommitted_files_come_over_as_one_pack(repository: Path, tmp_path: Path) -> None:
+    for number in range(150):
+        (repository / f"new-{number}").write_text(f"{number}\n")
+    snapshot = snapshots.take(repository, tmp_path / "state")
+    worktree = Worktree(snapshot)
+    worktree.keep(worktree.apply(made(snapshot, README)), "agent/fix", "Fix")
+    assert git(repository, "show", "agent/fix~:new-149") == "149\n"
+    assert len(list((repository / ".git" / "objects" / "pack").glob("*.pack"))) == 1
+    assert git(repository, "fsck", "--strict", "--no-dangling") == ""
