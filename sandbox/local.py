@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -99,5 +100,11 @@ def start(snapshot: Snapshot, env: Mapping[str, str]) -> Client:
     os.close(held)  # the helper's alone from here on: it may outlive this process
     wire = PipeWire(process, errors)
     link = Link(wire)
-    link.hello(GRACE_S, timeout_s=30.0)
+    try:
+        link.hello(GRACE_S, timeout_s=30.0)
+    except BaseException:
+        link.close()
+        wire.end()
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return Client(link, str(workspace), snapshot, wire.end)
