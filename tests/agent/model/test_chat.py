@@ -470,3 +470,11 @@ def test_every_tool_of_ours_is_reached_through_its_function_name(style: str) -> 
     functions = Functions(declare(tools, style))
     reached = [resolve(functions.recipient(d["name"]), "{}", tools, style) for d in functions.declarations()]
     assert [found.tool for found in reached if isinstance(found, Resolved)] == list(tools)
+
+
+def test_every_tool_is_described_also_those_that_raw_wires_describe_by_the_trained_text() -> None:
+    declared = declare(open_tools(RunConfig()), "trained")
+    assert "" in {spec.description for spec in declared}
+    described = {each["name"]: each["description"] for each in Functions(declared).declarations()}
+    assert "/mnt/data" in described["python"]
+    assert all(described.values())
