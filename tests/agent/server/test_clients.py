@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -120,3 +121,29 @@ def test_opencode_completes_a_run_with_calls(tmp_path: Path, repository: Path) -
     assert done.returncode == 0, done.stdout + done.stderr
     assert ANSWER in done.stdout + done.stderr
     assert (repository / "hello.txt").read_text() == "hello world\n"
+
+
+def test_one_line_with_the_url_and_a_good_end(tmp_path: Path) -> None:
+    """Without any foreign program: `served` itself holds that nothing else is printed, and that SIGTERM ends it with 0."""
+    with served(tmp_path, turns("x", [])) as url:
+        assert url.startswith("http://127.0.0.1:")
+        body = {"messages": [{"role": "user", "content": "x"}]}
+        answer = httpx2.post(f"{url}/chat/completions", json=body).json()
+        assert answer["choices"][0]["message"]["content"] == ANSWER
+        assert httpx2.get(f"{url}/models").json()["data"][0]["id"] == "scripted"
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--backend", "chat"], "--endpoint"),
+        (["--backend", "scripted"], "--script"),
+        (["--api-key", "@none"], "cannot be read"),
+    ],
+)
+def test_what_is_missing_is_a_usage_error(tmp_path: Path, flags: list[str], told: str) -> None:
+    env = {**environment(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "agent", "serve", "--port", "0", *flags]
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert told in done.stderr
