@@ -30,8 +30,9 @@ class Counts:
     max_context_len: int
 
 
+ALIGNMENT = 16  # bytes: for tensors that begin elsewhere Triton compiles every kernel again
+
 _KINDS = {
-    # The wide ones first, so that all are aligned.
     "token_ids": (np.int64, torch.int64),
     "slots": (np.int64, torch.int64),
     "sample_rows": (np.int64, torch.int64),
@@ -68,10 +69,10 @@ def layout(counts: Counts) -> Layout:
         "temperature": counts.samples,
         "top_p": counts.samples,
     }
-    widths = [sizes[name] * torch_kind.itemsize for name, (_, torch_kind) in _KINDS.items()]
-    ends = list(accumulate(widths))
-    slices = {name: slice(end - width, end) for name, width, end in zip(_KINDS, widths, ends, strict=True)}
-    return Layout(counts, ends[-1], slices)
+    widths = [sizes[name] * kind.itemsize for name, (_, kind) in _KINDS.items()]
+    starts = [0, *accumulate(-(-width // ALIGNMENT) * ALIGNMENT for width in widths)]
+    slices = {name: slice(start, start + width) for name, start, width in zip(_KINDS, starts, widths, strict=False)}
+    return Layout(counts, starts[-1], slices)
 
 
 def exact(works: Sequence[Work], page_tokens: int) -> Counts:
