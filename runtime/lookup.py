@@ -17,13 +17,15 @@ class Speculation:
 
     ``ngram`` tokens must have been seen before. A verifying step costs about ``cost`` plain ones, so the tokens that it
     gives, on average, must be more than that. After a run of poor guesses ``pause_tokens`` are sampled plainly, twice as
-    many the next time, up to sixteen times as many.
+    many the next time, up to sixteen times as many. A step indexes at most ``index_tokens`` of what it has not seen yet, so
+    that a long prompt does not hold up its first tokens.
     """
 
     draft_tokens: int = 7
     ngram: int = 4
     cost: float = 2.5
     pause_tokens: int = 32
+    index_tokens: int = 1024
 
 
 @dataclass(slots=True)
@@ -43,9 +45,10 @@ class Lookup:
         n = options.ngram
         if not options.draft_tokens or len(tokens) < max(self.resume, n + 1):
             return ()
-        for end in range(max(self.indexed, n), len(tokens)):
+        first = max(self.indexed, n)
+        self.indexed = min(len(tokens), first + options.index_tokens)
+        for end in range(first, self.indexed):
             self.seen[tuple(tokens[end - n : end])] = end
-        self.indexed = len(tokens)
         follower = self.seen.get(tuple(tokens[-n:]))
         if follower is None:
             return ()

@@ -141,8 +141,6 @@ class Scheduler:
             return []
         if self.waiting and len(self.running) < self.limits.sequences:
             return []
-        if len(works) == 1 and (works[0].draft or self._guess(works[0].sequence)):
-            return []  # a guess needs to know what came before it
         room = self._room
         for work in works:
             sequence = work.sequence
@@ -156,6 +154,8 @@ class Scheduler:
                 or not self._grow(sequence, length)
             ):
                 return []
+        if len(works) == 1 and (works[0].draft or self._guess(works[0].sequence)):
+            return []  # a guess needs to know what came before it
         return [Work(w.sequence, len(w.sequence.tokens), 1, 1, w.index + 1) for w in works]
 
     def record(self, works: Seq[Work], tokens: Seq[int], logprobs: Seq[float] | None = None) -> list[TokenOut]:

@@ -269,6 +269,16 @@ def test_guesses_stop_when_they_do_not_pay_and_are_tried_again() -> None:
     assert lookup.pause == 2 * before
 
 
+def test_a_long_prompt_is_indexed_in_pieces() -> None:
+    lookup = Lookup(Speculation(draft_tokens=2, ngram=2, index_tokens=10))
+    text = [*range(100, 130), 100, 101]
+    assert lookup.draft(text) == (102, 103)  # the repeated beginning was in the first piece
+    assert len(lookup.seen) == 10
+    for _ in range(5):
+        lookup.draft(text)
+    assert len(lookup.seen) == len(text) - 2
+
+
 def test_a_page_let_go_twice_is_an_error() -> None:
     pool = PagePool(2, PAGE)
     page = pool.take()
