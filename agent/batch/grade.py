@@ -35,6 +35,9 @@ OUTPUT_BYTES = 1 << 20
 SCHEMA_VERSION = 2
 REPORT_NAME = "report.json"
 OUTPUT_NAME = "test_output.txt"
+# As swebench has it: a test that is skipped has not been mended, and one that passed and is skipped is no regression.
+MENDS = frozenset({"passed"})
+KEEPS = frozenset({"passed", "skipped"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +129,9 @@ def _by_tests(name: str, suite: Suite, sandbox: Sandbox, timeout_s: float) -> Gr
         told = "ran out of time" if done.exit_code is None else f"exit code {done.exit_code}"
         return Grade(name, applied=True, error=f"no test reported: {told}", output=done.output)
     states = {test: done.tests.get(test, "missing") for test in wanted}
-    return Grade(name, all(map(_fine, states.values())), applied=True, tests=states, output=done.output)
-
-
-def _fine(state: str) -> bool:
-    """Whether a test's state does not speak against a patch. A skipped test says nothing, as with ``swebench``."""
-    return state in ("passed", "skipped")
+    mended = all(states[test] in MENDS for test in suite.fail_to_pass)
+    kept = all(states[test] in KEEPS for test in suite.pass_to_pass)
+    return Grade(name, mended and kept, applied=True, tests=states, output=done.output)
 
 
 def report(task: Task, result: Grade) -> dict[str, Any]:
@@ -141,11 +141,12 @@ def report(task: Task, result: Grade) -> dict[str, Any]:
         "patch_exists": not result.empty,
         "patch_successfully_applied": result.applied,
         "resolved": result.resolved,
+        "infra_failure": False,
     }
     if task.tests is not None and result.tests:
         told["tests_status"] = {
-            "FAIL_TO_PASS": _sorted(task.tests.fail_to_pass, result.tests),
-            "PASS_TO_PASS": _sorted(task.tests.pass_to_pass, result.tests),
+            "FAIL_TO_PASS": _sorted(task.tests.fail_to_pass, result.tests, MENDS),
+            "PASS_TO_PASS": _sorted(task.tests.pass_to_pass, result.tests, KEEPS),
             "FAIL_TO_FAIL": {"success": [], "failure": []},
             "PASS_TO_FAIL": {"success": [], "failure": []},
         }
@@ -154,10 +155,10 @@ def report(task: Task, result: Grade) -> dict[str, Any]:
     return {task.name: told}
 
 
-def _sorted(tests: Sequence[str], states: Mapping[str, str]) -> dict[str, list[str]]:
+def _sorted(tests: Sequence[str], states: Mapping[str, str], good: frozenset[str]) -> dict[str, list[str]]:
     return {
-        "success": [test for test in tests if states[test] == "passed"],
-        "failure": [test for test in tests if not _fine(states[test])],
+        "success": [test for test in tests if states[test] in good],
+        "failure": [test for test in tests if states[test] not in good],
     }
 
 
@@ -171,14 +172,16 @@ def summary(tasks: Sequence[Task], grades: Mapping[str, Grade]) -> dict[str, Any
         "submitted": [each.task for each in every],
         "resolved": [each.task for each in every if each.resolved],
         "unresolved": [each.task for each in every if not each.resolved and not each.empty and not each.error],
+        "infra_failure": list[str](),  # swebench guesses these from logs; what could not be graded here is an error
+        "ambiguous_failure": list[str](),
         "error": [each.task for each in every if each.error],
     }
-    counted = ("submitted", "completed", "resolved", "unresolved", "empty_patch", "error")
+    counted = [name for name in lists if name != "incomplete"]
     return (
         {"total_instances": len(tasks)}
         | {f"{name}_instances": len(lists[name]) for name in counted}
         | {f"{name}_ids": names for name, names in lists.items()}
-        | {"schema_version": SCHEMA_VERSION}
+        | {"failure_reasons": dict[str, str](), "schema_version": SCHEMA_VERSION}
     )
 
 

@@ -106,6 +106,7 @@ def test_rows_of_swe_bench_are_graded_test_by_test(
             "patch_exists": True,
             "patch_successfully_applied": True,
             "resolved": True,
+            "infra_failure": False,
             "tests_status": {
                 "FAIL_TO_PASS": {"success": ["tests/test_calc.py::test_three"], "failure": []},
                 "PASS_TO_PASS": {
@@ -181,6 +182,8 @@ def test_the_report_over_all_has_the_shape_of_swebenchs() -> None:
         "resolved_instances": 1,
         "unresolved_instances": 1,
         "empty_patch_instances": 1,
+        "infra_failure_instances": 0,
+        "ambiguous_failure_instances": 0,
         "error_instances": 1,
         "completed_ids": ["a", "b"],
         "incomplete_ids": ["e", "f"],
@@ -188,17 +191,21 @@ def test_the_report_over_all_has_the_shape_of_swebenchs() -> None:
         "submitted_ids": ["a", "b", "c", "d"],
         "resolved_ids": ["a"],
         "unresolved_ids": ["b"],
+        "infra_failure_ids": [],
+        "ambiguous_failure_ids": [],
         "error_ids": ["d"],
+        "failure_reasons": {},
         "schema_version": 2,
     }
 
 
-def test_a_skipped_test_says_nothing() -> None:
-    suite = Suite("", ("a",), ("b", "c"))
-    states = {"a": "passed", "b": "skipped", "c": "missing"}
+def test_a_skipped_test_is_kept_but_not_mended() -> None:
+    """As swebench's test_failed (FAIL_TO_PASS) and test_maintained (PASS_TO_PASS)."""
+    suite = Suite("", ("a", "d"), ("b", "c"))
+    states = {"a": "passed", "b": "skipped", "c": "missing", "d": "skipped"}
     told = report(Task("t", "Mend.", "/r", tests=suite), Grade("t", applied=True, tests=states))["t"]["tests_status"]
-    assert told["FAIL_TO_PASS"] == {"success": ["a"], "failure": []}
-    assert told["PASS_TO_PASS"] == {"success": [], "failure": ["c"]}
+    assert told["FAIL_TO_PASS"] == {"success": ["a"], "failure": ["d"]}
+    assert told["PASS_TO_PASS"] == {"success": ["b"], "failure": ["c"]}
 
 
 def test_predictions_come_in_three_forms(tmp_path: Path) -> None:
