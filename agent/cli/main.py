@@ -24,13 +24,17 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "diff": ("agent.cli.runs", "diff", "Print a run's change as a patch."),
     "apply": ("agent.cli.runs", "apply", "Bring a run's change into the checkout, uncommitted."),
     "discard": ("agent.cli.runs", "discard", "Delete a run with its branch and its container."),
-    "serve": ("agent.cli.serve", "serve", "Serve a model as OpenAI's APIs, for any client."),
-    "tasks": ("agent.cli.tasks", "tasks", "Run many tasks, and go on where it was killed."),
+    "serve": (
+        "agent.cli.serve",
+        "serve",
+        "Serve a backend as OpenAI's APIs: responses, chat completions, completions.",
+    ),
+    "tasks": ("agent.cli.tasks", "tasks", "Run many tasks, and grade what came out."),
     "patch": ("agent.cli.patch", "patch", "Apply patches in the format that the model writes."),
     "doctor": ("agent.cli.doctor", "doctor", "Say what works on this machine, and what to do about the rest."),
     "models": ("agent.cli.models", "models", "Fetch, list and verify checkpoints that run on this machine."),
     "config": ("agent.cli.config", "config", "Show the configuration and where each value comes from."),
-    "sandbox": ("agent.cli.sandbox", "sandbox", "Build images and clean up containers."),
+    "sandbox": ("agent.cli.sandbox", "sandbox", "Build images, and clean up after runs that were killed."),
 }
 
 
