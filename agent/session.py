@@ -32,6 +32,7 @@ from agent.events import (
     fold,
     step,
 )
+from agent.landing import remove_containers
 from agent.log import LOG_NAME, Log
 from agent.loop import run as loop
 from agent.model.base import Model, SamplingParams
@@ -141,7 +142,11 @@ def resume(folder: Path, show: Show, say: Say = lambda _: None, *, through: Thro
         snapshot = snapshots.load(folder)
         options = sandbox_options(config, state.run, say)
         session = _Session(config, log, show, snapshot, _begin(lambda: through(_open_model(config, say))))
-        found = attach(options, snapshot)
+        # Until a call was begun nothing says that the copy had come to its end: such a sandbox may be half empty.
+        touched = bool(state.calls) or state.pending is not None
+        if not touched and config.sandbox == "docker":
+            remove_containers(state.run)
+        found = attach(options, snapshot) if touched else None
         if found is not None:
             return session.go(state, lambda: found, lambda: session.take_up(lost=False))
         saved = folder / SNAPSHOT_NAME
