@@ -13,6 +13,10 @@ from runtime.kernels.base import Shapes
 
 Json = Mapping[str, Any]
 
+# Far above any model, and far below what a damaged file can ask the memory for.
+MOST = 1 << 24
+MOST_LAYERS = 1024
+
 # Every key of the original form; the reference passes the file straight to a dataclass, so an unknown one is an error.
 ORIGINAL_KEYS = frozenset(
     {
@@ -212,7 +216,7 @@ def _original(data: Json) -> ModelConfig:
         experts_per_token=_count(data, "experts_per_token"),
         vocabulary=_count(data, "vocab_size"),
         window=_count(data, "sliding_window"),
-        sliding=alternating(_count(data, "num_hidden_layers")),
+        sliding=alternating(_count(data, "num_hidden_layers", MOST_LAYERS)),
         context_tokens=int(initial * max(factor, 1.0)),
         rope_theta=_number(data, "rope_theta"),
         rope_factor=factor,
@@ -234,7 +238,7 @@ def _hugging_face(data: Json) -> ModelConfig:
     if method != "mxfp4":
         raise CheckpointError(f"quantization_config.quant_method is {method!r}: only mxfp4 is supported")
     rope = _rope(data)
-    layers = _count(data, "num_hidden_layers")
+    layers = _count(data, "num_hidden_layers", MOST_LAYERS)
     config = ModelConfig(
         hidden=_count(data, "hidden_size"),
         intermediate=_count(data, "intermediate_size"),
@@ -345,10 +349,10 @@ def _number(data: Json, key: str, default: float | None = None) -> float:
     return float(value)
 
 
-def _count(data: Json, key: str) -> int:
+def _count(data: Json, key: str, most: int = MOST) -> int:
     value = _number(data, key)
-    if value != int(value):
-        raise CheckpointError(f"{key} is {value!r}: a whole number is needed")
+    if value != int(value) or value > most:
+        raise CheckpointError(f"{key} is {value!r}: a whole number of at most {most} is needed")
     return int(value)
 
 
