@@ -97,7 +97,7 @@ def peer(name: str, url: str, root: Path, given: argparse.Namespace, kind: str) 
     home = {"HOME": str(root), "XDG_STATE_HOME": str(root / "state"), "XDG_CONFIG_HOME": str(root / "config")}
     match name:
         case "agent":
-            flags = ["--endpoint", url, "--model", "gpt-oss-20b", "--wire", "chat", "--image", "host", "--yes"]
+            flags = ["--endpoint", url, "--model", "gpt-oss-20b", "--wire", "chat", "--image", "host"]
             # A run of reads only changes nothing: `ask` is the same loop and ends with 0.
             task = ["fix", TASK, "--check", "true"] if kind == "fix" else ["ask", TASK]
             return Peer(name, [sys.executable, "-m", "agent", *task, *flags], home)

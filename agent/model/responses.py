@@ -66,13 +66,16 @@ class ResponsesModel:
     ) -> Iterator[Delta | Repaired | MessageAdded | Sampled]:
         body = self._body(conversation, functions, params)
         foreign = {name: body.pop(name) for name in _FOREIGN if name in body}
+        # The openai package walks through every argument by type, the whole history in every turn; not through this.
+        extra = foreign | {name: body[name] for name in ("input", "tools") if name in body}
+        known = {name: value for name, value in body.items() if name not in extra}
         create = self._client.openai().responses.with_streaming_response.create
         began = self._client.clock.now()
         answer = _Answer(body.get("max_output_tokens"))
         first_token_s = 0.0
         try:
             for event in self._client.post_through_openai(
-                create(**body, extra_body=foreign, timeout=self._client.timeout(params.timeout_s)), params.timeout_s
+                create(**known, extra_body=extra, timeout=self._client.timeout(params.timeout_s)), params.timeout_s
             ):
                 if event.data.strip() == "[DONE]":
                     continue
