@@ -26,7 +26,7 @@ from agent.position import is_harness
 from agent.tools.browser.citations import Citations, Sources
 from agent.view import write
 
-DIM, BOLD, RED, PLAIN = "\x1b[2m", "\x1b[1m", "\x1b[31m", "\x1b[0m"
+DIM, RED, PLAIN = "\x1b[2m", "\x1b[31m", "\x1b[0m"
 ERASE_LINE = "\r\x1b[2K"
 REDRAW_S = 0.2
 FOLDED_CHARS = 100

@@ -80,11 +80,6 @@ def declare(tools: Mapping[str, Tool], style: str) -> tuple[ToolSpec, ...]:
             raise ValueError(f"style must be 'trained' or 'generic', not {style!r}")
 
 
-def declared_name(tool: str, style: str) -> str:
-    """Return the name under which one of our tools is declared."""
-    return TRAINED_NAMES.get(tool, tool) if style == "trained" else tool
-
-
 def _trained(tool: Tool) -> ToolSpec:
     spec = tool.spec
     if isinstance(tool, Python):
