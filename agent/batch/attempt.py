@@ -24,6 +24,7 @@ from agent.record import Entry
 from agent.runs import PATCH_NAME, is_running
 from agent.saver import write_whole
 from agent.session import fix, resume
+from sandbox import diff as diffs
 from sandbox.errors import DiffRefused, SandboxError, WorktreeError
 
 RESULT_NAME = "result.json"
@@ -180,6 +181,7 @@ def summed_up(entries: Sequence[Entry], run: Path, number: int) -> Attempt:
     ended = state.ended or RunEnded(Outcome.INTERRUPTED, "it was killed")
     steps = (pair for pair in pairwise(entries) if not isinstance(pair[1].event, Resumed))
     patch = run / PATCH_NAME
+    changes = diffs.parse(patch.read_bytes()) if patch.exists() else ()
     return Attempt(
         number,
         _kind(state, ended),
@@ -191,7 +193,7 @@ def summed_up(entries: Sequence[Entry], run: Path, number: int) -> Attempt:
         claimed=ended.claimed,
         changed_paths=ended.changed_paths,
         test_paths=ended.test_paths,
-        patch_lines=_patch_lines(patch.read_bytes()) if patch.exists() else 0,
+        patch_lines=sum(each.added_lines + each.removed_lines for each in changes),
         turns=state.turns,
         calls=len(state.calls),
         repairs=sum(state.repairs.values()),
@@ -220,11 +222,6 @@ def _kind_of(error: Exception) -> Kind:
             return Kind.SANDBOX
         case _:
             return Kind.HARNESS
-
-
-def _patch_lines(patch: bytes) -> int:
-    lines = patch.split(b"\n")
-    return sum(line[:1] in (b"+", b"-") and not line.startswith((b"+++ ", b"--- ")) for line in lines)
 
 
 def _keep(folder: Path, attempt: Attempt) -> Attempt:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,60 +18,69 @@ from agent.check import PYTEST
 from agent.errors import UsageError
 
 SWE_KEYS = ("instance_id", "repo", "base_commit", "problem_statement")
+SWE_MAY = ("test_patch", "image", "test_cmd")
 HOME_OF_REPOSITORIES = "https://github.com"
 
 
 def read_rows(path: Path, repositories: Path | None = None) -> list[Task]:
-    """Read every row of a file: JSON lines, or one JSON array. Raises UsageError naming file, row and key."""
+    """Read every row of a file: JSON lines, or one JSON array. Raises UsageError naming file, line (or row) and key."""
+    rows = _array(path) if path.suffix == ".json" else _lines(path)
+    return [make_row_task(row, place, path.absolute().parent, repositories) for place, row in rows]
+
+
+def _lines(path: Path) -> Iterator[tuple[str, object]]:
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        place = f"{path}, line {number}"
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise UsageError(f"{place}, is not JSON: {error}") from error
+            yield place, row
+
+
+def _array(path: Path) -> Iterator[tuple[str, object]]:
     try:
-        text = path.read_text(encoding="utf-8")
+        data = json.loads(_text(path))
+    except ValueError as error:
+        raise UsageError(f"{path} is not JSON: {error}") from error
+    if not isinstance(data, list):
+        raise UsageError(f"{path} must be a list of tasks")
+    return ((f"{path}, row {number}", row) for number, row in enumerate(data, 1))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8: {error}") from error
-    return [
-        _task(row, f"{path}, row {number}", path.absolute().parent, repositories)
-        for number, row in enumerate(_rows(text, path), 1)
-    ]
 
 
-def _rows(text: str, path: Path) -> list[Any]:
-    if path.suffix == ".json":
-        try:
-            data = json.loads(text)
-        except ValueError as error:
-            raise UsageError(f"{path} is not JSON: {error}") from error
-        if not isinstance(data, list):
-            raise UsageError(f"{path} must be a list of tasks")
-        return data
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):
-        try:
-            rows += [json.loads(line)] if line.strip() else []
-        except ValueError as error:
-            raise UsageError(f"{path}, line {number}, is not JSON: {error}") from error
-    return rows
-
-
-def _task(row: object, place: str, folder: Path, repositories: Path | None) -> Task:
+def make_row_task(row: object, place: str, folder: Path, repositories: Path | None) -> Task:
+    """Make a task of a row; paths in it are relative to ``folder``. Raises UsageError naming the place and the key."""
     if not isinstance(row, Mapping):
         raise UsageError(f"{place}: a task is an object, not {row!r:.60}")
     if "instance_id" in row:
         return _from_swe_bench(row, place, folder, repositories)
     own = dict(row)
     prompt, check = own.pop("prompt", ""), own.pop("check", None)
+    if missing := [key for key in ("name", "repository") if key not in own]:
+        raise UsageError(
+            f"{place}: {missing[0]!r} is missing; a row has name, repository and prompt, "
+            f"or SWE-bench's keys ({', '.join(SWE_KEYS)})"
+        )
     if not isinstance(prompt, str) or not isinstance(check, str | None):
         raise UsageError(f"{place}: prompt and check are texts")
-    if "name" not in own or "repository" not in own:
-        raise UsageError(
-            f"{place}: a row needs name, repository and prompt, or SWE-bench's keys ({', '.join(SWE_KEYS)})"
-        )
     return make_task(own, place, prompt, check, folder)
 
 
 def _from_swe_bench(row: Mapping[str, Any], place: str, folder: Path, repositories: Path | None) -> Task:
-    for key in (*SWE_KEYS, "test_patch", "image", "test_cmd"):
-        if not isinstance(row.get(key, None if key in SWE_KEYS else ""), str):
+    for key in (*SWE_KEYS, *SWE_MAY):
+        if row.get(key) is None and key in SWE_KEYS:
+            raise UsageError(f"{place}: {key!r} is missing; SWE-bench's shape has {', '.join(SWE_KEYS)}")
+        if not isinstance(row.get(key) or "", str):
             raise UsageError(f"{place}: {key!r} must be a text")
     data = {
         "name": row["instance_id"],
@@ -83,8 +92,8 @@ def _from_swe_bench(row: Mapping[str, Any], place: str, folder: Path, repositori
     )
     if not row.get("FAIL_TO_PASS"):
         return task
-    fail, kept = (_names(row.get(key, []), f"{place}: {key!r}") for key in ("FAIL_TO_PASS", "PASS_TO_PASS"))
-    tests = Suite(row.get("test_patch", ""), fail, kept, row.get("test_cmd") or PYTEST)
+    fail, kept = (_names(row.get(key) or [], f"{place}: {key!r}") for key in ("FAIL_TO_PASS", "PASS_TO_PASS"))
+    tests = Suite(row.get("test_patch") or "", fail, kept, row.get("test_cmd") or PYTEST)
     return Task(task.name, task.prompt, task.repository, task.base_commit, task.settings, tests=tests)
 
 

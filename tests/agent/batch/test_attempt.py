@@ -63,7 +63,8 @@ def test_every_outcome_has_a_class() -> None:
 
 
 def test_time_between_a_kill_and_the_next_start_is_not_work(tmp_path: Path) -> None:
-    (tmp_path / PATCH_NAME).write_bytes(b"--- a/x\n+++ b/x\n@@ -1,2 +1,2 @@\n-a\n+b\n+c\n d\n")
+    head = b"diff --git a/x b/x\n--- a/x\n+++ b/x\n@@ -1,2 +1,3 @@\n"
+    (tmp_path / PATCH_NAME).write_bytes(head + b"--- a\n+b\n+++ c\n d\n")  # lines that look like a header count too
     entries = log(started(), SAMPLED, Resumed(), SAMPLED, RunEnded(Outcome.PASSED, "ok"), at=(10, 12, 1000, 1001, 1003))
     attempt = summed_up(entries, tmp_path, 2)
     assert (attempt.duration_s, attempt.ended_at, attempt.patch_lines) == (5.0, 1003, 3)

@@ -72,8 +72,22 @@ def test_a_row_in_swe_benchs_shape_is_read(tmp_path: Path) -> None:
     assert task.tests == Suite("diff --git a/t b/t\n", ("t.py::test_three",), ("t.py::test_two",), "pytest -rA")
     (elsewhere,) = read_rows(path)
     assert elsewhere.repository == "https://github.com/ada/calc.git"
-    with pytest.raises(UsageError, match=r"row 1: .* holds no clone of ada/calc"):
+    with pytest.raises(UsageError, match=r"line 1: .* holds no clone of ada/calc"):
         read_rows(path, tmp_path)
+
+
+def test_what_a_data_set_leaves_empty_is_not_said(tmp_path: Path) -> None:
+    empty = dict.fromkeys(("image", "test_cmd", "test_patch", "PASS_TO_PASS"))
+    (task,) = read_rows(rows(tmp_path, SWE | empty))
+    assert task.settings == {}
+    assert task.tests == Suite("", ("t.py::test_three",))
+
+
+def test_lines_are_counted_as_an_editor_counts_them(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"\n{json.dumps(SWE)}\n\n{{}}\n")
+    with pytest.raises(UsageError, match="line 4: 'name' is missing"):
+        read_rows(path)
 
 
 @pytest.mark.parametrize(
@@ -108,19 +122,26 @@ def test_a_task_without_a_repository_or_a_prompt_is_refused(tmp_path: Path) -> N
 
 def test_what_is_wrong_in_a_row_is_named(tmp_path: Path) -> None:
     for row, said in [
-        ([], "row 2: a task is an object"),
-        ({"name": "a"}, "row 2: a row needs name, repository"),
-        ({"name": "a", "repository": "r", "prompt": 1}, "row 2: prompt and check are texts"),
-        (SWE | {"instance_id": 3}, "row 2: 'instance_id' must be a text"),
-        (SWE | {"instance_id": "b", "FAIL_TO_PASS": "[1"}, "row 2: 'FAIL_TO_PASS' is not a JSON list"),
-        (SWE | {"instance_id": "b", "FAIL_TO_PASS": "{}x"}, "row 2: 'FAIL_TO_PASS' is not"),
-        (SWE | {"instance_id": "b", "PASS_TO_PASS": [1]}, "row 2: 'PASS_TO_PASS' must be a list of test ids"),
-        (SWE | {"instance_id": "b", "repo": "--upload-pack=x"}, "row 2: repo is owner/name"),
+        ([], "line 2: a task is an object"),
+        ({"name": "a"}, "line 2: 'repository' is missing; a row has name"),
+        ({"name": "a", "repository": "r", "prompt": 1}, "line 2: prompt and check are texts"),
+        ({"name": "a", "repository": "r"}, "line 2: the task a asks nothing"),
+        ({"name": "a", "repository": "r", "promt": "x", "prompt": "y"}, "line 2: unknown key 'promt'"),
+        ({"problem_statement": "x"}, "line 2: 'name' is missing.*, or SWE-bench's keys \\(instance_id"),
+        ({"instance_id": "b", "repo": "a/b"}, "line 2: 'base_commit' is missing; SWE-bench's shape has instance_id"),
+        (SWE | {"instance_id": "b", "base_commit": 7}, "line 2: 'base_commit' must be a text"),
+        (SWE | {"instance_id": 3}, "line 2: 'instance_id' must be a text"),
+        (SWE | {"instance_id": "b", "FAIL_TO_PASS": "[1"}, "line 2: 'FAIL_TO_PASS' is not a JSON list"),
+        (SWE | {"instance_id": "b", "FAIL_TO_PASS": "{}x"}, "line 2: 'FAIL_TO_PASS' is not"),
+        (SWE | {"instance_id": "b", "PASS_TO_PASS": [1]}, "line 2: 'PASS_TO_PASS' must be a list of test ids"),
+        (SWE | {"instance_id": "b", "repo": "--upload-pack=x"}, "line 2: repo is owner/name"),
     ]:
         with pytest.raises(UsageError, match=said):
             read_rows(rows(tmp_path, SWE, row))
-    (tmp_path / "torn.jsonl").write_text('{"name": "a"\n')
-    with pytest.raises(UsageError, match="line 1, is not JSON"):
+        with pytest.raises(UsageError, match=said.replace("line 2", "row 2")):
+            read_rows(rows(tmp_path, SWE, row, name="rows.json"))
+    (tmp_path / "torn.jsonl").write_text('\n\n{"name": "a"\n')
+    with pytest.raises(UsageError, match="line 3, is not JSON"):
         read_rows(tmp_path / "torn.jsonl")
 
 
