@@ -119,7 +119,8 @@ class Engine:
         """Plan, run, record. Returns at most one token for each running request; empty when idle.
 
         Where the next step can be planned before this one's tokens are known, it is launched first, so that the device
-        does not wait for the host. A sequence that turns out to have ended makes its share of that step void.
+        does not wait for the host. A sequence that turns out to have ended makes its share of that step void. A mask may
+        need to know the token before: it is asked, and its step sampled, while the device computes that step.
         """
         launched = self._launched
         if launched is None:
@@ -127,6 +128,7 @@ class Engine:
             if not works:
                 return []
             launched = self.runner.launch(works)
+        self.runner.sample(launched)
         ahead = self.scheduler.ahead(launched.works)
         self._launched = self.runner.launch(ahead, launched) if ahead else None
         outs = self.scheduler.record(launched.works, *launched.tokens())

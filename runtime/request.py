@@ -4,14 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from runtime.errors import RequestRefused
 
-Mask = Callable[[Sequence[int]], bytes | None]
-"""(the tokens sampled so far) -> one byte for each token of the vocabulary, 0 where it may not come next; None: any may.
 
-It is asked on the engine's thread before each token, so it must be quick, and it must allow something.
-"""
+class Mask(Protocol):
+    """Which tokens of one request may come next. The engine's thread tells it each token that was sampled and asks it.
+
+    It is asked while the device computes the step that samples next, so what it does in less time than that costs nothing.
+    """
+
+    def take(self, token: int) -> None:
+        """Note the next sampled token."""
+        ...
+
+    def is_free(self, coming: Sequence[int | None]) -> bool:
+        """Whether any token may come next, and behind each further one of ``coming``; None is one that nobody knows yet.
+
+        False where that is not sure. As long as it is true, a step costs what it costs without a mask.
+        """
+        ...
+
+    def allowed(self, draft: Sequence[int]) -> Sequence[bytes | None]:
+        """Return what may come next, and behind each token of ``draft``: len(draft) + 1 masks; None: any may.
+
+        Bit ``t % 8`` of byte ``t // 8`` stands for token ``t``; a mask must allow something. What is said behind a token of
+        the draft that may not come itself is of no matter.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +62,7 @@ class Sampling:
 class Request:
     """One continuation: ``prompt`` ids, until one of ``stop`` was sampled or ``max_tokens`` are reached.
 
-    ``mask`` decides which tokens may come next. It must know the token before, so no step of such a request is launched
-    ahead of the one before it, and nothing is guessed.
+    ``mask`` makes what decides which tokens may come next, for one run of this request. It is called when that begins.
     """
 
     id: str
@@ -50,7 +70,7 @@ class Request:
     max_tokens: int
     stop: frozenset[int] = frozenset()
     sampling: Sampling = field(default_factory=Sampling)
-    mask: Mask | None = None
+    mask: Callable[[], Mask] | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt:

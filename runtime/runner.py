@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from runtime import batch
 from runtime.batch import Counts, Layout
@@ -47,18 +49,36 @@ class _Choice:
         return not (self.nucleus or self.logprobs or self.masked)
 
 
-class Launched:
-    """A step under way on the device: ``tokens`` waits for it."""
+@dataclass(frozen=True, slots=True)
+class _Unsampled:
+    """What a step that was launched is to be sampled from."""
 
-    def __init__(self, works: Sequence[Work], picked: torch.Tensor, logprobs: torch.Tensor | None) -> None:
+    logits: torch.Tensor  # fp32 [S, V]
+    sampling: SamplingInputs
+    choice: _Choice
+
+
+class Launched:
+    """A step under way on the device: ``tokens`` waits for it. ``left``: it must be sampled first (``Runner.sample``)."""
+
+    def __init__(self, works: Sequence[Work], left: _Unsampled | None = None) -> None:
         self.works = works
-        self.picked = picked  # int64 [S], on the device
+        self.left = left
+        self.picked: torch.Tensor | None = None  # int64 [S], on the device
+        self._picked = torch.empty(0, dtype=torch.int64)
+        self._logprobs: torch.Tensor | None = None
+        self._done: torch.cuda.Event | None = None
+
+    def sampled(self, picked: torch.Tensor, logprobs: torch.Tensor | None = None) -> Launched:
+        """Note what was sampled, and start its way to the host."""
+        self.left = None
+        self.picked = picked
         self._picked = _to_host(picked)
         self._logprobs = None if logprobs is None else _to_host(logprobs)
-        self._done: torch.cuda.Event | None = None
         if picked.is_cuda:
             self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             self._done.record()
+        return self
 
     def tokens(self) -> tuple[list[int], list[float] | None]:
         """Return a token for each sampled row, in order, and their log-probabilities if anybody asks for them."""
@@ -96,45 +116,70 @@ class Runner:
     def launch(self, works: Sequence[Work], after: Launched | None = None) -> Launched:
         """Start a step. ``after``: the step under way whose tokens, still unknown to the host, this one computes.
 
-        Raises RequestRefused where a request's mask is unusable; nothing was launched then.
+        Steps are sampled with ``sample`` before the next is launched; a step where no mask can matter is sampled at once.
         """
         with torch.inference_mode():
             counts = batch.exact(works, self._page_tokens)
             choice = _choice(works)
-            mask = _mask(works, self._vocabulary) if choice.masked else None
             if self._record is not None and _is_recorded(works, counts):
-                return self._replay(self._record, works, counts, choice, mask, after)
+                return self._replay(self._record, works, counts, choice, after)
             laid = batch.layout(counts)
             host = self._pack(works, laid)
             buffer = self._upload(host)
             inputs = batch.step_inputs(buffer, laid)
             if after is not None:
+                assert after.picked is not None, "the step before was not sampled"
                 inputs.token_ids.copy_(after.picked)
             logits = self._forward(inputs, self._caches)
             if not counts.samples:
-                return Launched(works, logits.new_empty(0, dtype=torch.int64), None)
+                return Launched(works).sampled(logits.new_empty(0, dtype=torch.int64))
             if self._device.type == "mps":  # has no float64
                 buffer, logits = host, logits.cpu()
-            return self._sampled(works, logits, batch.sampling_inputs(buffer, laid), choice, mask)
+            return self._begun(works, _Unsampled(logits, batch.sampling_inputs(buffer, laid), choice))
 
-    def _sampled(
-        self,
-        works: Sequence[Work],
-        logits: torch.Tensor,
-        sampling: SamplingInputs,
-        choice: _Choice,
-        mask: torch.Tensor | None,
-    ) -> Launched:
-        on_device = None if mask is None else mask.to(logits.device)
-        picked = pick(logits, replace(sampling, greedy=choice.greedy, nucleus=choice.nucleus, mask=on_device))
-        return Launched(works, picked, logprob(logits, picked) if choice.logprobs else None)
+    def sample(self, launched: Launched) -> None:
+        """Sample a step that was launched without, now that the tokens before it are known: ask the masks.
+
+        Raises RequestRefused where a request's mask is unusable.
+        """
+        if launched.left is not None:
+            with torch.inference_mode():
+                self._pick(launched, launched.left, self._mask(launched.works))
+
+    def _begun(self, works: Sequence[Work], left: _Unsampled) -> Launched:
+        launched = Launched(works, left)
+        return launched if left.choice.masked else self._pick(launched, left, None)
+
+    def _pick(self, launched: Launched, left: _Unsampled, mask: torch.Tensor | None) -> Launched:
+        logits, choice = left.logits, left.choice
+        on_device = None if mask is None else mask.to(logits.device, non_blocking=True)
+        picked = pick(logits, replace(left.sampling, greedy=choice.greedy, nucleus=choice.nucleus, mask=on_device))
+        return launched.sampled(picked, logprob(logits, picked) if choice.logprobs else None)
+
+    def _mask(self, works: Sequence[Work]) -> torch.Tensor | None:
+        """Ask the requests' masks: uint8 [S, ceil(V / 8)] on the host, or None where all may be sampled."""
+        rows = [(work.sequence.request.id, allowed) for work in works for allowed in work.allowed()]
+        if all(allowed is None for _, allowed in rows):
+            return None
+        width = -(-self._vocabulary // 8)
+        whole = self._host_buffer(len(rows) * width).view(len(rows), width)
+        for row, (request_id, allowed) in zip(whole.numpy(), rows, strict=True):
+            if allowed is None:
+                row.fill(0xFF)
+            else:
+                row[:] = _checked(request_id, allowed, self._vocabulary)
+        return whole
 
     def _pack(self, works: Sequence[Work], laid: Layout) -> torch.Tensor:
-        new = _pinned if self._device.type == "cuda" else batch.host_buffer
-        return batch.pack(works, laid, page_tokens=self._page_tokens, spare_page=self._spare_page, new_buffer=new)
+        return batch.pack(
+            works, laid, page_tokens=self._page_tokens, spare_page=self._spare_page, new_buffer=self._host_buffer
+        )
+
+    def _host_buffer(self, nbytes: int) -> torch.Tensor:
+        # Pinned, so that its copy to the device runs beside other work; torch gives it out again only after that.
+        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
 
     def _upload(self, host: torch.Tensor) -> torch.Tensor:
-        # The allocator of pinned memory gives a block out again only after the copies from it are done.
         return host.to(self._device, non_blocking=True)
 
     def _replay(
@@ -143,7 +188,6 @@ class Runner:
         works: Sequence[Work],
         counts: Counts,
         choice: _Choice,
-        mask: torch.Tensor | None,
         after: Launched | None,
     ) -> Launched:
         sequences = next(size for size in BATCHES if size >= counts.sequences)
@@ -156,12 +200,13 @@ class Runner:
         rows = counts.samples
         found.buffer.copy_(self._pack(works, found.laid), non_blocking=True)
         if after is not None:
+            assert after.picked is not None, "the step before was not sampled"
             found.inputs.token_ids[:rows].copy_(after.picked)
         found.graph.replay()
         output = found.graph.output[:rows]
         if choice.inside:
             # The next replay writes the output again: what outlives it is a copy.
-            return Launched(works, output.clone(), None)
+            return Launched(works).sampled(output.clone())
         sampling = batch.sampling_inputs(found.buffer, found.laid)
         sampling = replace(
             sampling,
@@ -169,7 +214,7 @@ class Runner:
             top_p=sampling.top_p[:rows],
             uniform=sampling.uniform[:rows],
         )
-        return self._sampled(works, output, sampling, choice, mask)
+        return self._begun(works, _Unsampled(output, sampling, choice))
 
     def _new_graph(self, record: Record, sequences: int, query: int, context: int, gives: str) -> _Recorded:
         """Record a step of ``sequences`` sequences with ``query`` new tokens each and contexts up to ``context``."""
@@ -201,37 +246,21 @@ def _choice(works: Sequence[Work]) -> _Choice:
         greedy=all(request.sampling.temperature == 0 for request in requests),
         nucleus=any(request.sampling.top_p < 1 for request in requests),
         logprobs=any(request.sampling.logprobs for request in requests),
-        masked=any(request.mask is not None for request in requests),
+        masked=not all(work.is_free for work in works),
     )
 
 
-def _mask(works: Sequence[Work], vocabulary: int) -> torch.Tensor | None:
-    """Ask the requests' masks: bool [S, V] on the host, or None where all may be sampled."""
-    whole = torch.ones(sum(work.samples for work in works), vocabulary, dtype=torch.bool)
-    row, any_forbidden = 0, False
-    for work in works:
-        request = work.sequence.request
-        if work.samples and request.mask is not None:
-            allowed = request.mask(work.sequence.tokens[len(request.prompt) :])
-            if allowed is not None:
-                whole[row] = _allowed(request.id, allowed, vocabulary)
-                any_forbidden = True
-        row += work.samples
-    return whole if any_forbidden else None
-
-
-def _allowed(request_id: str, allowed: bytes, vocabulary: int) -> torch.Tensor:
-    if len(allowed) != vocabulary:
+def _checked(request_id: str, allowed: bytes, vocabulary: int) -> NDArray[np.uint8]:
+    """Return a mask as it is to be copied. A token that does not exist may be allowed: nobody looks at its bit."""
+    width = -(-vocabulary // 8)
+    if len(allowed) != width:
         raise RequestRefused(
-            f"the mask of request {request_id!r} has {len(allowed)} bytes: it needs one for each of {vocabulary} tokens"
+            f"the mask of request {request_id!r} has {len(allowed)} bytes: {width} hold a bit for each of {vocabulary} tokens"
         )
-    if not any(allowed):
+    row = np.frombuffer(allowed, dtype=np.uint8)
+    if not row.any():
         raise RequestRefused(f"the mask of request {request_id!r} forbids every token: nothing can be sampled")
-    return torch.frombuffer(bytearray(allowed), dtype=torch.uint8) != 0
-
-
-def _pinned(nbytes: int) -> torch.Tensor:
-    return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+    return row
 
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:

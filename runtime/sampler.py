@@ -32,7 +32,7 @@ class SamplingInputs:
     uniform: torch.Tensor  # float64 [S], in [0, 1)
     greedy: bool = False  # all rows have temperature 0
     nucleus: bool = False  # some row has top_p < 1
-    mask: torch.Tensor | None = None  # bool [S, V]; False forbids a token
+    mask: torch.Tensor | None = None  # uint8 [S, ceil(V / 8)]: bit t % 8 of byte t // 8 is 0 where token t is forbidden
 
 
 def pick(logits: torch.Tensor, inputs: SamplingInputs) -> torch.Tensor:
@@ -42,7 +42,7 @@ def pick(logits: torch.Tensor, inputs: SamplingInputs) -> torch.Tensor:
     reaches the threshold (Holtzman et al. 2020, arXiv 1904.09751).
     """
     if inputs.mask is not None:
-        logits = logits.masked_fill(~inputs.mask, -torch.inf)
+        logits = logits.masked_fill(_forbidden(inputs.mask, logits.shape[-1]), -torch.inf)
     chunks = _chunks(logits, -torch.inf)
     peaks = chunks.amax(dim=-1)
     largest, chunk = peaks.max(dim=-1, keepdim=True)
@@ -57,6 +57,12 @@ def pick(logits: torch.Tensor, inputs: SamplingInputs) -> torch.Tensor:
     if inputs.nucleus:  # in another order, so only for those who ask: nobody's token may depend on the neighbours
         picked = torch.where(inputs.top_p < 1, _nucleus(weights, inputs), picked)
     return torch.where(cold, best, picked)
+
+
+def _forbidden(mask: torch.Tensor, vocabulary: int) -> torch.Tensor:
+    """Return bool [S, V] of a mask in bits."""
+    places = torch.arange(8, dtype=torch.uint8, device=mask.device)
+    return (mask[:, :, None].bitwise_right_shift(places).bitwise_and_(1) == 0).flatten(1)[:, :vocabulary]
 
 
 def logprob(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

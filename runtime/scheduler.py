@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from runtime.errors import RequestRefused
 from runtime.lookup import Lookup, Speculation
 from runtime.pages import ROOT, PagePool
-from runtime.request import Request, TokenOut
+from runtime.request import Mask, Request, TokenOut
 
 
 @dataclass(slots=True, eq=False)
@@ -36,6 +36,7 @@ class Sequence:
     running: bool = False  # has a place in the steps; otherwise it waits, or it has ended
     ended: bool = False
     lookup: Lookup | None = None
+    mask: Mask | None = None
 
     @property
     def sampled(self) -> int:
@@ -57,6 +58,20 @@ class Work:
     samples: int
     index: int
     draft: tuple[int, ...] = ()
+
+    @property
+    def is_free(self) -> bool:
+        """Whether any token may be sampled in all of its places, as far as is known by now."""
+        mask = self.sequence.mask
+        unknown = (None,) * (self.index - self.sequence.sampled)
+        return mask is None or not self.samples or mask.is_free((*unknown, *self.draft))
+
+    def allowed(self) -> Seq[bytes | None]:
+        """Return a mask for each sample, once the tokens before are known; None: any token may come."""
+        mask = self.sequence.mask
+        if mask is None or not self.samples or self.sequence.ended:
+            return (None,) * self.samples
+        return mask.allowed(self.draft)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +114,8 @@ class Scheduler:
                 f"the prompt has {length} tokens and the cache holds {capacity}: "
                 "give the cache more memory or shorten the prompt"
             )
-        self.waiting.append(Sequence(request, list(request.prompt)))
+        mask = None if request.mask is None else request.mask()
+        self.waiting.append(Sequence(request, list(request.prompt), mask=mask))
 
     def abort(self, request_id: str) -> TokenOut | None:
         """Drop a request and give its pages back; None when there is no such request (any more)."""
@@ -133,9 +149,8 @@ class Scheduler:
     def ahead(self, works: Seq[Work]) -> list[Work]:
         """Plan the step after ``works`` before their tokens are known; empty where that can't be done or would be unwise.
 
-        Every running sequence must be about to sample, none may be sure to end with that token or need to know it, nobody
-        may be waiting for a place, and there must be pages for all. The tokens to compute are then those that ``works``
-        sample.
+        Every running sequence must be about to sample, none may be sure to end with that token, nobody may be waiting for a
+        place, and there must be pages for all. The tokens to compute are then those that ``works`` sample.
         """
         if not works or len(works) < len(self.running):
             return []
@@ -148,7 +163,6 @@ class Scheduler:
             if (
                 sequence.ended
                 or not work.samples
-                or request.mask is not None
                 or length >= room
                 or work.index + 1 >= request.max_tokens
                 or not self._grow(sequence, length)
@@ -193,6 +207,8 @@ class Scheduler:
     def _take(self, sequence: Sequence, token: int, logprob: float | None) -> TokenOut:
         """Add a sampled token to its sequence, which may end with it."""
         sequence.tokens.append(token)
+        if sequence.mask is not None:
+            sequence.mask.take(token)
         full = len(sequence.tokens) >= self._room
         finish = None
         if token in sequence.request.stop:
@@ -240,8 +256,6 @@ class Scheduler:
         return Work(sequence, sequence.computed, 1 + len(draft), 1 + len(draft), sequence.sampled, draft)
 
     def _guess(self, sequence: Sequence) -> tuple[int, ...]:
-        if sequence.request.mask is not None:
-            return ()
         if sequence.lookup is None:
             sequence.lookup = Lookup(self.limits.speculation)
         return sequence.lookup.draft(sequence.tokens)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -50,19 +51,56 @@ def forward(inputs: StepInputs, caches: Sequence[LayerCache]) -> torch.Tensor:
     return torch.stack(rows) if rows else torch.zeros(0, VOCABULARY)
 
 
+def bits(allowed: Collection[int]) -> bytes:
+    """Return a mask that allows some tokens."""
+    row = bytearray(-(-VOCABULARY // 8))
+    for token in allowed:
+        row[token // 8] |= 1 << token % 8
+    return bytes(row)
+
+
+class ByRule:
+    """A mask that follows a pure rule: (the tokens sampled so far) -> the mask, or None.
+
+    ``free(n)`` says whether the rule gives None behind n tokens, whatever they are: what such a mask can know ahead.
+    """
+
+    def __init__(self, rule: Rule, free: Callable[[int], bool]) -> None:
+        self.rule = rule
+        self.free = free
+        self.sampled: list[int] = []
+        self.asked: list[int] = []
+
+    def take(self, token: int) -> None:
+        self.sampled.append(token)
+
+    def is_free(self, coming: Sequence[int | None]) -> bool:
+        return all(self.free(len(self.sampled) + more) for more in range(len(coming) + 1))
+
+    def allowed(self, draft: Sequence[int]) -> list[bytes | None]:
+        self.asked.append(len(self.sampled))
+        return [self.rule([*self.sampled, *draft[:more]]) for more in range(len(draft) + 1)]
+
+
+Rule = Callable[[list[int]], bytes | None]
+
+
 def truth(request: Request, room: int) -> list[int]:
     """Return the tokens that a request must get where a sequence may have ``room`` tokens: no cache, no batch, no page."""
     tokens = list(request.prompt)
     sampling = request.sampling
     while len(tokens) < room and len(tokens) - len(request.prompt) < request.max_tokens:
         index = len(tokens) - len(request.prompt)
-        allowed = None if request.mask is None else request.mask(tokens[len(request.prompt) :])
+        mask = None if request.mask is None else request.mask()
+        for token in tokens[len(request.prompt) :] if mask is not None else ():
+            mask.take(token)
+        allowed = None if mask is None else mask.allowed(())[0]
         given = SamplingInputs(
             torch.tensor([sampling.temperature]),
             torch.tensor([sampling.top_p]),
             torch.tensor([uniform(sampling.seed or 0, index)], dtype=torch.float64),
             nucleus=sampling.top_p < 1,
-            mask=None if allowed is None else torch.tensor([list(allowed)], dtype=torch.bool),
+            mask=None if allowed is None else torch.tensor([list(allowed)], dtype=torch.uint8),
         )
         tokens.append(int(pick(logits_of(tuple(tokens))[None], given)))
         if tokens[-1] in request.stop:
@@ -102,6 +140,22 @@ class Played:
         self.output.copy_(self._work())
 
 
+def seen(works: Sequence[Work]) -> list[Work]:
+    """Return what is uploaded: the host may change its mind, the device does not hear of it."""
+    return [
+        replace(
+            work,
+            sequence=replace(
+                work.sequence,
+                tokens=list(work.sequence.tokens),
+                pages=array("i", work.sequence.pages),
+                mask=copy.deepcopy(work.sequence.mask),
+            ),
+        )
+        for work in works
+    ]
+
+
 class Later:
     """A step that a slow device has not begun: it is done, after all before it, when somebody asks for its tokens."""
 
@@ -109,15 +163,18 @@ class Later:
         self.works = works
         self._stream = stream
         self._after = after
-        # What was uploaded at launch: the host may change its mind, the device does not hear of it.
-        self._seen = [
-            replace(w, sequence=replace(w.sequence, tokens=list(w.sequence.tokens), pages=array("i", w.sequence.pages)))
-            for w in works
-        ]
+        self._seen = seen(works)
+        self._asked: list[Work] | None = None
         self.done: Launched | None = None
 
+    def sample(self) -> None:
+        self._asked = seen(self.works)
+
     def run(self) -> None:
+        assert self._asked is not None, "a step is run that was never sampled"
         self.done = self._stream.runner.launch(self._seen, None if self._after is None else self._after.done)
+        self.done.works = self._asked
+        self._stream.runner.sample(self.done)
 
     def tokens(self) -> tuple[list[int], list[float] | None]:
         self._stream.run_up_to(self)
@@ -136,6 +193,9 @@ class SlowRunner:
         later = Later(self, works, after)
         self._queue.append(later)
         return later
+
+    def sample(self, step: Later) -> None:
+        step.sample()
 
     def run_up_to(self, step: Later) -> None:
         while step.done is None:
@@ -158,7 +218,7 @@ def engine(cache_pages: int = 64, *, slow: bool = False, recorder: Recorder | No
         record=recorder,
     )
     if slow:
-        made.runner = SlowRunner(made.runner)  # type: ignore[assignment]  # it only launches
+        made.runner = SlowRunner(made.runner)  # type: ignore[assignment]  # it only launches and samples
     return made
 
 

@@ -19,7 +19,7 @@ from runtime.request import Request, Sampling, TokenOut
 from runtime.runner import Launched
 from runtime.scheduler import Work
 from runtime.worker import Worker
-from tests.runtime.arithmetic import VOCABULARY, Recorder, drain, engine, room, tokens, truth
+from tests.runtime.arithmetic import VOCABULARY, ByRule, Recorder, bits, drain, engine, room, tokens, truth
 
 
 @settings(max_examples=60, deadline=None)
@@ -152,29 +152,89 @@ def test_closing_ends_streams_and_later_requests() -> None:
 
 
 def test_a_mask_is_asked_before_each_token_and_obeyed() -> None:
-    asked: list[int] = []
+    masks: list[ByRule] = []
 
-    def mask(sampled: Sequence[int]) -> bytes | None:
-        asked.append(len(sampled))
-        return None if len(sampled) < 2 else bytes(token in {7, 11 + len(sampled)} for token in range(VOCABULARY))
+    def new() -> ByRule:
+        masks.append(
+            ByRule(lambda sampled: None if len(sampled) < 2 else bits({7, 11 + len(sampled)}), lambda _: False)
+        )
+        return masks[-1]
 
-    masked = Request("m", (1, 2, 3), 8, sampling=Sampling(2.0, seed=1, logprobs=True), mask=mask)
+    masked = Request("m", (1, 2, 3), 8, sampling=Sampling(2.0, seed=1, logprobs=True), mask=new)
     beside = Request("b", (4, 5), 12, sampling=Sampling(2.0, seed=2))
     outs = drain(engine(recorder=Recorder()), [masked, beside])
     assert all(out.token in {7, 11 + place} for place, out in enumerate(outs["m"]) if place >= 2)
-    assert asked[:8] == list(range(8))
+    assert masks[0].asked == list(range(8))
+    assert masks[0].sampled == tokens(outs["m"])
     assert tokens(outs["m"]) == truth(masked, 200)
     assert tokens(outs["b"]) == truth(beside, 200)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_mask_that_forbids_nothing_changes_nothing(temperature: float) -> None:
+    plain = Request("x", (1, 2, 3), 40, sampling=Sampling(temperature, seed=9))
+    everything = bits(range(VOCABULARY))
+    for masked in (
+        replace(plain, mask=lambda: ByRule(lambda _: everything, lambda _: False)),
+        replace(plain, mask=lambda: ByRule(lambda _: None, lambda _: False)),
+        replace(plain, mask=lambda: ByRule(lambda _: None, lambda _: True)),
+    ):
+        assert drain(engine(recorder=Recorder()), [masked]) == drain(engine(recorder=Recorder()), [plain])
+
+
+class Watched:
+    """A runner that writes down what is launched: how many steps ahead, how many with guesses, how many unsampled."""
+
+    def __init__(self, runner_: runner.Runner) -> None:
+        self.runner = runner_
+        self.ahead = self.guessed = self.unsampled = self.steps = 0
+
+    def launch(self, works: Sequence[Work], after: Launched | None = None) -> Launched:
+        launched = self.runner.launch(works, after)
+        self.steps += 1
+        self.ahead += after is not None
+        self.guessed += any(work.draft for work in works)
+        self.unsampled += launched.left is not None
+        return launched
+
+    def sample(self, launched: Launched) -> None:
+        self.runner.sample(launched)
+
+
+def watch(request: Request, speculation: Speculation) -> tuple[Watched, list[int | None]]:
+    watched = engine(recorder=Recorder(), speculation=speculation)
+    watched.runner = spy = Watched(watched.runner)  # type: ignore[assignment]  # it only launches and samples
+    return spy, tokens(drain(watched, [request])[request.id])
+
+
+def test_masked_steps_are_launched_ahead_and_free_ones_sampled_with_them() -> None:
+    free_up_to_20 = ByRule(lambda sampled: None if len(sampled) < 20 else bits({3, len(sampled)}), lambda n: n < 20)
+    request = Request("x", (1, 2, 3), 40, sampling=Sampling(2.0, seed=9), mask=lambda: free_up_to_20)
+    spy, got = watch(request, Speculation(draft_tokens=0))
+    assert spy.steps == 40
+    assert spy.ahead == 39, "a mask holds no step back"
+    assert spy.unsampled == 20, "those that are masked, and no other"
+    assert got == truth(replace(request, mask=lambda: ByRule(free_up_to_20.rule, free_up_to_20.free)), 200)
+
+
+def test_guesses_go_on_under_a_mask() -> None:
+    seeded = Request("x", (1, 2, 3, 1, 2, 3), 60, sampling=Sampling(seed=1))
+    three = replace(seeded, mask=lambda: ByRule(lambda _: bits({1, 2, 3}), lambda _: False))
+    guessing, got = watch(three, Speculation(5, ngram=1, cost=0.0))
+    plain, same = watch(three, Speculation(draft_tokens=0))
+    assert got == same == truth(three, 200)
+    assert guessing.guessed > 0
+    assert guessing.steps < plain.steps, "some guess was right"
+
+
 @pytest.mark.parametrize(
     ("allowed", "says"),
-    [(bytes(VOCABULARY), "forbids every token"), (b"\1" * 5, "has 5 bytes: it needs one for each of 97")],
+    [(bytes(13), "forbids every token"), (b"\1" * 5, "has 5 bytes: 13 hold a bit for each of 97 tokens")],
 )
 def test_an_unusable_mask_ends_the_engine_by_name(allowed: bytes, says: str) -> None:
     worker = Worker(engine())
     with pytest.raises(EngineStopped, match=says):
-        list(worker.stream(Request("x", (1,), 3, mask=lambda _: allowed)))
+        list(worker.stream(Request("x", (1,), 3, mask=lambda: ByRule(lambda _: allowed, lambda _: False))))
     worker.close()
 
 

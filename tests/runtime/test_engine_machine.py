@@ -12,15 +12,28 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from runtime.lookup import Speculation
 from runtime.request import Request, Sampling
-from tests.runtime.arithmetic import PAGE, VOCABULARY, Recorder, engine, room, truth
+from tests.runtime.arithmetic import PAGE, VOCABULARY, ByRule, Recorder, bits, engine, room, truth
 
-ODD = bytes(index % 2 for index in range(VOCABULARY))
-LOW = bytes(index < 20 for index in range(VOCABULARY))
+ALL = bits(range(VOCABULARY))
+ODD = bits(range(1, VOCABULARY, 2))
+LOW = bits(range(20))
 
 
-def alternating(sampled: list[int]) -> bytes | None:
-    """Forbid by what was sampled last: nothing first, then even tokens, then those from 20 up, and so on."""
-    return (None, ODD, LOW)[len(sampled) % 3]
+def alternating() -> ByRule:
+    """Forbid nothing first, then even tokens, then those from 20 up, and so on."""
+    return ByRule(lambda sampled: (None, ODD, LOW)[len(sampled) % 3], lambda _: False)
+
+
+def here_and_there() -> ByRule:
+    """Forbid in stretches, and know where they begin; inside of them by what was sampled last."""
+    return ByRule(
+        lambda sampled: None if len(sampled) % 8 < 5 else ODD if sampled[-1] % 3 else LOW, lambda n: n % 8 < 5
+    )
+
+
+def nothing() -> ByRule:
+    """Forbid nothing, in one way or the other."""
+    return ByRule(lambda sampled: (None, ALL)[sum(sampled) % 2], lambda _: False)
 
 
 class Machine(RuleBasedStateMachine):
@@ -55,7 +68,7 @@ class Machine(RuleBasedStateMachine):
         sampling=st.sampled_from(
             [Sampling(0.0), Sampling(1.0, seed=3), Sampling(2.0, 0.7, 4), Sampling(1, 1, 5, True)]
         ),
-        mask=st.sampled_from([None, None, alternating]),
+        mask=st.sampled_from([None, None, alternating, here_and_there, nothing]),
         again=st.booleans(),
     )
     def add(self, prompt, max_tokens, stop, sampling, mask, again) -> None:  # type: ignore[no-untyped-def]

@@ -96,12 +96,19 @@ def test_temperature_zero_is_greedy_also_beside_a_sampled_row() -> None:
 
 
 def test_a_mask_forbids() -> None:
-    mask = torch.zeros(500, 4, dtype=torch.bool)
-    mask[:, [0, 3]] = True
-    logits = torch.tensor([[0.0, 9.0, 9.0, 0.0]]).expand(500, -1)
-    assert set(pick(logits, inputs(500, mask=mask)).tolist()) == {0, 3}
+    mask = torch.tensor([[0b1001_0001, 0b1111_1110]], dtype=torch.uint8).expand(500, -1)  # 0, 4, 7, 9 of ten
+    logits = torch.tensor([[1.0, 9.0, 9.0, 9.0, 0.0, 9.0, 9.0, 0.0, 9.0, 0.0]]).expand(500, -1)
+    assert set(pick(logits, inputs(500, mask=mask)).tolist()) == {0, 4, 7, 9}
     assert set(pick(logits, inputs(500, mask=mask, temperature=0.0)).tolist()) == {0}
     assert set(pick(logits, inputs(500, mask=mask, top_p=0.4)).tolist()) == {0}
+
+
+def test_a_mask_that_forbids_nothing_changes_nothing() -> None:
+    torch.manual_seed(3)
+    logits = torch.randn(50, 203)
+    given = inputs(50, seed=4, top_p=0.9)
+    everything = torch.full((50, 26), 0xFF, dtype=torch.uint8)
+    assert pick(logits, replace(given, mask=everything)).tolist() == pick(logits, given).tolist()
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
