@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -211,6 +212,28 @@ class RunConfig:
             )
         ),
     )
+    policy: str = field(
+        default="person",
+        metadata=_rule(
+            Rule(
+                "choice",
+                "Who writes the task: a person, or (ci) whoever can write to a tracker, so that nothing may be within reach.",
+                choices=("person", "ci"),
+                personal=True,
+            )
+        ),
+    )
+    trusted_commit: str | None = field(
+        default=None,
+        metadata=_rule(
+            Rule(
+                "text",
+                "Commit that AGENTS.md and agent.toml are read from under --policy ci (HEAD, if not set).",
+                optional=True,
+                personal=True,
+            )
+        ),
+    )
     include_uncommitted: bool = field(
         default=True, metadata=_rule(Rule("flag", "Whether uncommitted and untracked files are copied in."))
     )
@@ -267,8 +290,12 @@ def load(
     repository: Path | None = None,
     environ: Mapping[str, str] | None = None,
     names: Mapping[str, str] | None = None,
+    repository_text: str | None = None,
 ) -> Loaded:
-    """Merge all sources; ``flags`` whose value is None were not given, ``names`` spell them. Raises ConfigError."""
+    """Merge all sources; ``flags`` whose value is None were not given, ``names`` spell them. Raises ConfigError.
+
+    ``repository_text`` stands for what is in the repository's file, where the checkout's is not to be believed.
+    """
     env = os.environ if environ is None else environ
     values: dict[str, Any] = {
         "runs_dir": base_dir(env, "XDG_STATE_HOME", ".local/state") / "runs",
@@ -277,7 +304,7 @@ def load(
     sources = dict.fromkeys(RULES, "default")
     layers: list[tuple[Mapping[str, object], Mapping[str, str]]] = [_from_file(user_file(env), personal=True)]
     if repository is not None:
-        layers.append(_from_file(repository / REPOSITORY_FILE, personal=False))
+        layers.append(_from_file(repository / REPOSITORY_FILE, personal=False, text=repository_text))
     layers.append(_from_environment(env))
     given = {key: value for key, value in (flags or {}).items() if value is not None}
     layers.append((given, {key: f"flag {(names or {}).get(key, key)}" for key in given}))
@@ -317,6 +344,11 @@ def exported(variable: str, value: str) -> Iterator[None]:
             os.environ[variable] = before
 
 
+def process_environment() -> Mapping[str, str]:
+    """What this process was started with, to read: a CI service's own variables, and the search for write tokens."""
+    return MappingProxyType(dict(os.environ))
+
+
 def debug_wanted(environ: Mapping[str, str] | None = None) -> bool:
     """Whether AGENT_DEBUG asks for tracebacks."""
     return bool((os.environ if environ is None else environ).get("AGENT_DEBUG"))
@@ -351,14 +383,18 @@ def restore(record: Mapping[str, Any], environ: Mapping[str, str] | None = None)
     return RunConfig(**{**values, **{key: getattr(today, key) for key in SECRETS}})
 
 
-def _from_file(path: Path, *, personal: bool) -> tuple[dict[str, object], dict[str, str]]:
+def _file_text(path: Path) -> str:
+    if not path.exists():
+        return ""
+    # A repository may carry anything under this name: a device, a pipe, a terabyte.
+    if not path.is_file() or path.stat().st_size > MAX_FILE_BYTES:
+        raise ConfigError(f"{path} is not a regular file of at most {MAX_FILE_BYTES >> 20} MiB.")
+    return path.read_text(encoding="utf-8")
+
+
+def _from_file(path: Path, *, personal: bool, text: str | None = None) -> tuple[dict[str, object], dict[str, str]]:
     try:
-        if not path.exists():
-            return {}, {}
-        # A repository may carry anything under this name: a device, a pipe, a terabyte.
-        if not path.is_file() or path.stat().st_size > MAX_FILE_BYTES:
-            raise ConfigError(f"{path} is not a regular file of at most {MAX_FILE_BYTES >> 20} MiB.")
-        content: dict[str, object] = tomllib.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, object] = tomllib.loads(_file_text(path) if text is None else text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}.") from error
     except OSError as error:

@@ -12,7 +12,8 @@
     │   └── ModelUnfit            3  the endpoint answers, but not with what a run needs
     ├── PatchError              2|5  the text is no patch, or does not fit the files (in agent/patch/model.py)
     ├── LogError                  1  a run's log cannot be read or written
-    └── PolicyRefused             7  the result is not allowed to leave the sandbox
+    ├── ServiceError              3  GitHub or GitLab (`agent ci publish`) cannot be reached, or refuses
+    └── PolicyRefused             7  the run may not begin so, or its result may not leave
 
 ``sandbox.errors.SandboxError`` and ``runtime.errors.RuntimeFault`` stand beside this tree, because those packages never
 import this one; the session translates them.
@@ -42,9 +43,19 @@ class LogError(AgentError):
 
 
 class PolicyRefused(AgentError):
-    """The result is not allowed to leave the sandbox."""
+    """A policy forbids it: to begin with what this process holds, or to let the result leave."""
 
     exit_code = 7
+
+
+class ServiceError(AgentError):
+    """The service that hosts the repository cannot be reached, or refuses. ``status`` is its HTTP status, if it gave one."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class ModelError(AgentError):

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from agent import policy
 from agent.check import MARKER_FILES, find_checks, run_checks, touched_tests
 from agent.config import RunConfig, public, restore
 from agent.conversation import Conversation, Message, Role
@@ -102,8 +103,10 @@ def fix(
     """Do a run (``mode`` fix or ask) and return how it ended; the folder ``runs_dir/<run>`` keeps its log and result.
 
     ``show`` is given every event once it is on the disk, and the deltas in between; ``say`` what was chosen where the
-    configuration left it open. ``through`` may put something between the loop and the model. Raises UsageError, ModelUnfit and WorktreeError where a run could not even begin.
+    configuration left it open. ``through`` may put something between the loop and the model. Raises UsageError, ModelUnfit,
+    PolicyRefused and WorktreeError where a run could not even begin.
     """
+    config = policy.admit(config, repository)
     run = new_run_id()
     folder = config.runs_dir / run
     model = _begin(lambda: through(_open_model(config, say)))
@@ -138,7 +141,7 @@ def resume(folder: Path, show: Show, say: Say = lambda _: None, *, through: Thro
             )
         if state.ended is not None and state.ended.outcome not in CAN_GO_ON:
             raise UsageError(f"the run {state.run} has ended ({state.ended.outcome}): there is nothing to go on with")
-        config = restore(state.config)
+        config = policy.admit(restore(state.config), Path(state.repository))
         snapshot = snapshots.load(folder)
         options = sandbox_options(config, state.run, say)
         session = _Session(config, log, show, snapshot, _begin(lambda: through(_open_model(config, say))))
@@ -265,13 +268,21 @@ def _started(config: RunConfig, run: str, task: str, mode: str, snapshot: Snapsh
     """Return the first event: the prompt is made here and never again."""
     checks = () if mode == "ask" else config.checks or _found_checks(snapshot)
     conversation = Conversation(
-        instructions(mode, checks, _read(snapshot.repository, RULES_FILE, RULES_BYTES)),
+        instructions(mode, checks, _rules(config, snapshot)),
         declare(_tools(config, mode), config.tools),
         (Message(Role.USER, task_message(mode, task)),),
         config.effort,
     )
     recorded = public(replace(config, checks=checks))
     return RunStarted(run, task, mode, conversation, str(snapshot.repository), snapshot.commit, recorded)
+
+
+def _rules(config: RunConfig, snapshot: Snapshot) -> str:
+    """Return the repository's own instructions: the checkout's, or the trusted commit's under a policy that believes no other."""
+    if config.policy == "ci":
+        commit = config.trusted_commit or snapshot.commit
+        return policy.trusted_text(snapshot.repository, commit, RULES_FILE)[:RULES_BYTES]
+    return _read(snapshot.repository, RULES_FILE, RULES_BYTES)
 
 
 def _open_model(config: RunConfig, say: Say) -> Model:

@@ -18,6 +18,7 @@ from agent.saver import Saver, write_whole
 from agent.tools.base import Tool
 from agent.tools.names import Unknown, resolve
 from agent.world import Action
+from sandbox import protected
 from sandbox.base import Sandbox
 from sandbox.errors import DiffRefused
 from sandbox.snapshot import Snapshot
@@ -76,7 +77,10 @@ class Workshop:
         """
         if self._work is None:
             diff = self.sandbox.result().diff()
-            self._work = diff, Worktree(self.snapshot).apply(diff)
+            applied = Worktree(self.snapshot).apply(diff)
+            if self.config.policy == "ci":
+                protected.admit(applied.paths)
+            self._work = diff, applied
         return self._work
 
     def verdict(self, state: State) -> tuple[Outcome, str]:

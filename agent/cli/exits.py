@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent.errors import AgentError, ModelError, PolicyRefused, UsageError
+from agent.errors import AgentError, ModelError, PolicyRefused, ServiceError, UsageError
 from agent.outcome import EXIT_CODES, Outcome
 from runtime.errors import RuntimeFault
 from sandbox.errors import DiffRefused, SandboxError, WorktreeError
@@ -32,7 +32,7 @@ def outcome_name(error: Exception) -> str:
     match error:
         case UsageError():
             return "usage"
-        case ModelError() | RuntimeFault():
+        case ModelError() | ServiceError() | RuntimeFault():
             return Outcome.ENDPOINT.value
         case PolicyRefused() | DiffRefused():
             return Outcome.REFUSED.value

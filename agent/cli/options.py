@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from agent.config import RULES, Loaded, Rule, RunConfig, load
+from agent.config import REPOSITORY_FILE, RULES, Loaded, Rule, RunConfig, load
 from agent.errors import UsageError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -38,6 +38,8 @@ FLAGS: Mapping[str, tuple[str, str | None]] = {
     "pids": ("--pids", "N"),
     "cpus": ("--cpus", "N"),
     "disk_bytes": ("--disk", "SIZE"),
+    "policy": ("--policy", None),
+    "trusted_commit": ("--trusted", "COMMIT"),
     "include_uncommitted": ("--uncommitted/--no-uncommitted", None),
     "max_turns": ("--max-turns", "N"),
     "max_tokens": ("--max-tokens", "N"),
@@ -94,9 +96,20 @@ def config_options(*keys: str) -> Callable[[Command], Command]:
 
 
 def configured(flags: Mapping[str, object], repository: Path | None) -> Loaded:
-    """Merge the given flags with all other sources. Raises ConfigError."""
+    """Merge the given flags with all other sources. Raises ConfigError, and UsageError without the trusted commit.
+
+    Under ``--policy ci`` the repository's own file is the trusted commit's, whatever the checkout holds.
+    """
     given = {key: value for key, value in flags.items() if value is not None and value != ()}
-    return load(given, repository, names={key: FLAGS[key][0].partition("/")[0] for key in given if key in FLAGS})
+    names = {key: FLAGS[key][0].partition("/")[0] for key in given if key in FLAGS}
+    if repository is not None:
+        own = load(given, names=names).config
+        if own.policy == "ci":
+            from agent.policy import trusted_text
+
+            text = trusted_text(repository, own.trusted_commit or "HEAD", REPOSITORY_FILE)
+            return load(given, repository, names=names, repository_text=text)
+    return load(given, repository, names=names)
 
 
 def configured_run(flags: Mapping[str, object], repository: Path | None, acknowledged: bool) -> RunConfig:

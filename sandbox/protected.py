@@ -1,0 +1,56 @@
+"""Files that a change by a stranger's wish may not touch: what a service, a tool or the next agent obeys without a person.
+
+A patch that mends a bug has no business there, and one that does touch them would act with rights that its author does
+not have: a workflow runs with the repository's secrets, a hook on a maintainer's machine, an instruction file steers the next
+run, an attribute hides a file from review. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+
+from sandbox.errors import DiffRefused
+
+# Why, and the names (in lower case) of files and folders, at whatever place in the tree.
+PROTECTED: Mapping[str, tuple[str, ...]] = {
+    "it configures the service that hosts the repository": (".github", ".gitlab", ".gitea", ".forgejo"),
+    "it says what CI does, with CI's rights": (
+        "*.gitlab-ci.y*ml", ".travis.y*ml", ".drone.y*ml", "*appveyor.y*ml", ".cirrus.y*ml", ".cirrus.star",
+        ".woodpecker*", "azure-pipelines*.y*ml", "bitbucket-pipelines.y*ml", "buildspec*.y*ml", "cloudbuild*.y*ml",
+        "codemagic.y*ml", "jenkinsfile*", ".circleci", ".buildkite", ".semaphore", ".teamcity", ".azure-pipelines", ".azuredevops",
+    ),
+    "it is an action that workflows run": ("action.y*ml",),
+    "it decides who is asked for a review": ("codeowners",),
+    "it decides how git and reviewers see other files": (".gitattributes",),
+    "hooks run on the machines of those who check the change out": (
+        ".husky", ".githooks", ".git-hooks", ".pre-commit-config.y*ml", ".pre-commit-hooks.y*ml", "lefthook*.*", ".lefthook*", ".overcommit.yml",
+    ),
+    "editors and shells run it where the change is checked out": (
+        ".envrc", ".vscode", ".idea", ".zed", ".devcontainer", ".devcontainer.json",
+    ),
+    "it decides where packages come from, or go": (".npmrc", ".yarnrc*", ".pnpmfile.cjs", ".pypirc", "pip.conf"),
+    "agents take instructions from it": (
+        "agents.md", "agents.override.md", "agent.toml", "claude*.md", "gemini.md", "qwen.md", "copilot*.md", ".mcp.json",
+        ".aider*", ".cursor*", ".windsurf*", ".cline*", ".roo*", ".claude", ".codex", ".gemini", ".qwen", ".agents", ".opencode",
+    ),
+}  # fmt: skip
+# Characters that HFS+ leaves out of names, and what Windows drops at the end of one.
+_IGNORED = re.compile("[\u200c-\u200f\u202a-\u202e\u206a-\u206f\ufeff]|[. ]+$")
+
+
+def protection(path: str) -> str | None:
+    """Return why a path is protected, None where it is not. Names are compared as the least careful file system does."""
+    names = [_IGNORED.sub("", part).split(":")[0].casefold() for part in re.split(r"[/\\]", path)]
+    return next(
+        (why for why, known in PROTECTED.items() for each in known if any(fnmatchcase(name, each) for name in names)),
+        None,
+    )
+
+
+def admit(paths: Iterable[str]) -> None:
+    """Raise DiffRefused, with the path and the reason, where one of these is protected."""
+    for path in paths:
+        if why := protection(path):
+            raise DiffRefused(f"{path!r} may not be changed under --policy ci: {why}")
