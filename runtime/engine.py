@@ -11,7 +11,8 @@ import torch
 
 from runtime.errors import DoesNotFit, RequestRefused
 from runtime.graphs import CudaRecorder, Record
-from runtime.kernels.base import LayerCache, Shapes
+from runtime.kernels import reference
+from runtime.kernels.base import LayerCache, Sample, Shapes
 from runtime.model.memory import workspace_bytes
 from runtime.model.transformer import Transformer, forward
 from runtime.pages import PagePool
@@ -64,7 +65,8 @@ class Engine:
     """Continuous batching over one model on one device. Not thread-safe: one thread owns it (runtime/worker.py).
 
     ``new_cache(pages)`` gives one cache a layer; ``page_bytes`` is what one page takes over all layers. ``workspace_bytes``
-    stay free beside a cache whose size was left to the engine. ``record`` makes the graphs (None: there are none).
+    stay free beside a cache whose size was left to the engine. ``sample`` picks tokens; ``record`` makes the graphs (None: there
+    are none).
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Engine:
         device: torch.device,
         options: EngineOptions,
         workspace_bytes: int = 0,
+        sample: Sample = reference.sample,
         record: Record | None = None,
     ) -> None:
         pages = _pages_that_fit(options, page_bytes, device, workspace_bytes)
@@ -89,6 +92,7 @@ class Engine:
             page_tokens=options.page_tokens,
             vocabulary=vocabulary,
             device=device,
+            sample=sample,
             record=record,
         )
         self._launched: Launched | None = None
@@ -147,6 +151,7 @@ def open_engine(model: Transformer, options: EngineOptions) -> Engine:
         vocabulary=config.vocabulary,
         device=model.device,
         workspace_bytes=workspace_bytes(config),
+        sample=model.kernels.sample,
         record=CudaRecorder(model.device) if options.graphs and model.device.type == "cuda" else None,
         options=replace(
             options,

@@ -13,7 +13,7 @@ from runtime import batch
 from runtime.batch import Counts, Layout
 from runtime.errors import RequestRefused
 from runtime.graphs import Graph, Record
-from runtime.kernels.base import LayerCache, StepInputs
+from runtime.kernels.base import LayerCache, Sample, StepInputs
 from runtime.sampler import SamplingInputs, logprob, pick
 from runtime.scheduler import Work
 
@@ -39,7 +39,6 @@ class _Recorded:
 class _Choice:
     """How a step samples, known on the host. ``inside``: so that a graph can do it; the rest is rare and done after it."""
 
-    greedy: bool
     nucleus: bool
     logprobs: bool
     masked: bool
@@ -102,6 +101,7 @@ class Runner:
         page_tokens: int,
         vocabulary: int,
         device: torch.device,
+        sample: Sample,
         record: Record | None,
     ) -> None:
         self._vocabulary = vocabulary
@@ -109,8 +109,9 @@ class Runner:
         self._caches = caches
         self._page_tokens = page_tokens
         self._device = device
+        self._sample = sample
         self._record = record
-        self._recorded: dict[tuple[int, int, int, str], _Recorded] = {}
+        self._recorded: dict[tuple[int, int, int, bool], _Recorded] = {}
         self._spare_page = caches[0].keys.shape[0] - 1
 
     def launch(self, works: Sequence[Work], after: Launched | None = None) -> Launched:
@@ -153,7 +154,7 @@ class Runner:
     def _pick(self, launched: Launched, left: _Unsampled, mask: torch.Tensor | None) -> Launched:
         logits, choice = left.logits, left.choice
         on_device = None if mask is None else mask.to(logits.device, non_blocking=True)
-        picked = pick(logits, replace(left.sampling, greedy=choice.greedy, nucleus=choice.nucleus, mask=on_device))
+        picked = pick(logits, replace(left.sampling, nucleus=choice.nucleus, mask=on_device), self._sample)
         return launched.sampled(picked, logprob(logits, picked) if choice.logprobs else None)
 
     def _mask(self, works: Sequence[Work]) -> torch.Tensor | None:
@@ -192,8 +193,7 @@ class Runner:
     ) -> Launched:
         sequences = next(size for size in BATCHES if size >= counts.sequences)
         context = next(size for size in CONTEXTS if size >= counts.max_context_len)
-        gives = "logits" if not choice.inside else "greedy" if choice.greedy else "sampled"
-        key = (sequences, counts.max_query_len, context, gives)
+        key = (sequences, counts.max_query_len, context, choice.inside)
         found = self._recorded.get(key)
         if found is None:
             found = self._recorded[key] = self._new_graph(record, *key)
@@ -216,18 +216,21 @@ class Runner:
         )
         return self._begun(works, _Unsampled(output, sampling, choice))
 
-    def _new_graph(self, record: Record, sequences: int, query: int, context: int, gives: str) -> _Recorded:
-        """Record a step of ``sequences`` sequences with ``query`` new tokens each and contexts up to ``context``."""
+    def _new_graph(self, record: Record, sequences: int, query: int, context: int, picks: bool) -> _Recorded:
+        """Record a step of ``sequences`` sequences with ``query`` new tokens each and contexts up to ``context``.
+
+        It gives tokens where it ``picks``, else logits.
+        """
         rows = sequences * query
         counts = Counts(rows, sequences, -(-context // self._page_tokens), rows, query, context)
         laid = batch.layout(counts)
         buffer = self._upload(self._pack([], laid))
         inputs = batch.step_inputs(buffer, laid)
-        sampling = replace(batch.sampling_inputs(buffer, laid), greedy=gives == "greedy")
+        sampling = batch.sampling_inputs(buffer, laid)
 
         def work() -> torch.Tensor:
             logits = self._forward(inputs, self._caches)
-            return logits if gives == "logits" else pick(logits, sampling)
+            return pick(logits, sampling, self._sample) if picks else logits
 
         return _Recorded(record(work), laid, buffer, inputs)
 
@@ -243,7 +246,6 @@ def _choice(works: Sequence[Work]) -> _Choice:
     """Say how a plan's rows are sampled."""
     requests = [work.sequence.request for work in works if work.samples]
     return _Choice(
-        greedy=all(request.sampling.temperature == 0 for request in requests),
         nucleus=any(request.sampling.top_p < 1 for request in requests),
         logprobs=any(request.sampling.logprobs for request in requests),
         masked=not all(work.is_free for work in works),

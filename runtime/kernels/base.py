@@ -81,6 +81,14 @@ class LayerCache:
     values: torch.Tensor
 
 
+Sample = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(logits fp32 [S,V], temperature fp32 [S], uniform fp64 [S] in [0, 1)) -> a token a row, int64 [S].
+
+The token at which the running sum of exp(logit / temperature) exceeds ``uniform`` of the whole; at temperature 0 the most
+likely one, the lowest where several are. A row's token does not depend on other rows, and a token of logit -inf is never it.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Kernels:
     """The arithmetic of a layer. x is the residual stream [T, H]; every function returns fresh tensors.
@@ -113,4 +121,5 @@ class Kernels:
     ]
     # (x rows [S,H], gain [H], weight [V,H], shapes) -> logits fp32 [S,V]
     unembed: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Shapes], torch.Tensor]
+    sample: Sample
     packed_tokens: int = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from runtime.kernels import attention, dense, grouped, moe
+from runtime.kernels import attention, dense, grouped, moe, sampling
 from runtime.kernels.base import Kernels, LayerCache, Mxfp4, Shapes, StepInputs
 from runtime.kernels.launch import Tuning, describe
 
@@ -63,6 +63,9 @@ def triton_kernels(on: torch.device, tuning: Tuning | None = None) -> Kernels:
     def unembed(x: torch.Tensor, gain: torch.Tensor, weight: torch.Tensor, shapes: Shapes) -> torch.Tensor:
         return dense.linear(x, weight, device, gain=gain, eps=shapes.norm_eps, dtype=torch.float32)
 
+    def sample(logits: torch.Tensor, temperature: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+        return sampling.sample(logits, temperature, uniform, device)
+
     return Kernels(
         name="triton",
         norm_qkv=norm_qkv,
@@ -72,5 +75,6 @@ def triton_kernels(on: torch.device, tuning: Tuning | None = None) -> Kernels:
         experts_up=experts_up,
         experts_down=experts_down,
         unembed=unembed,
+        sample=sample,
         packed_tokens=few_tokens,
     )

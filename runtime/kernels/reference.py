@@ -22,6 +22,8 @@ VOCABULARY_ROWS = 16384
 FP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 SCALE_BIAS = 127
 
+CHUNK = 128  # tokens a chunk of the running sum in ``invert``: gpt-oss's vocabulary is 1571 of them
+
 
 def reference_kernels() -> Kernels:
     """Return the plain torch record."""
@@ -34,6 +36,7 @@ def reference_kernels() -> Kernels:
         experts_up=experts_up,
         experts_down=experts_down,
         unembed=unembed,
+        sample=sample,
     )
 
 
@@ -214,3 +217,43 @@ def unembed(x: torch.Tensor, gain: torch.Tensor, weight: torch.Tensor, shapes: S
         rows = slice(first, first + VOCABULARY_ROWS)
         logits[:, rows] = linear(normalised, weight[rows])
     return logits
+
+
+def sample(logits: torch.Tensor, temperature: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Pick a token for each row of logits [S, V], as ``Sample`` says."""
+    cold = temperature == 0
+    picked = invert(tempered(logits, torch.where(cold, 1.0, temperature)), uniform)
+    return torch.where(cold, logits.argmax(dim=-1), picked)
+
+
+def tempered(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
+    """Return exp((logit - largest) / temperature) [S, V], not normalised: what is drawn is a share of their sum."""
+    return (logits - logits.amax(dim=-1, keepdim=True)).div_(temperature[:, None]).exp_()
+
+
+def invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Index of the first token at which the running sum of weights [S, V] exceeds uniform * their sum.
+
+    One running sum over 201,088 tokens would drown its tail in rounding, so it runs in two levels: fp32 sums of short
+    chunks, a float64 running sum of those, and a float64 running sum inside the chunk that is meant.
+    """
+    missing = -weights.shape[-1] % CHUNK
+    whole = functional.pad(weights, (0, missing)) if missing else weights
+    chunks = whole.reshape(len(weights), whole.shape[-1] // CHUNK, CHUNK)
+    sums = chunks.sum(dim=-1).double()
+    running = sums.cumsum(dim=-1)
+    target = uniform[:, None] * running[:, -1:]
+    chunk = _first_above(running, target)
+    inside = (target - (running.gather(-1, chunk) - sums.gather(-1, chunk))).clamp_(min=0.0)  # rounding may go below
+    meant = chunks.gather(1, chunk[:, :, None].expand(-1, 1, CHUNK))[:, 0]
+    return chunk[:, 0] * CHUNK + _first_above(meant.double().cumsum(dim=-1), inside)[:, 0]
+
+
+def _first_above(running: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return int64 [S, 1]: the first entry of a running sum that is above the target [S, 1], so one with mass of its own.
+
+    Where rounding put the target at the whole sum or above it, the last entry with mass is meant.
+    """
+    index = torch.searchsorted(running, target, right=True)
+    last = torch.searchsorted(running, running[:, -1:].contiguous(), right=False)
+    return torch.minimum(index, last)

@@ -15,13 +15,15 @@ import torch
 
 from runtime.commands import all_logits
 from runtime.engine import Engine, EngineOptions, open_engine
+from runtime.graphs import CudaRecorder
+from runtime.kernels import reference
 from runtime.kernels.open import open_kernels
 from runtime.lookup import Speculation
 from runtime.model.config import gpt_oss_20b
 from runtime.model.random_weights import random_weights, separate_experts
 from runtime.model.transformer import Transformer, build_transformer
 from runtime.request import Request, Sampling, TokenOut
-from runtime.sampler import SamplingInputs, pick, uniform
+from runtime.sampler import uniform
 from runtime.scheduler import Limits
 from runtime.scheduler import Sequence as Running
 from runtime.worker import Worker
@@ -174,31 +176,26 @@ def test_seeds_repeat_through_graphs_and_ahead(model: Transformer) -> None:
         assert runs[0] == runs[1]
 
 
-def test_the_sampler_inside_a_graph_picks_what_the_host_picks() -> None:
+@pytest.mark.parametrize("name", ["triton", "reference"])
+def test_the_sampler_inside_a_graph_picks_what_the_host_picks(name: str) -> None:
     """Logits that change between replays, at the true vocabulary: the same tokens as on the CPU but for rounding at an edge."""
     rows, vocabulary = 64, 201_088
+    sample = open_kernels(name, torch.device("cuda")).sample
     logits = torch.zeros(rows, vocabulary, device="cuda")
-    given = SamplingInputs(
-        torch.full((rows,), 1.0, device="cuda"),
-        torch.ones(rows, device="cuda"),
-        torch.zeros(rows, dtype=torch.float64, device="cuda"),
-    )
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    with torch.cuda.stream(side):
-        pick(logits, given)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = pick(logits, given)
+    heat = torch.tensor([0.0, 1.0, 0.7, 1.3] * (rows // 4))
+    numbers = torch.zeros(rows, dtype=torch.float64, device="cuda")
+    on_device = heat.to("cuda")
+    graph = CudaRecorder(torch.device("cuda"))(lambda: sample(logits, on_device, numbers))
     same = 0
     for seed in range(20):
-        numbers = torch.tensor([uniform(seed, row) for row in range(rows)], dtype=torch.float64)
         fresh = torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed)) * 3
+        chosen = torch.tensor([uniform(seed, row) for row in range(rows)], dtype=torch.float64)
         logits.copy_(fresh)
-        given.uniform.copy_(numbers)
+        numbers.copy_(chosen)
         graph.replay()
-        expected = pick(fresh, SamplingInputs(torch.ones(rows), torch.ones(rows), numbers))
-        same += int((output.cpu() == expected).sum())
+        expected = reference.sample(fresh, heat, chosen)
+        assert graph.output.cpu()[::4].tolist() == expected[::4].tolist()
+        same += int((graph.output.cpu() == expected).sum())
     assert same >= 0.99 * 20 * rows
 
 

@@ -16,7 +16,6 @@ def inputs(rows: int, *, temperature: float = 1.0, top_p: float = 1.0, seed: int
         torch.full((rows,), temperature),
         torch.full((rows,), top_p),
         torch.tensor([uniform(seed, index) for index in range(rows)], dtype=torch.float64),
-        greedy=temperature == 0,
         nucleus=top_p < 1,
         mask=mask,
     )
@@ -75,7 +74,7 @@ def test_the_tail_of_a_large_vocabulary_is_reached() -> None:
 def test_the_ends_of_the_interval_pick_tokens_that_have_mass(u: float, nucleus: bool) -> None:
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]])
     given = SamplingInputs(
-        torch.ones(1), torch.full((1,), 0.99), torch.tensor([u], dtype=torch.float64), greedy=False, nucleus=nucleus
+        torch.ones(1), torch.full((1,), 0.99), torch.tensor([u], dtype=torch.float64), nucleus=nucleus
     )
     assert pick(logits, given).item() in {1, 3}
 
@@ -87,8 +86,6 @@ def test_temperature_zero_is_greedy_also_beside_a_sampled_row() -> None:
         temperature,
         torch.ones(200),
         torch.tensor([uniform(0, i) for i in range(200)], dtype=torch.float64),
-        greedy=False,
-        nucleus=False,
     )
     picked = pick(logits, given)
     assert set(picked[::2].tolist()) == {1}
@@ -120,8 +117,6 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
             torch.ones(1),
             torch.ones(1),
             torch.tensor([uniform(9, row)], dtype=torch.float64),
-            greedy=False,
-            nucleus=False,
         )
         assert pick(logits[row : row + 1], alone).item() == together[row].item()
 
