@@ -90,19 +90,30 @@ def call_title(tool: str, text: str) -> str:
     body = _arguments(text)
     match tool:
         case "shell":
-            command = body.get("command", body.get("cmd", text))
-            if isinstance(command, list):
-                words = [str(word) for word in command]
-                command = words[2] if len(words) == 3 and words[1] in ("-c", "-lc") else " ".join(words)
-            return "$ " + one_line(str(command))
+            return "$ " + one_line(command_text(text))
         case "apply_patch":
             changes = PATCH_FILE.findall(patch_text(text))
             return one_line("apply_patch " + ", ".join(f"{kind.lower()} {path}" for kind, path in changes))
         case "python":
-            return "python: " + one_line(str(body.get("code", text)))
+            return "python: " + one_line(code_text(text))
         case _:
             values = ", ".join(str(value) for value in body.values() if value not in ("", None)) if body else text
             return one_line(f"{tool} {values}".rstrip())
+
+
+def command_text(text: str) -> str:
+    """The command in the body of a shell call, without the shell that it is given to."""
+    body = _arguments(text)
+    command = body.get("command", body.get("cmd", text))
+    if isinstance(command, list):
+        words = [str(word) for word in command]
+        return words[2] if len(words) == 3 and words[1] in ("-c", "-lc") else " ".join(words)
+    return str(command)
+
+
+def code_text(text: str) -> str:
+    """The source in the body of a python call, bare or as an argument."""
+    return str(_arguments(text).get("code", text))
 
 
 def patch_text(text: str) -> str:
@@ -135,10 +146,15 @@ def tail(text: str, lines: int = TAIL_LINES) -> list[str]:
     return [f"… {left_out} lines before", *kept] if left_out else kept
 
 
-def shown_result(text: str, lines: int) -> list[str]:
-    """The end of what a tool gave back, without the frame that is meant for the model."""
+def output_text(text: str) -> str:
+    """What a tool gave back, without the frame that is meant for the model."""
     framed = OUTPUT.search(text)
-    return tail(framed[1] if framed else text, lines)
+    return framed[1] if framed else text
+
+
+def shown_result(text: str, lines: int) -> list[str]:
+    """The end of what a tool gave back."""
+    return tail(output_text(text), lines)
 
 
 def result_line(result: ToolResult) -> str:

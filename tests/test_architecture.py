@@ -23,6 +23,7 @@ ONLY_IMPORTERS = {
     "click": ("agent.cli",),
     "rich": ("agent.view", "agent.cli"),
     "prompt_toolkit": ("agent.chat.terminal",),
+    "pygments": ("agent.report.highlight",),
     "lxml": ("agent.tools.browser.markup",),
     "torch": ("runtime",),
     "safetensors": ("runtime.model",),
@@ -46,6 +47,7 @@ NEVER = {
     "agent.patch": ("os", "io", "time", "datetime", "pathlib", "sandbox", "random", "socket", "subprocess"),
     "agent.harmony.parser": ("os", "io", "time", "datetime", "pathlib", "sandbox", "random", "openai_harmony"),
     "agent.batch": ("agent.cli", "agent.view", "click", "rich"),
+    "agent.report": ("agent.cli", "agent.view", "agent.session", "click", "rich"),
     "agent.loop": ("os", "docker", "git", "openai", "click", "rich", "sandbox.docker", "sandbox.worktree"),
 }
 

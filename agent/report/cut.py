@@ -1,0 +1,43 @@
+"""Long text cut to what a page has room for, with the count of what was left out."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+
+LINE_CHARS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The beginning and the end of a text, and how many characters between them were left out (0: it is all there)."""
+
+    head: str
+    left_out_chars: int = 0
+    tail: str = ""
+
+
+def cut(text: str, most_bytes: int) -> Cut:
+    """Cut a text so that it takes at most ``most_bytes`` as HTML, at line ends where they are near.
+
+    A third of the room is for the beginning, the rest for the end: what went wrong stands there.
+    """
+    if cost_bytes(text) <= most_bytes:
+        return Cut(text)
+    room = min(most_bytes, len(text))
+    while True:
+        first = room // 3
+        head, tail = text[:first], text[len(text) - (room - first) :]
+        spent = cost_bytes(head) + cost_bytes(tail)
+        if spent <= most_bytes:
+            break
+        room = min(room - 1, room * most_bytes // spent)
+    head = head[: end + 1] if (end := head.rfind("\n")) > first // 2 else head
+    start = tail.find("\n") + 1
+    tail = tail[start:] if 0 < start < len(tail) // 2 else tail
+    return Cut(head, len(text) - len(head) - len(tail), tail)
+
+
+def cost_bytes(text: str) -> int:
+    """What a text takes as HTML."""
+    return len(html.escape(text, quote=False).encode("utf-8", "surrogatepass"))

@@ -1,0 +1,111 @@
+"""A git diff as files and lines to show. Tolerant: it is read for the eye, and what is odd is shown as it is.
+
+(What leaves the sandbox is read by ``sandbox.diff``, which refuses what is odd.)
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+HUNK = re.compile(r"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@.*")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line: its kind (``+``, ``-``, a space, or ``\\`` for git's own words), its text without that, and its numbers."""
+
+    kind: str
+    text: str
+    old: int | None = None
+    new: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hunk:
+    """Lines that belong together, and the line that says where they are."""
+
+    head: str
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FileDiff:
+    """What happens to one file. ``notes`` are the header's lines that say more than the path."""
+
+    path: str
+    notes: tuple[str, ...] = ()
+    hunks: tuple[Hunk, ...] = field(default=())
+
+    @property
+    def added(self) -> int:
+        """Lines that came."""
+        return sum(line.kind == "+" for hunk in self.hunks for line in hunk.lines)
+
+    @property
+    def removed(self) -> int:
+        """Lines that went."""
+        return sum(line.kind == "-" for hunk in self.hunks for line in hunk.lines)
+
+
+def read_diff(patch: str) -> tuple[FileDiff, ...]:
+    """Return the files of a git diff. Never raises."""
+    lines = patch.removesuffix("\n").split("\n") if patch else []
+    starts = [at for at, line in enumerate(lines) if line.startswith("diff --git ")]
+    # A "diff --git" inside of a hunk has a sign before it, so every line that begins so is a file's head.
+    return tuple(_file(lines[start:end]) for start, end in zip(starts, [*starts[1:], len(lines)], strict=True))
+
+
+def _file(lines: list[str]) -> FileDiff:
+    path, notes, at = "", [], 1
+    while at < len(lines) and not HUNK.match(lines[at]):
+        line = lines[at]
+        if line.startswith("GIT binary patch"):
+            notes.append(f"binary, {len(lines) - at - 1} lines of base85")
+            break
+        if line.startswith("+++ ") and line != "+++ /dev/null":
+            path = _name(line[4:], "b/")
+        elif line.startswith("--- ") and line != "--- /dev/null":
+            path = _name(line[4:], "a/")
+        elif not line.startswith(("index ", "+++ ", "--- ")):
+            notes.append(line)
+        at += 1
+    else:
+        return FileDiff(path or _header_path(lines[0]), tuple(notes), _hunks(lines, at))
+    return FileDiff(path or _header_path(lines[0]), tuple(notes))
+
+
+def _header_path(line: str) -> str:
+    """Return the new name of ``diff --git a/X b/X``; the halves are equal but for a rename, which its notes name."""
+    rest = line.removeprefix("diff --git ")
+    return _name(rest[len(rest) // 2 + 1 :], "b/")
+
+
+def _name(text: str, prefix: str) -> str:
+    return text.removesuffix("\t").strip('"').removeprefix(prefix)
+
+
+def _hunks(lines: list[str], at: int) -> tuple[Hunk, ...]:
+    hunks: list[Hunk] = []
+    while at < len(lines):
+        head = HUNK.match(lines[at])
+        if head is None:
+            hunks.append(Hunk("", tuple(Line("\\", line) for line in lines[at:])))
+            break
+        old, new = int(head[1]), int(head[3])
+        old_left, new_left = (int(head[group]) if head[group] is not None else 1 for group in (2, 4))
+        found: list[Line] = []
+        at += 1
+        # The head's counts say where a hunk ends: a removed line may itself look like a head ("--- a/x").
+        while at < len(lines) and (old_left > 0 or new_left > 0 or lines[at].startswith("\\")):
+            kind, text = lines[at][:1] or " ", lines[at][1:]
+            if kind == "\\":
+                found.append(Line(kind, text.strip()))
+            else:
+                takes_old, takes_new = kind != "+", kind != "-"
+                found.append(Line(kind, text, old if takes_old else None, new if takes_new else None))
+                old, new = old + takes_old, new + takes_new
+                old_left, new_left = old_left - takes_old, new_left - takes_new
+            at += 1
+        hunks.append(Hunk(head[0].rstrip(), tuple(found)))
+    return tuple(hunks)

@@ -1,0 +1,93 @@
+"""Syntax colours by Pygments, as few kinds of token that the page's style has a colour for.
+
+A repository names the files and writes what is in them, so the languages are a list of our own, and text that is long is
+left plain: a lexer is a set of regular expressions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
+
+from agent.lines import LINE_END
+from agent.report.diffs import Hunk
+from agent.report.html import Markup, element, escape, join
+
+MOST_CHARS = 60_000
+MOST_LINE_CHARS = 1000
+LANGUAGES: Mapping[str, str] = {
+    ".bash": "bash", ".c": "c", ".cc": "cpp", ".cfg": "ini", ".cpp": "cpp", ".cs": "csharp", ".css": "css", ".cu": "cuda",
+    ".go": "go", ".h": "c", ".hpp": "cpp", ".html": "html", ".ini": "ini", ".java": "java", ".js": "javascript",
+    ".json": "json", ".jsx": "jsx", ".kt": "kotlin", ".lua": "lua", ".md": "markdown", ".mjs": "javascript", ".php": "php",
+    ".pl": "perl", ".py": "python", ".pyi": "python", ".rb": "ruby", ".rs": "rust", ".sh": "bash", ".sql": "sql",
+    ".swift": "swift", ".toml": "toml", ".ts": "typescript", ".tsx": "tsx", ".xml": "xml", ".yaml": "yaml", ".yml": "yaml",
+}  # fmt: skip
+NAMES: Mapping[str, str] = {"makefile": "make", "dockerfile": "docker"}
+# The first that a token is a kind of; others have the text's own colour.
+CLASSES = (
+    ("Comment", "c"), ("Keyword", "k"), ("Literal.String", "s"), ("Literal.Number", "n"), ("Name.Function", "f"),
+    ("Name.Class", "f"), ("Name.Decorator", "f"), ("Name.Tag", "k"), ("Name.Attribute", "f"), ("Operator.Word", "k"),
+)  # fmt: skip
+
+
+def language_of(path: str) -> str | None:
+    """Return Pygments' name for the language of a file, None where it is not one of ours."""
+    name = PurePosixPath(path)
+    return LANGUAGES.get(name.suffix.lower()) or NAMES.get(name.name.lower())
+
+
+def colour_lines(lines: Sequence[str], language: str | None) -> list[Markup]:
+    """The lines as HTML with syntax colours, plain where the language is not known or the text is long."""
+    lines = [LINE_END.sub("\u240d", line) for line in lines]
+    too_long = sum(map(len, lines)) > MOST_CHARS or any(len(line) > MOST_LINE_CHARS for line in lines)
+    if language is None or too_long or not lines:
+        return [escape(line) for line in lines]
+    coloured = list(_lines(lines, language))
+    # A lexer that folds line ends would shift every line after: then colours are not worth it.
+    return coloured if len(coloured) == len(lines) else [escape(line) for line in lines]
+
+
+def colour_hunk(hunk: Hunk, language: str | None) -> list[Markup]:
+    """The lines of a hunk, coloured as they stood in the old file and as they stand in the new one."""
+    old = iter(colour_lines([line.text for line in hunk.lines if line.kind == "-" or line.kind == " "], language))
+    new = iter(colour_lines([line.text for line in hunk.lines if line.kind == "+" or line.kind == " "], language))
+    shown = []
+    for line in hunk.lines:
+        match line.kind:
+            case "-":
+                shown.append(next(old))
+            case "+":
+                shown.append(next(new))
+            case " ":
+                next(old)
+                shown.append(next(new))
+            case _:
+                shown.append(escape(line.text))
+    return shown
+
+
+def _lines(lines: Sequence[str], language: str) -> Iterator[Markup]:
+    from pygments import lex
+    from pygments.lexers import get_lexer_by_name
+
+    lexer = get_lexer_by_name(language, stripnl=False, ensurenl=False)
+    line: list[Markup] = []
+    for token, text in lex("\n".join(lines), lexer):
+        kind = _class(token)
+        first, *others = text.split("\n")
+        line += _span(first, kind)
+        for other in others:
+            yield join(line)
+            line = [*_span(other, kind)]
+    yield join(line)
+
+
+def _span(text: str, kind: str | None) -> list[Markup]:
+    if not text:
+        return []
+    return [element("i", text, class_=kind) if kind and text.strip() else escape(text)]
+
+
+def _class(token: object) -> str | None:
+    name = str(token).removeprefix("Token.")
+    return next((found for prefix, found in CLASSES if name == prefix or name.startswith(prefix + ".")), None)

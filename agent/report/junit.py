@@ -1,0 +1,135 @@
+"""Runs and batches as JUnit XML, for CI systems that show tests.
+
+A run is a test suite for each of its checks: the tests that it reported after the change, or the command itself where it
+reported none. A batch is one suite, and each task a test. Failures are what the model is to blame for; errors are what
+kept it from having a chance (an endpoint, a sandbox, a limit, a defect here).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from xml.etree import ElementTree as Xml
+
+from agent.batch.attempt import Kind
+from agent.batch.results import Record, read_results
+from agent.events import EXIT_CODES, CheckResult, Outcome
+from agent.lines import clean, one_line, tail
+from agent.report.story import Story, read_story
+
+OUTPUT_LINES = 200
+MESSAGE_CHARS = 300
+# Outcomes and classes that say nothing of the model's work.
+NO_CHANCE = frozenset(
+    {Outcome.INTERNAL, Outcome.ENDPOINT, Outcome.SANDBOX, Outcome.INTERRUPTED, Outcome.LIMIT, Outcome.REFUSED}
+)
+NO_CHANCE_KINDS = frozenset({Kind.ENDPOINT, Kind.SANDBOX, Kind.HARNESS, Kind.LIMIT, Kind.POLICY})
+
+
+def run_junit(run: Path) -> str:
+    """Return the run in a folder as JUnit XML. Raises LogError where its log is no log."""
+    return junit(read_story(run))
+
+
+def batch_junit(out: Path) -> str:
+    """Return a batch (the folder that `agent tasks run --out` names) as JUnit XML. Raises UsageError and LogError."""
+    suite = Xml.Element("testsuite", name=_text(out.absolute().name))
+    for name, record in sorted(read_results(out).items()):
+        _task(suite, name, record)
+    return _written([suite])
+
+
+def junit(story: Story) -> str:
+    """Return a story as JUnit XML."""
+    checks = [_check(check, story) for check in story.after or ()]
+    return _written([_outcome(story), *checks])
+
+
+def _outcome(story: Story) -> Xml.Element:
+    """Return the suite that says how the run ended: checks alone would not say that nothing was changed."""
+    suite = Xml.Element("testsuite", name="agent", timestamp=_moment(story.started_at))
+    properties = Xml.SubElement(suite, "properties")
+    told = {
+        "run": story.run,
+        "outcome": story.state,
+        "branch": (story.ended.branch or "") if story.ended else "",
+        "turns": len(story.answers),
+        "prompt_tokens": story.prompt_tokens,
+        "completion_tokens": story.completion_tokens,
+    }
+    for name, value in told.items():
+        Xml.SubElement(properties, "property", name=name, value=_text(str(value)))
+    case = _case(suite, one_line(story.task), "agent.run", story.duration_s)
+    if story.ended is None:
+        _wrong(case, "error", story.state, "the run has not ended")
+    elif EXIT_CODES[story.ended.outcome] != 0:
+        kind = "error" if story.ended.outcome in NO_CHANCE else "failure"
+        _wrong(case, kind, story.ended.outcome.value, story.ended.reason)
+    if story.ended is not None and story.ended.claimed.strip():
+        Xml.SubElement(case, "system-out").text = _text(f"The model claims: {story.ended.claimed.strip()}")
+    return suite
+
+
+def _check(check: CheckResult, story: Story) -> Xml.Element:
+    suite = Xml.Element("testsuite", name=_text(one_line(check.command)), timestamp=_moment(story.started_at))
+    earlier = next((each.tests for each in story.before or () if each.command == check.command), {})
+    for name, state in sorted(check.tests.items()):
+        where, _, last = name.rpartition("::")
+        case = _case(suite, last, where.replace("/", ".") or "check", 0.0)
+        if state == "skipped":
+            Xml.SubElement(case, "skipped")
+        elif state != "passed":
+            since = f"it was {earlier[name]} before the change" if name in earlier else "it was not there before"
+            _wrong(case, "error" if state == "error" else "failure", state, since)
+    if not check.tests:
+        case = _case(suite, one_line(check.command), "check", check.duration_s)
+        if check.exit_code != 0:
+            told = "ran out of time" if check.exit_code is None else f"exit code {check.exit_code}"
+            _wrong(case, "failure", "failed", told)
+    suite.set("time", f"{check.duration_s:.3f}")
+    if check.exit_code != 0:
+        Xml.SubElement(suite, "system-out").text = _text("\n".join(tail(check.output, OUTPUT_LINES)))
+    return suite
+
+
+def _task(suite: Xml.Element, name: str, record: Mapping[str, object] | Record) -> None:
+    case = _case(suite, name, str(record["language"] or "task"), float(str(record["duration_s"])))
+    kind = Kind(str(record["class"]))
+    if kind is not Kind.DONE:
+        _wrong(case, "error" if kind in NO_CHANCE_KINDS else "failure", kind.value, str(record["reason"]))
+
+
+def _case(suite: Xml.Element, name: str, classname: str, duration_s: float) -> Xml.Element:
+    return Xml.SubElement(
+        suite, "testcase", name=_text(name), classname=_text(classname), time=f"{max(duration_s, 0.0):.3f}"
+    )
+
+
+def _wrong(case: Xml.Element, kind: str, name: str, message: str) -> None:
+    found = Xml.SubElement(case, kind, type=_text(name), message=_text(one_line(message, MESSAGE_CHARS)))
+    found.text = _text(message)
+
+
+def _written(suites: list[Xml.Element]) -> str:
+    """Return the document, with the counts that readers expect on every suite."""
+    top = Xml.Element("testsuites")
+    for suite in suites:
+        cases = suite.findall("testcase")
+        suite.set("tests", str(len(cases)))
+        for name, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+            suite.set(name, str(sum(case.find(tag) is not None for case in cases)))
+        if "time" not in suite.attrib:
+            suite.set("time", f"{sum(float(case.get('time', '0')) for case in cases):.3f}")
+        top.append(suite)
+    Xml.indent(top)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + Xml.tostring(top, encoding="unicode") + "\n"
+
+
+def _text(text: str) -> str:
+    """The text without what XML 1.0 cannot hold: ``clean`` shows control characters, and two non-characters are left."""
+    return clean(text).replace("\ufffe", "\\ufffe").replace("\uffff", "\\uffff")
+
+
+def _moment(at: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at))

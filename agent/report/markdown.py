@@ -1,0 +1,150 @@
+"""A run as Markdown for the comment of a pull request.
+
+What a model, a tool or a repository wrote stands in code spans and fences only, where nothing is a mention, a reference, a
+link or HTML, and it cannot leave them. Three things that readers of raw text look for are broken up inside of fences, too:
+``<!--`` (bots find their own comments by one), a ``/`` at the start of a line (GitLab's quick actions) and a line that
+could be taken for a fence.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from agent.events import EXIT_CODES, CheckResult, Outcome
+from agent.lines import VERDICTS, check_line, clean, one_line, plan_lines, seconds, tail
+from agent.report.story import Story, read_story
+
+CLAIM_LINES = 60
+CLAIM_COLUMNS = 100
+PATCH_CHARS = 20_000
+OUTPUT_LINES = 30
+SPAN_CHARS = 300
+PATHS = 20
+COMMENT = re.compile(r"<!(?=--)")
+LINE_START = re.compile(r"^(?=[ \t]*(?:/|`{3}|~{3}))", re.MULTILINE)
+
+
+def run_markdown(run: Path) -> str:
+    """Return the run in a folder as Markdown, at most some 30,000 characters. Raises LogError where its log is no log."""
+    return markdown(read_story(run))
+
+
+def markdown(story: Story) -> str:
+    """Return a story as Markdown."""
+    parts = [f"### {_headline(story)}", f"**Task** {code(story.task)}", _facts(story)]
+    if story.ended and story.ended.claimed.strip():
+        parts += ["**What the model says** (a claim, not an observation)", fence(_prose(story.ended.claimed))]
+    if checks := _checks(story):
+        parts += ["**Checks**", checks]
+    if story.patch:
+        parts.append(_change(story))
+    if story.plan:
+        parts.append(_details("Plan", fence("\n".join(plan_lines(story.plan)))))
+    return "\n\n".join(parts) + "\n"
+
+
+def code(text: str) -> str:
+    """The text on one line in a code span that it cannot leave. Not for tables: a ``|`` would end the cell."""
+    text = COMMENT.sub("<\u200b!", one_line(text, SPAN_CHARS))
+    if not text:
+        return ""
+    ticks = "`" * (max((len(run) for run in re.findall(r"`+", text)), default=0) + 1)
+    # A span may not begin or end with a backtick; one space on both sides is taken off again.
+    pad = " " if "`" in (text[0], text[-1]) else ""
+    return f"{ticks}{pad}{text}{pad}{ticks}"
+
+
+def fence(text: str, language: str = "") -> str:
+    """The text in a fence that it cannot leave."""
+    text = clean(text).strip("\n")
+    text = LINE_START.sub("\u200b", COMMENT.sub("<\u200b!", text))
+    ticks = "`" * max(3, max((len(run) for run in re.findall(r"`+", text)), default=0) + 1)
+    return f"{ticks}{language}\n{text}\n{ticks}"
+
+
+def _headline(story: Story) -> str:
+    if story.ended is None:
+        return f"⏸ {story.state}"
+    mark = "✅" if EXIT_CODES[story.ended.outcome] == 0 else "❌"
+    if story.ended.outcome is Outcome.UNVERIFIED:
+        mark = "⚠️"
+    return f"{mark} {story.ended.outcome.value.replace('_', ' ')}: {VERDICTS[story.ended.outcome]}"
+
+
+def _facts(story: Story) -> str:
+    lines = []
+    if story.ended is not None:
+        if story.ended.reason:
+            lines.append(f"- {code(story.ended.reason)}")
+        if story.ended.changed_paths:
+            lines.append(f"- changed: {_paths(story.ended.changed_paths)}")
+        if story.ended.test_paths:
+            lines.append(f"- ⚠️ tests changed: {_paths(story.ended.test_paths)}")
+        if story.ended.branch:
+            lines.append(f"- branch: {code(story.ended.branch)}")
+    turns = "1 turn" if len(story.answers) == 1 else f"{len(story.answers)} turns"
+    tokens = f"{story.prompt_tokens:,} tokens read, {story.completion_tokens:,} written"
+    lines.append(f"- run {code(story.run)}: {turns}, {seconds(story.duration_s)}, {tokens}")
+    return "\n".join(lines)
+
+
+def _paths(paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - PATHS} more" if len(paths) > PATHS else ""
+    return ", ".join(code(path) for path in paths[:PATHS]) + more
+
+
+def _prose(text: str) -> str:
+    """A text for a fence, where nothing wraps by itself."""
+    lines = [
+        part
+        for line in clean(text).strip().split("\n")
+        for part in (textwrap.wrap(line, CLAIM_COLUMNS, break_on_hyphens=False) or [""])
+    ]
+    left_out = len(lines) - CLAIM_LINES
+    return "\n".join(lines[:CLAIM_LINES] + ([f"… {left_out} more lines"] if left_out > 0 else []))
+
+
+def _checks(story: Story) -> str:
+    lines = [f"- {when}: {_check(check)}" for when, checks in _when(story) for check in checks]
+    failing = [check for check in story.after or () if check.exit_code != 0 and check.output.strip()]
+    return "\n\n".join(
+        ["\n".join(lines)] * bool(lines)
+        + [
+            _details(f"What fails: {_bare(check.command)}", fence("\n".join(tail(check.output, OUTPUT_LINES))))
+            for check in failing
+        ]
+    )
+
+
+def _when(story: Story) -> list[tuple[str, tuple[CheckResult, ...]]]:
+    return [("before", story.before or ()), ("after", story.after or ())]
+
+
+def _check(check: CheckResult) -> str:
+    mark = "✅" if check.exit_code == 0 else "❌"
+    return f"{mark} {code(check_line(check))}"
+
+
+def _change(story: Story) -> str:
+    patch = story.patch.decode("utf-8", "replace")
+    lines = patch.split("\n")
+    kept, size = 0, 0
+    while kept < len(lines) and size + len(lines[kept]) < PATCH_CHARS:
+        size += len(lines[kept]) + 1
+        kept += 1
+    left_out = len(lines) - kept
+    shown = "\n".join(lines[:kept] + ([f"… {left_out} more lines"] if left_out else []))
+    return _details("Change", fence(shown, "diff"))
+
+
+def _details(summary: str, body: str) -> str:
+    """A part that is folded. The empty lines end the HTML, so that Markdown goes on inside."""
+    return f"<details><summary>{summary}</summary>\n\n{body}\n\n</details>"
+
+
+def _bare(text: str) -> str:
+    """The text within HTML and outside of code: letters, digits and little else."""
+    return re.sub(r"[^\w .=+-]+", " ", one_line(text, 80)).strip()

@@ -1,0 +1,198 @@
+"""Plots as inline SVG: widths in percent and heights in pixels, so that text keeps its size on a phone and on a wall."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from agent.report.html import Markup, element
+
+HEIGHT = 150
+TOP, BOTTOM = 16, 20  # room for counts above, and for the axis below
+ROW = 26
+LABEL_PERCENT, VALUE_PERCENT = 26.0, 18.0
+MOST_BINS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One horizontal bar. ``kind`` is the class of the style that colours it."""
+
+    label: str
+    value: int
+    kind: str = "plain"
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """One column: parts from the bottom up, each a class of the style and a value; ``label`` is shown on pointing at it."""
+
+    label: str
+    parts: tuple[tuple[str, float], ...]
+
+
+def bars(title: str, rows: Sequence[Bar]) -> Markup:
+    """Horizontal bars with their values, and the share of each in the whole."""
+    total = sum(row.value for row in rows) or 1
+    most = max((row.value for row in rows), default=0) or 1
+    shapes = []
+    for number, row in enumerate(rows):
+        y, width = number * ROW, (100 - LABEL_PERCENT - VALUE_PERCENT) * row.value / most
+        shapes += [
+            element("text", row.label, x=0, y=y + 17),
+            element(
+                "rect", x=f"{LABEL_PERCENT}%", y=y + 4, width=f"{width:.2f}%", height=ROW - 8, class_=f"bar {row.kind}"
+            ),
+            element(
+                "text", f"{row.value:,} ({row.value / total:.0%})", x=f"{LABEL_PERCENT + width:.2f}%", dx=5, y=y + 17
+            ),
+        ]
+    said = ", ".join(f"{row.label} {row.value}" for row in rows)
+    return _figure(title, said, len(rows) * ROW + 2, shapes)
+
+
+def histogram(title: str, values: Sequence[float], told: Callable[[float], str]) -> Markup:
+    """How often values fall where. ``told`` says a value on the axis."""
+    edges = bin_edges(values)
+    counts = [sum(low <= value < high for value in values) for low, high in pairwise(edges)]
+    most, width = max(counts, default=0) or 1, 100 / max(len(counts), 1)
+    room, floor = HEIGHT - TOP - BOTTOM, HEIGHT - BOTTOM
+    shapes = []
+    for number, count in enumerate(counts):
+        height = room * count / most
+        tip = element("title", f"{told(edges[number])} to {told(edges[number + 1])}: {count}")
+        x = number * width
+        shapes.append(
+            element(
+                "rect",
+                tip,
+                x=f"{x + 0.4:.2f}%",
+                y=f"{floor - height:.1f}",
+                width=f"{width - 0.8:.2f}%",
+                height=f"{height:.1f}",
+                class_="bar plain",
+            )
+        )
+        if count:
+            shapes.append(
+                element(
+                    "text", f"{count:,}", x=f"{x + width / 2:.2f}%", y=f"{floor - height - 4:.1f}", text_anchor="middle"
+                )
+            )
+    every = math.ceil(len(counts) / 4) if counts else 1
+    marks = [(number * width, told(edges[number])) for number in range(0, len(edges), every)]
+    said = ", ".join(
+        f"{told(low)} to {told(high)}: {count}"
+        for low, high, count in zip(edges, edges[1:], counts, strict=False)
+        if count
+    )
+    return _figure(title, said, HEIGHT, [*shapes, _axis(floor), *_marks(marks)])
+
+
+def columns(
+    title: str, stacks: Sequence[Stack], told: Callable[[float], str], legend: Sequence[tuple[str, str]]
+) -> Markup:
+    """Stacked columns side by side, numbered from 1; ``legend`` names the classes."""
+    totals = [sum(value for _, value in stack.parts) for stack in stacks]
+    most, width = nice_above(max(totals, default=0.0)), 100 / max(len(stacks), 1)
+    room, floor = HEIGHT - TOP - BOTTOM, HEIGHT - BOTTOM
+    shapes = [
+        shape
+        for part in (0.5, 1.0)
+        for shape in (
+            element(
+                "line",
+                x1="0",
+                x2="100%",
+                y1=f"{floor - room * part:.1f}",
+                y2=f"{floor - room * part:.1f}",
+                class_="grid",
+            ),
+            element("text", told(most * part), x=0, y=f"{floor - room * part - 3:.1f}"),
+        )
+    ]
+    for number, stack in enumerate(stacks):
+        y, parts = float(floor), []
+        for kind, value in stack.parts:
+            if height := room * value / most:
+                y -= height
+                parts.append(
+                    element(
+                        "rect",
+                        x=f"{number * width:.2f}%",
+                        y=f"{y:.1f}",
+                        width=f"{width * 0.86:.2f}%",
+                        height=f"{height:.1f}",
+                        class_=f"bar {kind}",
+                    )
+                )
+        shapes.append(element("g", element("title", stack.label), *parts))
+    every = max(1, nice_step(len(stacks) / 6))
+    marks = [((number + 0.43) * width, str(number + 1)) for number in range(every - 1, len(stacks), every)]
+    named = element("p", *(element("span", name, class_=f"key {kind}") for kind, name in legend), class_="legend")
+    said = f"{len(stacks)} columns, the highest {told(max(totals, default=0.0))}"
+    return _figure(title, said, HEIGHT, [*shapes, _axis(floor), *_marks(marks)], named)
+
+
+def _figure(title: str, said: str, height: int, shapes: Sequence[Markup], legend: Markup | None = None) -> Markup:
+    drawn = element("svg", *shapes, role="img", aria_label=f"{title}: {said}", width="100%", height=height)
+    return element("figure", element("figcaption", title), legend, drawn)
+
+
+def _axis(floor: int) -> Markup:
+    return element("line", x1="0", x2="100%", y1=floor, y2=floor, class_="axis")
+
+
+def _marks(marks: Sequence[tuple[float, str]]) -> list[Markup]:
+    """The words below an axis; the outermost are kept inside of the picture."""
+    return [
+        element(
+            "text",
+            word,
+            x=f"{x:.2f}%",
+            y=HEIGHT - 5,
+            text_anchor="start" if x < 2 else "end" if x > 98 else "middle",
+        )
+        for x, word in marks
+    ]
+
+
+def bin_edges(values: Sequence[float]) -> list[float]:
+    """Edges of at most some MOST_BINS equal bins that hold every value; 1-2-5 bins where the values span decades."""
+    if not values:
+        return []
+    most = max(values)
+    middle = sorted(values)[len(values) // 2]
+    if most <= 0:
+        return [0.0, 1.0]
+    if middle > 0 and most / middle > 12:
+        edges = [0.0]
+        at = 10 ** math.floor(math.log10(max(min(values), most / 10_000, 1e-9)))
+        while edges[-1] <= most:
+            edges += [at, at * 2, at * 5]
+            at *= 10
+        last = next(number for number, edge in enumerate(edges) if edge > most)
+        first = max((number for number, edge in enumerate(edges) if edge <= min(values)), default=0)
+        return edges[first : last + 1]
+    step = _nice(most / MOST_BINS * 1.0001)
+    if all(value == int(value) for value in values):
+        step = max(1.0, step)
+    start = math.floor(min(values) / step)
+    return [number * step for number in range(start, math.floor(most / step) + 2)]
+
+
+def nice_above(value: float) -> float:
+    """The next number of 1, 2 or 5 times a power of ten that is not below, 1 for nothing."""
+    return _nice(value) if value > 0 else 1.0
+
+
+def nice_step(value: float) -> int:
+    """As ``nice_above``, in whole numbers."""
+    return max(1, round(_nice(value))) if value > 0 else 1
+
+
+def _nice(value: float) -> float:
+    power: float = 10 ** math.floor(math.log10(value))
+    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= value * 0.999999)
