@@ -9,7 +9,8 @@
     │   ├── EndpointUnreachable   3  nobody answers, or answers stop, after all retries
     │   ├── EndpointRefused       3  the endpoint answered with a refusal that asking again does not cure (400, 401, 404 …)
     │   ├── ContextOverflow       3  the prompt does not fit the model's window (the loop compacts and asks again)
-    │   └── ModelUnfit            3  the endpoint answers, but not with what a run needs
+    │   ├── ModelUnfit            3  the endpoint answers, but not with what a run needs
+    │   └── ScriptEnded           4  the script of a scripted model is played to its end, and the run goes on
     ├── PatchError              2|5  the text is no patch, or does not fit the files (in agent/patch/model.py)
     ├── LogError                  1  a run's log cannot be read or written
     ├── ServiceError              3  GitHub or GitLab (`agent ci publish`) cannot be reached, or refuses
@@ -82,3 +83,9 @@ class ContextOverflow(ModelError):
 
 class ModelUnfit(ModelError):
     """The endpoint answers, but not with what a run needs."""
+
+
+class ScriptEnded(ModelError):
+    """A scripted model has no more answers. A limit like others, and no fault of an endpoint."""
+
+    exit_code = 4

@@ -17,7 +17,7 @@ from agent import policy
 from agent.check import MARKER_FILES, find_checks, run_checks, touched_tests
 from agent.config import RunConfig, public, restore
 from agent.conversation import Conversation, Message, Role
-from agent.errors import AgentError, LogError, ModelError, PolicyRefused, UsageError
+from agent.errors import AgentError, LogError, ModelError, PolicyRefused, ScriptEnded, UsageError
 from agent.events import (
     CheckResult,
     Event,
@@ -70,6 +70,7 @@ CLOSE_TIMEOUT_S = 5.0
 
 # What ends a run in an orderly way, and as what. An error that is not here is a defect: it is logged and raised.
 ENDS: Mapping[type[BaseException], Outcome] = {
+    ScriptEnded: Outcome.LIMIT,
     ModelError: Outcome.ENDPOINT,
     SandboxError: Outcome.SANDBOX,
     DiffRefused: Outcome.REFUSED,

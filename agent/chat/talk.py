@@ -15,7 +15,7 @@ from pathlib import Path
 from agent.chat.place import Place
 from agent.config import RunConfig, public
 from agent.conversation import Conversation, Message, Role
-from agent.errors import LogError, ModelError, UsageError
+from agent.errors import LogError, ModelError, ScriptEnded, UsageError
 from agent.events import (
     Delta,
     Durable,
@@ -75,6 +75,8 @@ class Talk:
         self._keep(asked)
         try:
             ended = self._go(show)
+        except ScriptEnded as error:
+            ended = RunEnded(Outcome.LIMIT, str(error))
         except ModelError as error:
             ended = RunEnded(Outcome.ENDPOINT, str(error))
         except KeyboardInterrupt:

@@ -1,28 +1,29 @@
-"""The chat completions wire, through the openai package: for servers that offer nothing closer to the tokens.
-
-What gpt-oss needs and a plain chat client loses: the reasoning goes back between tool calls, in the field the server itself
-uses; one call at a time; sampling is always explicit; and what is replayed is always valid.
-"""
+"""The chat completions API: for servers that offer nothing closer to the tokens."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent.conversation import Channel, Conversation, Message, Role
-from agent.errors import ContextOverflow, EndpointRefused
-from agent.events import Delta, MessageAdded, Repaired, Sampled
-from agent.model.base import ModelEvent, SamplingParams
-from agent.model.client import Client, persist
-from agent.model.faults import Transient, cut, error_event, refused_field
+from agent.events import Delta, Repaired
+from agent.model.api import ApiModel, Made, called, cut_call
+from agent.model.base import SamplingParams
+from agent.model.client import Client, OpenAIResponse
+from agent.model.faults import cut, error_event
 from agent.model.functions import Functions, call_id, whole
+from agent.model.history import entries, last_final, orphan
 from agent.model.sse import ServerEvent
-from agent.model.stream import count, decoded, estimated_tokens, mapping, sequence, string
+from agent.model.stream import count, decoded, mapping, sequence, string
+
+if TYPE_CHECKING:
+    import httpx2
+    import openai
 
 REASONING_FIELDS = ("reasoning", "reasoning_content")
-# What a request can do without: a server that refuses one of these by name is asked again without it.
 _OPTIONAL = frozenset(
     (
         "stream_options",
@@ -31,104 +32,38 @@ _OPTIONAL = frozenset(
         "chat_template_kwargs",
         "top_k",
         "min_p",
-        "seed",
         *REASONING_FIELDS,
     )
 )
 
 
-class ChatModel:
-    """A model behind ``/chat/completions``."""
+def chat_model(client: Client, context_tokens: int | None = None) -> ApiModel:
+    """Return the model behind ``/chat/completions``."""
+    return ApiModel(client, ChatApi(), context_tokens)
 
-    def __init__(self, client: Client, context_tokens: int | None = None) -> None:
-        self._client = client
-        self._context_tokens = context_tokens
-        self._reasoning_fields: tuple[str, ...] = REASONING_FIELDS  # until the server shows which one is its own
-        self._refused: set[str] = set()
 
-    @property
-    def name(self) -> str:
-        """The model's name and its endpoint."""
-        return f"{self._client.endpoint.model} at {self._client.endpoint.url} (chat)"
+class ChatApi:
+    """``/chat/completions``. Reasoning goes back in the field that the server itself uses."""
 
-    @property
-    def context_tokens(self) -> int | None:
-        """The window in tokens, where it is known."""
-        return self._context_tokens
+    name = "chat"
+    limit = "max_tokens"
+    optional = _OPTIONAL
 
-    def sample(self, conversation: Conversation, params: SamplingParams) -> Iterator[ModelEvent]:
-        """Answer ``conversation``; see ``agent.model.base.Model``."""
-        functions = Functions(conversation.tools)
-        yield from persist(
-            lambda: self._attempt(conversation, functions, params), self._client.endpoint, self._client.clock
-        )
+    def __init__(self) -> None:
+        self._fields: tuple[str, ...] = REASONING_FIELDS  # until the server shows which one is its own
 
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
-
-    def _attempt(
-        self, conversation: Conversation, functions: Functions, params: SamplingParams
-    ) -> Iterator[Delta | Repaired | MessageAdded | Sampled]:
-        body = self._body(conversation, functions, params)
-        create = self._client.openai().chat.completions.with_streaming_response.create
-        began = self._client.clock.now()
-        answer = _Answer()
-        first_token_s = 0.0
-        try:
-            for event in self._client.post_through_openai(
-                create(**_arguments(body), timeout=self._client.timeout(params.timeout_s)), params.timeout_s
-            ):
-                for delta in self._read(event, answer):
-                    first_token_s = first_token_s or self._client.clock.now() - began
-                    yield delta
-        except EndpointRefused as error:
-            raise self._without_refused(error, body) from error
-        except ContextOverflow as error:
-            if "max_tokens" in body and "max_tokens" not in self._refused:
-                # Several servers add the answer's limit to the prompt: only what is left without it is a real overflow.
-                self._refused.add("max_tokens")
-                raise Transient(f"{error}; asking without max_tokens", retry_after_s=0.0) from error
-            self._refused.discard("max_tokens")
-            raise
-        self._refused.discard("max_tokens")
-        messages, repairs, finish = _messages(answer, functions)
-        yield from repairs
-        for message in messages:
-            yield MessageAdded(message)
-        duration_s = self._client.clock.now() - began
-        yield answer.sampled(finish, body, duration_s, first_token_s or duration_s)
-
-    def _read(self, event: ServerEvent, answer: _Answer) -> Iterator[Delta]:
-        """Take one event of the stream into ``answer`` and give what of it is for the eye."""
-        if event.data.strip() == "[DONE]":
-            answer.done = True
-            return
-        chunk = decoded(event)
-        if chunk.get("error"):
-            raise error_event(chunk["error"], wall_s=self._client.clock.wall())
-        if isinstance(chunk.get("usage"), dict):
-            answer.usage = chunk["usage"]
-        choice = mapping(next(iter(sequence(chunk.get("choices"))), None))
-        delta = mapping(choice.get("delta")) or mapping(choice.get("message"))
-        found = tuple(name for name in REASONING_FIELDS if isinstance(delta.get(name), str) and delta[name])
-        if found:
-            self._reasoning_fields = found
-            answer.reasoning.append(delta[found[0]])
-            yield Delta(Channel.ANALYSIS, delta[found[0]])
-        if text := _text(delta.get("content")):
-            answer.content.append(text)
-            yield Delta(Channel.FINAL, text)
-        for call in sequence(delta.get("tool_calls")):
-            if isinstance(call, dict) and (piece := answer.add(call)):
-                yield Delta(Channel.COMMENTARY, piece, answer.calls[-1].name)
-        answer.finish = string(choice.get("finish_reason")) or answer.finish
-
-    def _body(self, conversation: Conversation, functions: Functions, params: SamplingParams) -> dict[str, Any]:
-        fields = tuple(name for name in self._reasoning_fields if name not in self._refused)
+    def body(
+        self,
+        model: str,
+        conversation: Conversation,
+        functions: Functions,
+        params: SamplingParams,
+        without: frozenset[str],
+    ) -> dict[str, Any]:
+        """Return a request; see ``agent.model.api.Api``."""
         body: dict[str, Any] = {
-            "model": self._client.endpoint.model,
-            "messages": chat_messages(conversation, functions, fields),
+            "model": model,
+            "messages": chat_messages(conversation, functions, [name for name in self._fields if name not in without]),
             "stream": True,
             "stream_options": {"include_usage": True},
             "temperature": params.temperature,
@@ -145,16 +80,30 @@ class ChatModel:
             body["max_tokens"] = params.max_tokens
         if params.seed is not None:
             body["seed"] = params.seed
-        return {name: value for name, value in body.items() if name not in self._refused}
+        return {name: value for name, value in body.items() if name not in without}
 
-    def _without_refused(self, error: EndpointRefused, body: Mapping[str, Any]) -> Exception:
-        """Learn from a refusal that names a field we can do without; any other refusal stays what it is."""
-        sent = {*body, *self._reasoning_fields} - self._refused
-        named = refused_field(error, sent & _OPTIONAL)
-        if named is None:
-            return error
-        self._refused.add(named)
-        return Transient(f"the endpoint does not take {named!r}; asking without it", retry_after_s=0.0)
+    def send(
+        self, client: openai.OpenAI, body: Mapping[str, Any], timeout: httpx2.Timeout
+    ) -> AbstractContextManager[OpenAIResponse]:
+        """Send a request. What the package has no argument for, and the history, go out as they are.
+
+        The package walks through every argument by type, which cost 0.5 ms for each turn there had been, in every turn.
+        """
+        extra = {name: body[name] for name in ("messages", "tools", *_FOREIGN) if name in body}
+        known = {name: value for name, value in body.items() if name not in extra}
+        create = client.chat.completions.with_streaming_response.create
+        return create(**known, messages=[], extra_body=extra, timeout=timeout)
+
+    def answer(self, body: Mapping[str, Any]) -> _Answer:
+        """Return the reader of an answer."""
+        del body
+        return _Answer(self._heard)
+
+    def _heard(self, fields: tuple[str, ...]) -> None:
+        self._fields = fields
+
+
+_FOREIGN = ("top_k", "min_p", "chat_template_kwargs")  # not the openai package's, but taken by vLLM and SGLang
 
 
 @dataclass(slots=True)
@@ -166,17 +115,47 @@ class _Call:
     name: str = ""
     arguments: list[str] = field(default_factory=list)
 
+    @property
+    def body(self) -> str:
+        return "".join(self.arguments) or "{}"
+
 
 @dataclass(slots=True)
 class _Answer:
-    """One answer while it arrives."""
+    """One answer while it arrives. ``heard`` is told under which names the server sends reasoning."""
 
+    heard: Callable[[tuple[str, ...]], None]
     reasoning: list[str] = field(default_factory=list)
     content: list[str] = field(default_factory=list)
     calls: list[_Call] = field(default_factory=list)
     usage: Mapping[str, Any] = field(default_factory=dict)
     finish: str | None = None
     done: bool = False
+
+    def read(self, event: ServerEvent, *, wall_s: float) -> Iterator[Delta]:
+        """Take one event of the stream and give what of it is for the eye."""
+        if event.data.strip() == "[DONE]":
+            self.done = True
+            return
+        chunk = decoded(event)
+        if chunk.get("error"):
+            raise error_event(chunk["error"], wall_s=wall_s)
+        if isinstance(chunk.get("usage"), dict):
+            self.usage = chunk["usage"]
+        choice = mapping(next(iter(sequence(chunk.get("choices"))), None))
+        delta = mapping(choice.get("delta")) or mapping(choice.get("message"))
+        found = tuple(name for name in REASONING_FIELDS if isinstance(delta.get(name), str) and delta[name])
+        if found:
+            self.heard(found)
+            self.reasoning.append(delta[found[0]])
+            yield Delta(Channel.ANALYSIS, delta[found[0]])
+        if text := _text(delta.get("content")):
+            self.content.append(text)
+            yield Delta(Channel.FINAL, text)
+        for call in sequence(delta.get("tool_calls")):
+            if isinstance(call, dict) and (piece := self.add(call)):
+                yield Delta(Channel.COMMENTARY, piece, self.calls[-1].name)
+        self.finish = string(choice.get("finish_reason")) or self.finish
 
     def add(self, delta: Mapping[str, Any]) -> str:
         """Add a piece of a tool call and return its new text.
@@ -201,19 +180,32 @@ class _Answer:
         call.arguments.append(arguments)
         return arguments
 
-    def sampled(self, finish: str, body: Mapping[str, Any], duration_s: float, first_token_s: float) -> Sampled:
-        """Return the closing event, with an estimate for what the server did not count."""
+    def close(self, functions: Functions) -> Made:
+        """Return the messages, what was mended, and the finish. Raises Transient if the answer is not whole."""
+        complete = all(call.name and whole(call.body) for call in self.calls)
+        if self.finish is None and not (self.done and (self.content or self.calls) and complete):
+            raise cut("the stream ended without a finish reason")
+        if self.finish in {"error", "abort"}:
+            raise cut(f"the server ended it with {self.finish!r}")
+        found: list[Message] = []
+        repairs: list[Repaired] = []
+        if self.reasoning:
+            found.append(Message(Role.ASSISTANT, "".join(self.reasoning), Channel.ANALYSIS))
+        calls = [call for call in self.calls if call.name]
+        if self.finish == "length" and calls and not whole(calls[-1].body):
+            repairs.append(cut_call(calls.pop().name))
+        if text := "".join(self.content):
+            found.append(Message(Role.ASSISTANT, text, Channel.COMMENTARY if calls else Channel.FINAL))
+        found += [called(functions, call.name, call.body) for call in calls]
         details = mapping(self.usage.get("prompt_tokens_details"))
-        said = [*self.reasoning, *self.content, *(a for c in self.calls for a in c.arguments)]
-        prompt_tokens = count(self.usage.get("prompt_tokens"))
-        completion_tokens = count(self.usage.get("completion_tokens"))
-        return Sampled(
-            prompt_tokens=estimated_tokens(body) if prompt_tokens is None else prompt_tokens,
-            completion_tokens=estimated_tokens(said) if completion_tokens is None else completion_tokens,
-            finish=finish,
-            cached_tokens=count(details.get("cached_tokens")) or 0,
-            duration_s=duration_s,
-            first_token_s=first_token_s,
+        return Made(
+            tuple(found),
+            tuple(repairs),
+            "call" if calls else "length" if self.finish == "length" else "stop",
+            [*self.reasoning, *self.content, *(a for c in self.calls for a in c.arguments)],
+            count(self.usage.get("prompt_tokens")),
+            count(self.usage.get("completion_tokens")),
+            count(details.get("cached_tokens")),
         )
 
 
@@ -226,92 +218,44 @@ def chat_messages(conversation: Conversation, functions: Functions, fields: Sequ
     result: list[dict[str, Any]] = []
     if conversation.instructions:
         result.append({"role": "system", "content": conversation.instructions})
-    messages = conversation.messages
-    last_final = max((i for i, m in enumerate(messages) if m.is_final), default=-1)
+    final = last_final(conversation)
     said: dict[str, Any] | None = None  # the assistant message that is being put together
-    open_call: str | None = None
-    for index, message in enumerate(messages):
-        if open_call is not None and message.role is not Role.TOOL:
-            result.append({"role": "tool", "tool_call_id": open_call, "content": "(this call was not run)"})
-            open_call = None
+    for entry in entries(conversation):
+        message = entry.message
         match message.role:
             case Role.ASSISTANT:
                 if said is None:
                     said = {"role": "assistant", "content": None}
                     result.append(said)
                 if message.is_call:
-                    open_call = call_id(index)
-                    said["tool_calls"] = [_chat_call(message, open_call, functions)]
+                    ident = call_id(entry.index)
+                    said["tool_calls"] = [_chat_call(message, ident, functions)]
+                    result.append({"role": "tool", "tool_call_id": ident, "content": entry.result})
                     said = None
                 elif message.channel is Channel.ANALYSIS:
-                    if index > last_final:
+                    if entry.index > final:
                         for name in fields:
                             said[name] = _joined(said.get(name), message.text)
                 else:
                     said["content"] = _joined(said["content"], message.text)
                 continue
-            case Role.TOOL if open_call is not None:
-                result.append({"role": "tool", "tool_call_id": open_call, "content": message.text})
-                open_call = None
             case Role.TOOL:
-                result.append({"role": "user", "content": f"Output of {message.name or 'a tool'}:\n{message.text}"})
+                result.append({"role": "user", "content": orphan(message)})
             case Role.SYSTEM | Role.DEVELOPER if all(m["role"] == "system" for m in result):
                 result.append({"role": "system", "content": message.text})
             case _:
                 result.append({"role": "user", "content": message.text})
         said = None
-    if open_call is not None:
-        result.append({"role": "tool", "tool_call_id": open_call, "content": "(this call was not run)"})
-    for entry in result:
-        if entry["role"] == "assistant" and entry["content"] is None and "tool_calls" not in entry:
-            entry["content"] = ""
+    for made in result:
+        if made["role"] == "assistant" and made["content"] is None and "tool_calls" not in made:
+            made["content"] = ""
     return result
-
-
-def _messages(answer: _Answer, functions: Functions) -> tuple[list[Message], list[Repaired], str]:
-    """Turn a whole answer into messages, what was mended, and the finish. Raises Transient if it is not whole."""
-    complete = all(call.name and whole("".join(call.arguments) or "{}") for call in answer.calls)
-    if answer.finish is None and not (answer.done and (answer.content or answer.calls) and complete):
-        raise cut("the stream ended without a finish reason")
-    if answer.finish in {"error", "abort"}:
-        raise cut(f"the server ended it with {answer.finish!r}")
-    found: list[Message] = []
-    repairs: list[Repaired] = []
-    if answer.reasoning:
-        found.append(Message(Role.ASSISTANT, "".join(answer.reasoning), Channel.ANALYSIS))
-    calls = [call for call in answer.calls if call.name]
-    if answer.finish == "length" and calls and not complete:
-        # Half a call may mean something else than the whole one (`rm -rf /tmp/x`): it must not be run.
-        repairs.append(Repaired("cut_call", f"a call to {calls[-1].name} was cut off by the token limit"))
-        calls = []
-    if len(calls) > 1:
-        repairs.append(Repaired("parallel_calls", f"{len(calls) - 1} calls after the first were dropped"))
-    if text := "".join(answer.content):
-        found.append(Message(Role.ASSISTANT, text, Channel.COMMENTARY if calls else Channel.FINAL))
-    for call in calls[:1]:
-        recipient = functions.recipient(call.name)
-        body = functions.body(recipient, "".join(call.arguments) or "{}")
-        found.append(Message(Role.ASSISTANT, body, Channel.COMMENTARY, recipient=recipient, content_type="json"))
-    if calls:
-        return found, repairs, "call"
-    return found, repairs, "length" if answer.finish == "length" else "stop"
 
 
 def _chat_call(message: Message, ident: str, functions: Functions) -> dict[str, Any]:
     recipient = message.recipient or ""
     arguments = functions.arguments(recipient, message.text)
     return {"id": ident, "type": "function", "function": {"name": functions.name(recipient), "arguments": arguments}}
-
-
-def _arguments(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Split a body into the openai package's arguments and its extra body, which goes out as it is.
-
-    What the package has no argument for goes there, and so does the history: the package walks through every argument by
-    type, which cost 0.5 ms for each turn there had been, in every turn.
-    """
-    extra = ("messages", "tools", "top_k", "min_p", "chat_template_kwargs")
-    known = {name: value for name, value in body.items() if name not in extra}
-    return {**known, "messages": [], "extra_body": {name: body[name] for name in extra if name in body}}
 
 
 def _joined(before: str | None, text: str) -> str:

@@ -61,11 +61,13 @@ class Clock:
     jitter: Callable[[], float] = random.random
 
 
-class _OpenAIResponse(Protocol):
+class OpenAIResponse(Protocol):
     """What the openai package gives for a request whose body has not been read."""
 
     @property
-    def http_response(self) -> httpx2.Response: ...
+    def http_response(self) -> httpx2.Response:
+        """The response under it."""
+        ...
 
 
 def persist(attempt: Callable[[], Iterator[Item]], endpoint: Endpoint, clock: Clock) -> Iterator[Item | Retried]:
@@ -182,7 +184,7 @@ class Client:
         return self._events(self._http.stream("POST", self._url(path), json=body, timeout=timeout), most_s)
 
     def post_through_openai(
-        self, call: AbstractContextManager[_OpenAIResponse], most_s: float | None = None
+        self, call: AbstractContextManager[OpenAIResponse], most_s: float | None = None
     ) -> Iterator[sse.ServerEvent]:
         """Give the events of a request made by ``client.….with_streaming_response.create(…)`` of the openai package."""
         return self._events(_through_openai(call), most_s)
@@ -273,7 +275,7 @@ def _limits(url: str) -> httpx2.Limits:
 
 
 @contextmanager
-def _through_openai(call: AbstractContextManager[_OpenAIResponse]) -> Iterator[httpx2.Response]:
+def _through_openai(call: AbstractContextManager[OpenAIResponse]) -> Iterator[httpx2.Response]:
     """Make the openai package's request look like one of ours: its errors become the response, or the cause, they wrap."""
     import openai
 

@@ -122,12 +122,12 @@ def _over(client: Client, config: RunConfig, context_tokens: int | None, say: Ca
         say(f"taking the {wire} wire, because raw completions are not offered: {why}")
     client.openai()  # it takes half a second to import: now, while the sandbox starts
     if wire == "responses":
-        from agent.model.responses import ResponsesModel
+        from agent.model.responses import responses_model
 
-        return ResponsesModel(client, context_tokens)
-    from agent.model.chat import ChatModel
+        return responses_model(client, context_tokens)
+    from agent.model.chat import chat_model
 
-    return ChatModel(client, context_tokens)
+    return chat_model(client, context_tokens)
 
 
 def _raw(client: Client, config: RunConfig, context_tokens: int | None) -> tuple[Model | None, str]:

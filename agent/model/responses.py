@@ -1,4 +1,4 @@
-"""The responses wire, through the openai package: stateless, with the whole history and the raw reasoning in every request.
+"""The responses API: stateless, with the whole history and the raw reasoning in every request.
 
 Read with a wide tolerance: gpt-oss's own reference server starts its output indexes at -1, announces calls only when they
 are done, and says completed when the limit cut it off. So items are taken as they are done, in the order they arrive.
@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent.conversation import Channel, Conversation, Message, Role
-from agent.errors import ContextOverflow, EndpointRefused
-from agent.events import Delta, MessageAdded, Repaired, Sampled
-from agent.model.base import ModelEvent, SamplingParams
-from agent.model.client import Client, persist
-from agent.model.faults import Transient, cut, error_event, refused_field
+from agent.events import Delta, Repaired
+from agent.model.api import ApiModel, Made, called, cut_call
+from agent.model.base import SamplingParams
+from agent.model.client import Client, OpenAIResponse
+from agent.model.faults import cut, error_event
 from agent.model.functions import Functions, call_id, whole
+from agent.model.history import entries, last_final, orphan
 from agent.model.sse import ServerEvent
-from agent.model.stream import count, decoded, estimated_tokens, mapping, sequence, string
+from agent.model.stream import count, decoded, mapping, sequence, string
 
-_OPTIONAL = frozenset(("parallel_tool_calls", "top_k", "min_p", "include", "store"))
+if TYPE_CHECKING:
+    import httpx2
+    import openai
+
 _FOREIGN = ("top_k", "min_p")  # not the openai package's, but taken by vLLM and SGLang
-_NOT_RUN = "(this call was not run)"
 _DELTAS: Mapping[str, Channel] = {
     "response.reasoning_text.delta": Channel.ANALYSIS,
     "response.reasoning_summary_text.delta": Channel.ANALYSIS,
@@ -32,107 +36,29 @@ _DELTAS: Mapping[str, Channel] = {
 }
 
 
-class ResponsesModel:
-    """A model behind ``/responses``."""
+def responses_model(client: Client, context_tokens: int | None = None) -> ApiModel:
+    """Return the model behind ``/responses``."""
+    return ApiModel(client, ResponsesApi(), context_tokens)
 
-    def __init__(self, client: Client, context_tokens: int | None = None) -> None:
-        self._client = client
-        self._context_tokens = context_tokens
-        self._refused: set[str] = set()
 
-    @property
-    def name(self) -> str:
-        """The model's name and its endpoint."""
-        return f"{self._client.endpoint.model} at {self._client.endpoint.url} (responses)"
+class ResponsesApi:
+    """``/responses``. It has no field for a seed."""
 
-    @property
-    def context_tokens(self) -> int | None:
-        """The window in tokens, where it is known."""
-        return self._context_tokens
+    name = "responses"
+    limit = "max_output_tokens"
+    optional = frozenset(("parallel_tool_calls", "top_k", "min_p", "include", "store"))
 
-    def sample(self, conversation: Conversation, params: SamplingParams) -> Iterator[ModelEvent]:
-        """Answer ``conversation``; see ``agent.model.base.Model``."""
-        functions = Functions(conversation.tools)
-        yield from persist(
-            lambda: self._attempt(conversation, functions, params), self._client.endpoint, self._client.clock
-        )
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
-
-    def _attempt(
-        self, conversation: Conversation, functions: Functions, params: SamplingParams
-    ) -> Iterator[Delta | Repaired | MessageAdded | Sampled]:
-        body = self._body(conversation, functions, params)
-        foreign = {name: body.pop(name) for name in _FOREIGN if name in body}
-        # The openai package walks through every argument by type, the whole history in every turn; not through this.
-        extra = foreign | {name: body[name] for name in ("input", "tools") if name in body}
-        known = {name: value for name, value in body.items() if name not in extra}
-        create = self._client.openai().responses.with_streaming_response.create
-        began = self._client.clock.now()
-        answer = _Answer(body.get("max_output_tokens"))
-        first_token_s = 0.0
-        try:
-            for event in self._client.post_through_openai(
-                create(**known, extra_body=extra, timeout=self._client.timeout(params.timeout_s)), params.timeout_s
-            ):
-                if event.data.strip() == "[DONE]":
-                    continue
-                for delta in self._read(event, answer):
-                    first_token_s = first_token_s or self._client.clock.now() - began
-                    yield delta
-        except EndpointRefused as error:
-            named = refused_field(error, {*body, *foreign} & _OPTIONAL)
-            if named is None:
-                raise
-            self._refused.add(named)
-            raise Transient(f"the endpoint does not take {named!r}; asking without it", retry_after_s=0.0) from error
-        except ContextOverflow as error:
-            if "max_output_tokens" in body and "max_output_tokens" not in self._refused:
-                self._refused.add("max_output_tokens")
-                raise Transient(f"{error}; asking without max_output_tokens", retry_after_s=0.0) from error
-            self._refused.discard("max_output_tokens")
-            raise
-        self._refused.discard("max_output_tokens")
-        messages, repairs, finish = answer.close(functions)
-        yield from repairs
-        for message in messages:
-            yield MessageAdded(message)
-        duration_s = self._client.clock.now() - began
-        details = mapping(answer.usage.get("input_tokens_details"))
-        prompt_tokens = count(answer.usage.get("input_tokens"))
-        completion_tokens = count(answer.usage.get("output_tokens"))
-        yield Sampled(
-            prompt_tokens=estimated_tokens(body) if prompt_tokens is None else prompt_tokens,
-            completion_tokens=estimated_tokens(answer.items) if completion_tokens is None else completion_tokens,
-            finish=finish,
-            cached_tokens=count(details.get("cached_tokens")) or 0,
-            duration_s=duration_s,
-            first_token_s=first_token_s or duration_s,
-        )
-
-    def _read(self, event: ServerEvent, answer: _Answer) -> Iterator[Delta]:
-        """Take one event of the stream into ``answer`` and give what of it is for the eye."""
-        found = decoded(event)
-        kind = str(found.get("type") or event.name)
-        if kind in _DELTAS:
-            if isinstance(found.get("delta"), str) and found["delta"]:
-                channel = _DELTAS[kind]
-                yield Delta(channel, found["delta"], answer.calling if channel is Channel.COMMENTARY else None)
-        elif kind == "response.output_item.added":
-            answer.calling = string(mapping(found.get("item")).get("name"))
-        elif kind == "response.output_item.done":
-            answer.items.append(mapping(found.get("item")))
-        elif kind in {"error", "response.failed"} or found.get("error"):
-            inner = mapping(found.get("response"))
-            raise error_event(found.get("error") or inner.get("error") or found, wall_s=self._client.clock.wall())
-        elif kind in {"response.completed", "response.incomplete"} or found.get("object") == "response":
-            answer.end(mapping(found.get("response")) or found)
-
-    def _body(self, conversation: Conversation, functions: Functions, params: SamplingParams) -> dict[str, Any]:
+    def body(
+        self,
+        model: str,
+        conversation: Conversation,
+        functions: Functions,
+        params: SamplingParams,
+        without: frozenset[str],
+    ) -> dict[str, Any]:
+        """Return a request; see ``agent.model.api.Api``."""
         body: dict[str, Any] = {
-            "model": self._client.endpoint.model,
+            "model": model,
             "input": input_items(conversation, functions),
             "stream": True,
             "store": False,
@@ -149,7 +75,19 @@ class ResponsesModel:
             body["parallel_tool_calls"] = False
         if params.max_tokens is not None:
             body["max_output_tokens"] = params.max_tokens
-        return {name: value for name, value in body.items() if name not in self._refused}
+        return {name: value for name, value in body.items() if name not in without}
+
+    def send(
+        self, client: openai.OpenAI, body: Mapping[str, Any], timeout: httpx2.Timeout
+    ) -> AbstractContextManager[OpenAIResponse]:
+        """Send a request; see ``agent.model.chat.ChatApi.send``."""
+        extra = {name: body[name] for name in ("input", "tools", *_FOREIGN) if name in body}
+        known = {name: value for name, value in body.items() if name not in extra}
+        return client.responses.with_streaming_response.create(**known, extra_body=extra, timeout=timeout)
+
+    def answer(self, body: Mapping[str, Any]) -> _Answer:
+        """Return the reader of an answer."""
+        return _Answer(body.get("max_output_tokens"))
 
 
 @dataclass(slots=True)
@@ -163,14 +101,34 @@ class _Answer:
     reason: str | None = None
     calling: str = ""  # the function whose arguments are arriving, where the server announced it
 
-    def end(self, response: Mapping[str, Any]) -> None:
+    def read(self, event: ServerEvent, *, wall_s: float) -> Iterator[Delta]:
+        """Take one event of the stream and give what of it is for the eye."""
+        if event.data.strip() == "[DONE]":
+            return
+        found = decoded(event)
+        kind = str(found.get("type") or event.name)
+        if kind in _DELTAS:
+            if isinstance(found.get("delta"), str) and found["delta"]:
+                channel = _DELTAS[kind]
+                yield Delta(channel, found["delta"], self.calling if channel is Channel.COMMENTARY else None)
+        elif kind == "response.output_item.added":
+            self.calling = string(mapping(found.get("item")).get("name"))
+        elif kind == "response.output_item.done":
+            self.items.append(mapping(found.get("item")))
+        elif kind in {"error", "response.failed"} or found.get("error"):
+            inner = mapping(found.get("response"))
+            raise error_event(found.get("error") or inner.get("error") or found, wall_s=wall_s)
+        elif kind in {"response.completed", "response.incomplete"} or found.get("object") == "response":
+            self._end(mapping(found.get("response")) or found)
+
+    def _end(self, response: Mapping[str, Any]) -> None:
         self.status = str(response.get("status") or "completed")
         self.reason = mapping(response.get("incomplete_details")).get("reason")
         self.usage = mapping(response.get("usage"))
         if not self.items:  # some servers give the items only here
             self.items = [item for item in sequence(response.get("output")) if isinstance(item, dict)]
 
-    def close(self, functions: Functions) -> tuple[list[Message], list[Repaired], str]:
+    def close(self, functions: Functions) -> Made:
         """Return the messages, what was mended and the finish. Raises Transient if the answer is not whole."""
         calls = [item for item in self.items if item.get("type") == "function_call" and item.get("name")]
         if self.status is None and not (calls and self.items[-1] is calls[-1]):
@@ -182,62 +140,60 @@ class _Answer:
         full = self.most_tokens is not None and (count(self.usage.get("output_tokens")) or 0) >= self.most_tokens
         limited = full or (self.status == "incomplete" and self.reason != "content_filter")
         if limited and calls and not whole(_arguments(calls[-1])):
-            repairs.append(Repaired("cut_call", f"a call to {calls[-1]['name']} was cut off by the token limit"))
-            calls = []
-        if len(calls) > 1:
-            repairs.append(Repaired("parallel_calls", f"{len(calls) - 1} calls after the first were dropped"))
-        found: list[Message] = []
+            repairs.append(cut_call(str(calls.pop()["name"])))
+        details = mapping(self.usage.get("input_tokens_details"))
+        return Made(
+            tuple(self._messages(calls, functions)),
+            tuple(repairs),
+            "call" if calls else "length" if limited else "stop",
+            self.items,
+            count(self.usage.get("input_tokens")),
+            count(self.usage.get("output_tokens")),
+            count(details.get("cached_tokens")),
+        )
+
+    def _messages(self, calls: list[Mapping[str, Any]], functions: Functions) -> Iterator[Message]:
+        calling = False
         for item in self.items:
             match item.get("type"):
+                case "function_call" if any(item is call for call in calls):
+                    calling = True
+                    yield called(functions, str(item["name"]), _arguments(item))
+                case _ if calling:
+                    pass  # what the model said after a call, it said without the result
                 case "reasoning" if text := _reasoning(item):
-                    found.append(Message(Role.ASSISTANT, text, Channel.ANALYSIS))
+                    yield Message(Role.ASSISTANT, text, Channel.ANALYSIS)
                 case "message" if text := _text(item.get("content")):
-                    channel = Channel.COMMENTARY if calls else Channel.FINAL
-                    found.append(Message(Role.ASSISTANT, text, channel))
-                case "function_call" if calls and item is calls[0]:
-                    recipient = functions.recipient(str(item["name"]))
-                    body = functions.body(recipient, _arguments(item))
-                    found.append(Message(Role.ASSISTANT, body, Channel.COMMENTARY, recipient, "json"))
-                    break  # what the model said after it, it said without the result
+                    yield Message(Role.ASSISTANT, text, Channel.COMMENTARY if calls else Channel.FINAL)
                 case _:
                     pass
-        return found, repairs, "call" if calls else "length" if limited else "stop"
 
 
 def input_items(conversation: Conversation, functions: Functions) -> list[dict[str, Any]]:
     """Return the history as input items, valid whatever happened in it; the rules are those of ``chat.chat_messages``."""
     result: list[dict[str, Any]] = []
-    messages = conversation.messages
-    last_final = max((i for i, m in enumerate(messages) if m.is_final), default=-1)
-    open_call: str | None = None
-    for index, message in enumerate(messages):
-        if open_call is not None and message.role is not Role.TOOL:
-            result.append({"type": "function_call_output", "call_id": open_call, "output": _NOT_RUN})
-            open_call = None
+    final = last_final(conversation)
+    for entry in entries(conversation):
+        message = entry.message
         match message.role:
             case Role.ASSISTANT if message.recipient is not None:
-                open_call = call_id(index)
+                ident, name = call_id(entry.index), functions.name(message.recipient)
                 arguments = functions.arguments(message.recipient, message.text)
-                name = functions.name(message.recipient)
-                result.append({"type": "function_call", "call_id": open_call, "name": name, "arguments": arguments})
+                result.append({"type": "function_call", "call_id": ident, "name": name, "arguments": arguments})
+                result.append({"type": "function_call_output", "call_id": ident, "output": entry.result})
             case Role.ASSISTANT if message.channel is Channel.ANALYSIS:
-                if index > last_final:
+                if entry.index > final:
                     content = [{"type": "reasoning_text", "text": message.text}]
-                    result.append({"type": "reasoning", "id": f"rs_{index:05d}", "summary": [], "content": content})
+                    ident = f"rs_{entry.index:05d}"
+                    result.append({"type": "reasoning", "id": ident, "summary": [], "content": content})
             case Role.ASSISTANT:
                 said = [{"type": "output_text", "text": message.text, "annotations": []}]
-                ident = f"msg_{index:05d}"
-                entry = {"type": "message", "id": ident, "status": "completed", "role": "assistant", "content": said}
-                result.append(entry)
-            case Role.TOOL if open_call is not None:
-                result.append({"type": "function_call_output", "call_id": open_call, "output": message.text})
-                open_call = None
+                made = {"type": "message", "id": f"msg_{entry.index:05d}", "status": "completed", "role": "assistant"}
+                result.append({**made, "content": said})
             case Role.TOOL:
-                result.append(_user(f"Output of {message.name or 'a tool'}:\n{message.text}"))
+                result.append(_user(orphan(message)))
             case _:
                 result.append(_user(message.text))
-    if open_call is not None:
-        result.append({"type": "function_call_output", "call_id": open_call, "output": _NOT_RUN})
     return result
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from agent.compact import estimate, message_tokens
 from agent.conversation import Channel, Conversation, Message, Role
-from agent.errors import ModelUnfit, UsageError
+from agent.errors import ScriptEnded, UsageError
 from agent.events import Delta, MessageAdded, Sampled
 from agent.log import LOG_NAME, read
 from agent.model.base import ModelEvent, SamplingParams
@@ -26,7 +26,7 @@ MESSAGE_KEYS = frozenset({"text", "arguments", "channel", "recipient", "content_
 
 
 class ScriptedModel:
-    """Plays ``turns``, one answer each. Raises ModelUnfit when the script is at its end.
+    """Plays ``turns``, one answer each. Raises ScriptEnded when the script is at its end.
 
     An answer without a message leaves no trace to find one's place by; write it as an empty analysis.
     """
@@ -63,9 +63,9 @@ class ScriptedModel:
         flat = [(_key(message), turn) for turn, messages in enumerate(self._turns) for message in messages]
         said = _position([key for key, _ in flat], spoken)
         if said == len(flat):
-            raise ModelUnfit(
-                f"the script of {len(self._turns)} answers is at its end and the run is not: "
-                "record a longer one, or end it with a final message"
+            raise ScriptEnded(
+                f"the script has {len(self._turns)} answers, and all of them are played: "
+                "write more, or end the last one with a final message"
             )
         turn = flat[said][1]
         before = sum(len(messages) for messages in self._turns[:turn])

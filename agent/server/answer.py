@@ -89,6 +89,11 @@ class _Attempt:
             self.out["text"] += text
             yield Said("text", text)
 
+    def one_call(self) -> None:
+        """Leave out what follows the first call."""
+        first = next((at for at, message in enumerate(self.messages) if message.is_call), len(self.messages))
+        del self.messages[first + 1 :]
+
     def rest(self) -> Iterator[Said]:
         """Give what the messages hold and the deltas did not."""
         for kind in ("reasoning", "text"):
@@ -115,6 +120,8 @@ def answer(backend: Backend, ask: Ask) -> Iterator[Part]:
         yield from _sample(backend.model, replace(ask, conversation=conversation, params=params), attempt)
         spent[0] = max(spent[0], attempt.sampled.prompt_tokens)
         spent[1] += attempt.sampled.completion_tokens
+        if not ask.parallel:
+            attempt.one_call()
         wrong = _wrong(ask, attempt)
         if not wrong:
             yield from attempt.rest()
@@ -164,7 +171,7 @@ def _wrong(ask: Ask, attempt: _Attempt) -> str:
     if ask.choice.mode == "required":
         if not calls:
             return "it did not call a function"
-        if ask.choice.name is not None and calls[-1].recipient != FUNCTIONS + ask.choice.name:
+        if ask.choice.name is not None and {call.recipient for call in calls} != {FUNCTIONS + ask.choice.name}:
             return "it did not call the function that was demanded"
     if ask.format is not None and not calls:
         text = "".join(m.text for m in attempt.messages if m.is_final)

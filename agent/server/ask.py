@@ -40,13 +40,17 @@ class Format:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One question to the model. ``stop`` ends the answer's text, and is not part of it."""
+    """One question to the model. ``stop`` ends the answer's text, and is not part of it.
+
+    ``parallel`` says that one answer may hold several calls.
+    """
 
     conversation: Conversation
     params: SamplingParams = field(default_factory=SamplingParams)
     choice: Choice = field(default_factory=Choice)
     format: Format | None = None
     stop: tuple[str, ...] = ()
+    parallel: bool = True
 
     def shown(self) -> Conversation:
         """Return the conversation as the model shall see it: with the format and the duty to call spelt out."""

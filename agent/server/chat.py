@@ -68,7 +68,8 @@ def read_chat(body: Fields, store: Store, default_effort: str) -> ChatRequest:
     limit = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
     options = body.object("stream_options")
     conversation = Conversation(instructions, tools, shown, effort(body, "reasoning_effort", default_effort))
-    ask = Ask(conversation, sampling(body, limit), _choice(body, tools), _format(body), stops(body))
+    parallel = body.flag("parallel_tool_calls", default=True)
+    ask = Ask(conversation, sampling(body, limit), _choice(body, tools), _format(body), stops(body), parallel)
     return ChatRequest(ask, body.flag("stream"), options is not None and options.flag("include_usage"))
 
 

@@ -11,6 +11,7 @@
     EndpointUnreachable                     503     server_error            backend_unreachable
     EndpointRefused, with status 429        429     rate_limit_error        rate_limit_exceeded
     InvalidAnswer                           502     server_error            invalid_answer
+    ScriptEnded                             502     server_error            script_ended
     any other ModelError                    502     server_error            backend_error
     anything nobody raised on purpose       500     server_error            internal_error
 
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from agent.errors import ContextOverflow, EndpointRefused, EndpointUnreachable, ModelError
+from agent.errors import ContextOverflow, EndpointRefused, EndpointUnreachable, ModelError, ScriptEnded
 
 
 class Refusal(Exception):
@@ -85,6 +86,8 @@ def refusal(error: Exception) -> Refusal:
             return Refusal(429, said, kind="rate_limit_error", code="rate_limit_exceeded", retry_after_s=5)
         case InvalidAnswer():
             return Refusal(502, str(error), kind="server_error", code="invalid_answer")
+        case ScriptEnded():
+            return Refusal(502, f"This server plays a script: {error}.", kind="server_error", code="script_ended")
         case ModelError():
             said = "The model behind this server failed. Its operator finds the reason with --verbose."
             return Refusal(502, said, kind="server_error", code="backend_error")

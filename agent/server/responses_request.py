@@ -79,7 +79,8 @@ def read_responses(body: Fields, store: Store, default_effort: str) -> Responses
     inner = text.object("format") if text is not None else None
     conversation = Conversation(instructions, tools, shown, effort(reasoning, "effort", default_effort))
     params = sampling(body, "max_output_tokens")
-    ask = Ask(conversation, params, choice, None if inner is None else json_format(inner))
+    parallel = body.flag("parallel_tool_calls", default=True)
+    ask = Ask(conversation, params, choice, None if inner is None else json_format(inner), parallel=parallel)
     keep = body.flag("store", default=True)
     return ResponsesRequest(
         ask,
@@ -192,7 +193,7 @@ def _echo(body: Fields, ask: Ask, *, keep: bool) -> dict[str, Any]:
         "instructions": body.raw("instructions"),
         "max_output_tokens": ask.params.max_tokens,
         "metadata": body.raw("metadata") or {},
-        "parallel_tool_calls": body.flag("parallel_tool_calls", default=True),
+        "parallel_tool_calls": ask.parallel,
         "previous_response_id": body.raw("previous_response_id"),
         "reasoning": {"effort": ask.conversation.effort, "summary": reasoning.get("summary")},
         "service_tier": "default",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.conversation import Channel, Conversation, Message, Role
-from agent.errors import ModelUnfit, UsageError
+from agent.errors import ScriptEnded, UsageError
 from agent.events import Delta, MessageAdded, Sampled
 from agent.log import LOG_NAME, Log
 from agent.model.base import SamplingParams
@@ -58,7 +58,7 @@ def test_equal_answers_are_told_apart_by_how_many_there_were() -> None:
 
 
 def test_at_its_end_it_says_so() -> None:
-    with pytest.raises(ModelUnfit, match="script of 3 answers is at its end"):
+    with pytest.raises(ScriptEnded, match="script has 3 answers, and all of them are played"):
         answer(ScriptedModel(TURNS), user("hi"), *(message for turn in TURNS for message in turn))
 
 

@@ -246,10 +246,12 @@ def test_a_dead_endpoint_ends_the_run_with_its_own_outcome(repository: Path, con
     assert events_of(config)[-1] == ended
 
 
-def test_a_script_that_ends_too_early_is_an_unfit_model(repository: Path, configure: Configure) -> None:
+def test_a_script_that_ends_too_early_is_a_limit_and_no_fault_of_an_endpoint(
+    repository: Path, configure: Configure
+) -> None:
     ended = fix(configure([LOOK]), "mend it", repository, "fix", lambda _: None)
-    assert ended.outcome is Outcome.ENDPOINT
-    assert "at its end" in ended.reason
+    assert ended.outcome is Outcome.LIMIT
+    assert "all of them are played" in ended.reason
 
 
 def test_where_no_run_can_begin_nothing_is_left(tmp_path: Path, configure: Configure) -> None:

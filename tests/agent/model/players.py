@@ -11,12 +11,12 @@ from agent.conversation import Channel, Message, Role
 from agent.harmony.codec import Codec
 from agent.harmony.tokens import CALL, CHANNEL, END, MESSAGE, OPENING, RETURN
 from agent.model.base import Model
-from agent.model.chat import ChatModel
+from agent.model.chat import chat_model
 from agent.model.client import Client
 from agent.model.completions import CompletionsSource, Dialect
 from agent.model.open import Vocabulary
 from agent.model.raw import RawModel
-from agent.model.responses import ResponsesModel
+from agent.model.responses import responses_model
 from tests.servers import Reply, Step, document, event, head
 
 PROMPT_TOKENS = 100_000  # more than any prompt of the tests has
@@ -181,7 +181,7 @@ def _said_in_chat(body: Any) -> str:
 
 CHAT = Player(
     "chat",
-    lambda client: ChatModel(client, 131_072),
+    lambda client: chat_model(client, 131_072),
     _chat,
     _said_in_chat,
     lambda body: (body["temperature"], body["top_p"], body["max_tokens"]),
@@ -220,7 +220,7 @@ def _responses(messages: Sequence[Message], status: str = "completed") -> list[b
 
 RESPONSES = Player(
     "responses",
-    lambda client: ResponsesModel(client, 131_072),
+    lambda client: responses_model(client, 131_072),
     _responses,
     lambda body: json.dumps([body.get("instructions"), body["input"]], ensure_ascii=False),
     lambda body: (body["temperature"], body["top_p"], body["max_output_tokens"]),

@@ -14,8 +14,9 @@ from agent.config import RunConfig
 from agent.conversation import Channel, Conversation, Message, Role, ToolSpec
 from agent.errors import ContextOverflow, EndpointRefused, EndpointUnreachable, ModelUnfit
 from agent.events import Delta, MessageAdded, Repaired, Retried, Sampled
+from agent.model.api import ApiModel
 from agent.model.base import ModelEvent, SamplingParams
-from agent.model.chat import ChatModel, chat_messages
+from agent.model.chat import chat_messages, chat_model
 from agent.model.client import Client, Clock, Endpoint
 from agent.model.functions import Functions, call_id
 from agent.tools.names import Resolved, resolve
@@ -55,8 +56,8 @@ ANSWER = stream(
 )
 
 
-def model(url: str, **options: Any) -> ChatModel:
-    return ChatModel(
+def model(url: str, **options: Any) -> ApiModel:
+    return chat_model(
         Client(
             Endpoint(url, "gpt-oss-20b", "key", **{"silence_timeout_s": 20.0, "patience_s": 5.0, **options}), NO_WAIT
         )
@@ -182,7 +183,7 @@ def test_after_a_resume_both_fields_are_tried_and_a_refused_one_is_dropped() -> 
 
 @pytest.mark.parametrize(
     "field",
-    ["stream_options", "parallel_tool_calls", "reasoning_effort", "chat_template_kwargs", "top_k", "min_p", "seed"],
+    ["stream_options", "parallel_tool_calls", "reasoning_effort", "chat_template_kwargs", "top_k", "min_p"],
 )
 @pytest.mark.parametrize("status", [400, 422])
 def test_a_field_that_the_server_refuses_by_name_is_done_without(field: str, status: int) -> None:
@@ -194,12 +195,17 @@ def test_a_field_that_the_server_refuses_by_name_is_done_without(field: str, sta
     assert bodies[0].keys() - bodies[1].keys() == {field}
 
 
+def test_a_seed_is_never_dropped_in_silence() -> None:
+    with pytest.raises(EndpointRefused, match="seed"):
+        ask([document({"error": {"message": "unknown field: seed"}}, 400), ANSWER])
+
+
 def test_a_refusal_that_names_a_field_for_ever_ends() -> None:
-    refused = document({"error": {"message": "seed, top_k and min_p are bad, and so is all else"}}, 400)
+    refused = document({"error": {"message": "top_p, top_k and min_p are bad, and so is all else"}}, 400)
     with serving([refused]) as server:
         with pytest.raises(EndpointRefused):
             list(model(server.url).sample(TASK, PARAMS))
-        assert len(server.requests) == 4
+        assert len(server.requests) == 3
 
 
 def test_a_plain_400_is_asked_once() -> None:
@@ -271,7 +277,7 @@ def test_a_fault_for_good_ends(fault: str) -> None:
     watch_s = [0.0]
     clock = Clock(now=lambda: watch_s[0], sleep=lambda s: watch_s.__setitem__(0, watch_s[0] + s))
     with serving([TRANSIENTS[fault]]) as server:
-        found = ChatModel(Client(Endpoint(server.url, "m", silence_timeout_s=0.2), clock))
+        found = chat_model(Client(Endpoint(server.url, "m", silence_timeout_s=0.2), clock))
         with pytest.raises(EndpointUnreachable):
             list(found.sample(TASK, PARAMS))
         assert 2 <= len(server.requests) <= 15
@@ -289,6 +295,26 @@ def test_reasoning_only_is_kept() -> None:
     events, _ = ask([stream([chunk({"reasoning": "Hm."}), chunk({}, "length")])])
     assert messages(events) == [Message(Role.ASSISTANT, "Hm.", Channel.ANALYSIS)]
     assert sampled(events).finish == "length"
+
+
+def test_a_call_before_one_that_was_cut_off_stands() -> None:
+    pieces = [call("shell", '{"command": "ls"}', 0, "a"), call("shell", '{"command": "rm -rf /', 1, "b")]
+    events, _ = ask([stream([*map(chunk, pieces), chunk({}, "length")])])
+    assert [m.text for m in messages(events)] == ['{"command": "ls"}']
+    assert [e.kind for e in events if isinstance(e, Repaired)] == ["cut_call"]
+    assert sampled(events).finish == "call"
+
+
+def test_several_calls_of_an_answer_are_replayed_one_after_the_other() -> None:
+    calls = [Message(Role.ASSISTANT, f'{{"command": "{c}"}}', Channel.COMMENTARY, "functions.shell") for c in "abc"]
+    results = [Message(Role.TOOL, text, name="functions.shell") for text in ("A", "B")]
+    thought = Message(Role.ASSISTANT, "Hm.", Channel.ANALYSIS)
+    found = chat_messages(Conversation(messages=(thought, *calls, *results)), Functions((SHELL,)), ("reasoning",))
+    assert [entry["role"] for entry in found] == ["assistant", "tool"] * 3
+    assert found[0]["reasoning"] == "Hm."
+    assert [entry["content"] for entry in found[1::2]] == ["A", "B", "(this call was not run)"]
+    for made, result in zip(found[::2], found[1::2], strict=True):
+        assert [entry["id"] for entry in made["tool_calls"]] == [result["tool_call_id"]]
 
 
 def test_a_server_that_does_not_stream_is_understood() -> None:
@@ -329,10 +355,12 @@ ASSEMBLIES: dict[str, list[dict[str, Any]]] = {
 @pytest.mark.parametrize("shape", ASSEMBLIES)
 def test_calls_are_put_together(shape: str) -> None:
     events, _ = ask([stream([*(chunk(piece) for piece in ASSEMBLIES[shape]), chunk({}, "tool_calls")])])
-    (found,) = messages(events)
+    found, *more = messages(events)
     assert (found.recipient, json.loads(found.text)) == ("functions.shell", {"command": "ls"})
-    dropped = [e for e in events if isinstance(e, Repaired)]
-    assert [e.kind for e in dropped] == (["parallel_calls"] if "two" in shape else [])
+    later = {"two": [("functions.python", "{}")], "two at the same index": [("functions.shell", '{"command": "rm"}')]}
+    assert [(m.recipient, m.text) for m in more] == later.get(shape, [])
+    assert sampled(events).finish == "call"
+    assert not [e for e in events if isinstance(e, Repaired)]
 
 
 def test_a_preamble_before_a_call_is_commentary() -> None:

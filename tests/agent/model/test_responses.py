@@ -15,7 +15,7 @@ from agent.events import MessageAdded, Repaired, Retried, Sampled
 from agent.model.base import ModelEvent, SamplingParams
 from agent.model.client import Client, Clock, Endpoint
 from agent.model.functions import Functions
-from agent.model.responses import ResponsesModel, input_items
+from agent.model.responses import input_items, responses_model
 from tests.agent.model.test_chat import MESSAGES, PARAMS, TASK
 from tests.servers import Reply, document, event, head, serving
 
@@ -41,7 +41,7 @@ ANSWER = stream(done(FINAL), completed())
 
 def ask(replies: Sequence[Reply], conversation: Conversation = TASK) -> tuple[list[ModelEvent], list[dict[str, Any]]]:
     with serving(replies) as server:
-        model = ResponsesModel(Client(Endpoint(server.url, "m", patience_s=5.0), Clock(sleep=lambda _: None)))
+        model = responses_model(Client(Endpoint(server.url, "m", patience_s=5.0), Clock(sleep=lambda _: None)))
         events = list(model.sample(conversation, PARAMS))
         model.close()
         return events, server.posts()
@@ -127,11 +127,13 @@ def test_a_summary_stands_in_for_reasoning_that_is_not_shown() -> None:
 
 def test_a_preamble_is_commentary_and_what_follows_a_call_is_dropped() -> None:
     events, _ = ask([stream(done(FINAL), done(CALL), done({**CALL, "name": "python"}), done(FINAL), completed())])
-    assert [(m.channel, m.is_call) for m in messages(events)] == [
-        (Channel.COMMENTARY, False),
-        (Channel.COMMENTARY, True),
+    assert [(m.channel, m.recipient) for m in messages(events)] == [
+        (Channel.COMMENTARY, None),
+        (Channel.COMMENTARY, "functions.shell"),
+        (Channel.COMMENTARY, "functions.python"),
     ]
-    assert [e.kind for e in events if isinstance(e, Repaired)] == ["parallel_calls"]
+    assert finish(events) == "call"
+    assert not [e for e in events if isinstance(e, Repaired)]
 
 
 @pytest.mark.parametrize(
@@ -219,7 +221,7 @@ def test_whatever_happened_what_is_replayed_is_valid(said: list[Message]) -> Non
 
 def test_nothing_is_sent_that_was_not_wanted() -> None:
     with serving([ANSWER]) as server:
-        model = ResponsesModel(Client(Endpoint(server.url, "m")))
+        model = responses_model(Client(Endpoint(server.url, "m")))
         list(model.sample(Conversation(messages=TASK.messages), SamplingParams()))
         model.close()
         (body,) = server.posts()

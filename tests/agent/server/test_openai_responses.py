@@ -215,6 +215,25 @@ def test_parallel_calls_in_the_history_are_put_one_after_the_other() -> None:
     assert told == [("assistant", "{}"), ("tool", "r0"), ("assistant", "{}"), ("tool", "r1")]
 
 
+@pytest.mark.parametrize("parallel", [True, False])
+def test_several_calls_in_an_answer_come_unless_one_at_a_time_was_asked_for(parallel: bool) -> None:
+    both = [call("get_weather", '{"city": "Oslo"}'), call("get_weather", '{"city": "Bergen"}')]
+    with serving(Player([said(*both, finish="call")])) as (url, _), client_of(url) as client:
+        response = client.responses.create(model="m", input="x", tools=[TOOL], parallel_tool_calls=parallel)
+    assert [item.arguments for item in response.output if item.type == "function_call"] == [
+        message.text for message in (both if parallel else both[:1])
+    ]
+
+
+def test_a_script_that_is_played_out_says_so() -> None:
+    from openai import InternalServerError
+
+    with serving(scripted([])) as (url, _), client_of(url) as client:
+        with pytest.raises(InternalServerError, match="0 answers, and all of them are played") as caught:
+            client.responses.create(model="m", input="x")
+        assert caught.value.code == "script_ended"
+
+
 def test_tool_choice_none_hides_the_tools() -> None:
     model = Player([said(final("ok"))])
     with serving(model) as (url, _), client_of(url) as client:

@@ -1,0 +1,179 @@
+"""A model behind an API that speaks messages. What chat completions and responses have in common is here, once.
+
+What gpt-oss needs and a plain client loses: the reasoning goes back between tool calls; sampling is always explicit; and
+what is replayed is always valid. What differs is an ``Api``: how a request is written and how its answer is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from agent.conversation import Channel, Conversation, Message, Role
+from agent.errors import ContextOverflow, EndpointRefused
+from agent.events import Delta, MessageAdded, Repaired, Sampled
+from agent.model.base import ModelEvent, SamplingParams
+from agent.model.client import Client, OpenAIResponse, persist
+from agent.model.faults import Transient, refused_field
+from agent.model.functions import Functions
+from agent.model.sse import ServerEvent
+from agent.model.stream import estimated_tokens
+
+if TYPE_CHECKING:
+    import httpx2
+    import openai
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a whole answer came to. Counts are None where the server did not count; ``said`` is what to estimate them by."""
+
+    messages: tuple[Message, ...]
+    repairs: tuple[Repaired, ...]
+    finish: str
+    said: object
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_tokens: int | None = None
+
+
+class Answer(Protocol):
+    """One answer while it arrives."""
+
+    def read(self, event: ServerEvent, *, wall_s: float) -> Iterator[Delta]:
+        """Take one event and give what of it is for the eye. Raises ModelError for an event that tells of one."""
+        ...
+
+    def close(self, functions: Functions) -> Made:
+        """Return what it came to. Raises Transient if it is not whole."""
+        ...
+
+
+class Api(Protocol):
+    """How one API writes requests and reads answers."""
+
+    @property
+    def name(self) -> str:
+        """Its name, as ``--wire`` has it."""
+        ...
+
+    @property
+    def limit(self) -> str:
+        """The field that bounds an answer's tokens."""
+        ...
+
+    @property
+    def optional(self) -> frozenset[str]:
+        """The fields without which a request can do, wherever in it they are."""
+        ...
+
+    def body(
+        self,
+        model: str,
+        conversation: Conversation,
+        functions: Functions,
+        params: SamplingParams,
+        without: frozenset[str],
+    ) -> dict[str, Any]:
+        """Return a request, without the fields named in ``without``."""
+        ...
+
+    def send(
+        self, client: openai.OpenAI, body: Mapping[str, Any], timeout: httpx2.Timeout
+    ) -> AbstractContextManager[OpenAIResponse]:
+        """Send a request through the openai package, which is handed the history past its walk through every argument."""
+        ...
+
+    def answer(self, body: Mapping[str, Any]) -> Answer:
+        """Return the reader of the answer to ``body``."""
+        ...
+
+
+class ApiModel:
+    """A model behind one of the APIs. Safe to use from several threads."""
+
+    def __init__(self, client: Client, api: Api, context_tokens: int | None = None) -> None:
+        self._client = client
+        self._api = api
+        self._context_tokens = context_tokens
+        self._refused: frozenset[str] = frozenset()
+
+    @property
+    def name(self) -> str:
+        """The model's name, its endpoint and the API."""
+        return f"{self._client.endpoint.model} at {self._client.endpoint.url} ({self._api.name})"
+
+    @property
+    def context_tokens(self) -> int | None:
+        """The window in tokens, where it is known."""
+        return self._context_tokens
+
+    def sample(self, conversation: Conversation, params: SamplingParams) -> Iterator[ModelEvent]:
+        """Answer ``conversation``; see ``agent.model.base.Model``."""
+        asking = _Asking(conversation, Functions(conversation.tools), params)
+        yield from persist(lambda: self._attempt(asking), self._client.endpoint, self._client.clock)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def _attempt(self, asking: _Asking) -> Iterator[Delta | Repaired | MessageAdded | Sampled]:
+        params, clock, api = asking.params, self._client.clock, self._api
+        without = self._refused | ({api.limit} if asking.unlimited else set())
+        model = self._client.endpoint.model
+        body = api.body(model, asking.conversation, asking.functions, params, frozenset(without))
+        answer = api.answer(body)
+        began, first_token_s = clock.now(), 0.0
+        try:
+            call = api.send(self._client.openai(), body, self._client.timeout(params.timeout_s))
+            for event in self._client.post_through_openai(call, params.timeout_s):
+                for delta in answer.read(event, wall_s=clock.wall()):
+                    first_token_s = first_token_s or clock.now() - began
+                    yield delta
+        except EndpointRefused as error:
+            named = refused_field(error, api.optional - without)
+            if named is None:
+                raise
+            self._refused |= {named}
+            raise Transient(f"the endpoint does not take {named!r}; asking without it", retry_after_s=0.0) from error
+        except ContextOverflow as error:
+            if api.limit not in body:
+                raise
+            # Several servers add the answer's limit to the prompt: only what is left without it is a real overflow.
+            asking.unlimited = True
+            raise Transient(f"{error}; asking without {api.limit}", retry_after_s=0.0) from error
+        made = answer.close(asking.functions)
+        yield from made.repairs
+        yield from map(MessageAdded, made.messages)
+        duration_s = clock.now() - began
+        yield Sampled(
+            prompt_tokens=estimated_tokens(body) if made.prompt_tokens is None else made.prompt_tokens,
+            completion_tokens=estimated_tokens(made.said) if made.completion_tokens is None else made.completion_tokens,
+            finish=made.finish,
+            cached_tokens=made.cached_tokens or 0,
+            duration_s=duration_s,
+            first_token_s=first_token_s or duration_s,
+        )
+
+
+@dataclass(slots=True)
+class _Asking:
+    """One question, over all attempts. ``unlimited`` once the answer's limit turned out to be what does not fit."""
+
+    conversation: Conversation
+    functions: Functions
+    params: SamplingParams
+    unlimited: bool = False
+
+
+def called(functions: Functions, name: str, arguments: str) -> Message:
+    """Return the message that a function call is."""
+    recipient = functions.recipient(name)
+    return Message(Role.ASSISTANT, functions.body(recipient, arguments), Channel.COMMENTARY, recipient, "json")
+
+
+def cut_call(name: str) -> Repaired:
+    """Half a call may mean something else than the whole one (``rm -rf /tmp/x``): it must not be run."""
+    return Repaired("cut_call", f"a call to {name} was cut off by the token limit")
