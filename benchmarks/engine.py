@@ -115,6 +115,17 @@ def first_token(engine: Engine, cached: int, new: int) -> list[float]:
     return times
 
 
+def prepare(engine: Engine) -> None:
+    """Record the graphs that a worker records while nobody asks, and say what they cost."""
+    free = torch.cuda.mem_get_info()[0]
+    began, count = time.perf_counter(), 0
+    while engine.prepare():
+        count += 1
+    torch.cuda.synchronize()
+    seconds, taken = time.perf_counter() - began, free - torch.cuda.mem_get_info()[0]
+    print(f"{count} graphs prepared in {seconds:.1f} s, {taken / 2**20:.0f} MiB")
+
+
 def show(title: str, values: Sequence[float], unit: str) -> None:
     print(f"{title:44} {statistics.median(values):10.1f} {unit} [{min(values):.1f}-{max(values):.1f}]", flush=True)
 
@@ -159,6 +170,7 @@ def main() -> int:
         f"kernels {model.kernels.name}; cache {pool.total * pool.page_tokens} tokens; "
         f"{(total - free) / 2**30:.1f} of {total / 2**30:.1f} GiB in use"
     )
+    prepare(engine)
     if "check" in parts:
         worst = check(model, engine)
         print(f"greedy tokens are within {worst:.4f} deviations of the largest logit")

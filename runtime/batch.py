@@ -98,8 +98,9 @@ def pack(
 ) -> torch.Tensor:
     """Write a plan into a new host buffer, uint8 [nbytes].
 
-    Sequences beyond the plan's own (a step padded to the size of a captured graph) share out the tokens that are left, and
-    their keys and values go to ``spare_page``, which belongs to nobody. Tokens that are not known yet are left 0.
+    A step may be padded to the size of a captured graph: sequences beyond the plan's own share out the tokens that are left,
+    and where there are none, those tokens belong to nobody. The padding's keys and values go to ``spare_page``, which is nobody's
+    either. Tokens that are not known yet are left 0.
     """
     counts = laid.counts
     whole = new_buffer(laid.nbytes)
@@ -117,6 +118,7 @@ def pack(
     parts["token_ids"][: len(known)] = known
     lengths, starts, samples = _shares(works, counts)
     _place(parts, table, lengths, starts, samples, page_tokens)
+    parts["slots"][sum(lengths) :] = spare_page * page_tokens
     rows = [(work.sequence.request.sampling, work.index + offset) for work in works for offset in range(work.samples)]
     parts["temperature"][: len(rows)] = [sampling.temperature for sampling, _ in rows]
     parts["top_p"][: len(rows)] = [sampling.top_p for sampling, _ in rows]
@@ -130,8 +132,10 @@ def _shares(works: Sequence[Work], counts: Counts) -> tuple[list[int], list[int]
     starts = [work.start for work in works]
     samples = [work.samples for work in works]
     spare = counts.sequences - len(works)
-    each = (counts.tokens - sum(lengths)) // spare if spare else 0
-    return lengths + [each] * spare, starts + [0] * spare, samples + [each] * spare
+    if spare:
+        lengths += [(counts.tokens - sum(lengths)) // spare] * spare
+        samples += [(counts.samples - sum(samples)) // spare] * spare
+    return lengths, starts + [0] * spare, samples
 
 
 def _place(
@@ -149,12 +153,14 @@ def _place(
     offset = np.arange(ends[-1]) - np.repeat(ends - count, count)
     position = np.repeat(start, count) + offset
     row = np.repeat(np.arange(len(lengths)), count)
-    parts["positions"][:] = position
-    parts["slots"][:] = table[row, position // page_tokens].astype(np.int64) * page_tokens + position % page_tokens
+    parts["positions"][: ends[-1]] = position
+    parts["slots"][: ends[-1]] = (
+        table[row, position // page_tokens].astype(np.int64) * page_tokens + position % page_tokens
+    )
     parts["context_len"][:] = start + count
     parts["query_start"][1:] = ends
     last = np.cumsum(sampled)
-    parts["sample_rows"][:] = np.repeat(ends - last, sampled) + np.arange(last[-1])
+    parts["sample_rows"][: last[-1]] = np.repeat(ends - last, sampled) + np.arange(last[-1])
 
 
 def step_inputs(buffer: torch.Tensor, laid: Layout) -> StepInputs:

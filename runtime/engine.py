@@ -90,6 +90,7 @@ class Engine:
             forward,
             new_cache(pages),
             page_tokens=options.page_tokens,
+            context_tokens=options.limits.context_tokens,
             vocabulary=vocabulary,
             device=device,
             sample=sample,
@@ -118,6 +119,13 @@ class Engine:
     def abort(self, request_id: str) -> TokenOut | None:
         """Drop a request; None when there is no such request (any more)."""
         return self.scheduler.abort(request_id)
+
+    def prepare(self) -> bool:
+        """Record one more graph that later steps are likely to want, in a tenth of a second; False when none is left.
+
+        For whoever has nothing else to do: without it a prompt's kernels are launched one by one.
+        """
+        return self.runner.prepare()
 
     def step(self) -> Sequence[TokenOut]:
         """Plan, run, record. Returns at most one token for each running request; empty when idle.

@@ -22,8 +22,17 @@ class Graph(Protocol):
         """Run the work on what its tensors hold now."""
 
 
-Record = Callable[[Callable[[], torch.Tensor]], Graph]
-"""Run work that reads nothing back to the host, and record it. One at a time, on one stream."""
+class Record(Protocol):
+    """Runs work that reads nothing back to the host, and records it. One at a time, on one stream."""
+
+    def __call__(self, work: Callable[[], torch.Tensor]) -> Graph:
+        """Return ``work`` as a graph."""
+
+    def has_room(self) -> bool:
+        """Whether the device has memory for graphs that nobody waits for."""
+
+
+ROOM_BYTES = 384 << 20  # what a step may still need beside what it has needed so far
 
 
 class _CudaGraph:
@@ -63,3 +72,7 @@ class CudaRecorder:
             output = work()
         self._pool = graph.pool()
         return _CudaGraph(graph, output)
+
+    def has_room(self) -> bool:
+        """Whether enough memory is free to do without a graph's."""
+        return torch.cuda.mem_get_info(self._device)[0] > ROOM_BYTES

@@ -1,8 +1,8 @@
-"""From a step's tensors to tokens: eager for prefill, a recorded graph for decode."""
+"""From a step's tensors to tokens: as a recorded graph where one of that size is there, else launch by launch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,8 +23,24 @@ Forward = Callable[[StepInputs, Sequence[LayerCache]], torch.Tensor]
 BATCHES = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 """Decode steps are padded up to one of these many sequences: one graph each."""
 
-CONTEXTS = (1024, 4096, 16384, 65536, 131072)
-"""...and to one of these bounds of the context, because the bound chooses how attention is split over the chip."""
+CONTEXTS = (512, 1024, 2048, 4096, 131072)
+"""...and to one of these bounds of the context, because the bound chooses how attention is split over the chip. From 4096 on
+it is split no further."""
+
+GUESSES = (4, 8, 16, 32)
+"""A sequence that verifies a guess, alone, is padded up to one of these many tokens, its guess included."""
+
+PROMPTS = (*range(16, 64, 16), 64, 96, *range(128, 512, 64), *range(512, 2049, 128))
+"""A prompt, or a chunk of one, alone in its step, is padded up to one of these many tokens. A third of them would be too many for
+the kernels' time below 100 tokens to notice; above, padding costs 4 % on average (each token about 17 us of an H100, 20b)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Size:
+    """Which steps a graph stands for. It gives tokens where it ``picks``, else logits."""
+
+    counts: Counts
+    picks: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +115,7 @@ class Runner:
         caches: Sequence[LayerCache],
         *,
         page_tokens: int,
+        context_tokens: int,
         vocabulary: int,
         device: torch.device,
         sample: Sample,
@@ -108,10 +125,11 @@ class Runner:
         self._forward = forward
         self._caches = caches
         self._page_tokens = page_tokens
+        self._context_tokens = context_tokens
         self._device = device
         self._sample = sample
         self._record = record
-        self._recorded: dict[tuple[int, int, int, bool], _Recorded] = {}
+        self._recorded: dict[_Size, _Recorded] = {}
         self._spare_page = caches[0].keys.shape[0] - 1
 
     def launch(self, works: Sequence[Work], after: Launched | None = None) -> Launched:
@@ -122,8 +140,9 @@ class Runner:
         with torch.inference_mode():
             counts = batch.exact(works, self._page_tokens)
             choice = _choice(works)
-            if self._record is not None and _is_recorded(works, counts):
-                return self._replay(self._record, works, counts, choice, after)
+            found = self._graph_for(works, counts, choice)
+            if found is not None:
+                return self._replay(found, works, counts, choice, after)
             laid = batch.layout(counts)
             host = self._pack(works, laid)
             buffer = self._upload(host)
@@ -183,20 +202,40 @@ class Runner:
     def _upload(self, host: torch.Tensor) -> torch.Tensor:
         return host.to(self._device, non_blocking=True)
 
+    def prepare(self) -> bool:
+        """Record one more of the graphs that a conversation alone will want; False where none is left or memory runs short.
+
+        Prompts are replayed from here only: to record one costs three times what it saves.
+        """
+        if self._record is None or not self._record.has_room():
+            return False
+        sizes = (size for size in _wanted(self._page_tokens) if size.counts.tokens <= self._context_tokens)
+        size = next((size for size in sizes if size not in self._recorded), None)
+        if size is not None:
+            with torch.inference_mode():
+                self._recorded[size] = self._new_graph(self._record, size)
+        return size is not None
+
+    def _graph_for(self, works: Sequence[Work], counts: Counts, choice: _Choice) -> _Recorded | None:
+        """Return the graph that stands for such a step. One for decode or a guess is recorded when it is first needed."""
+        if self._record is None:
+            return None
+        padded = _padded(works, counts, self._page_tokens)
+        if padded is None or padded.tokens > self._context_tokens:
+            return None
+        size = _Size(padded, choice.inside and counts.samples > 0)
+        if size not in self._recorded and all(work.samples == work.count for work in works):
+            self._recorded[size] = self._new_graph(self._record, size)
+        return self._recorded.get(size)
+
     def _replay(
         self,
-        record: Record,
+        found: _Recorded,
         works: Sequence[Work],
         counts: Counts,
         choice: _Choice,
         after: Launched | None,
     ) -> Launched:
-        sequences = next(size for size in BATCHES if size >= counts.sequences)
-        context = next(size for size in CONTEXTS if size >= counts.max_context_len)
-        key = (sequences, counts.max_query_len, context, choice.inside)
-        found = self._recorded.get(key)
-        if found is None:
-            found = self._recorded[key] = self._new_graph(record, *key)
         rows = counts.samples
         found.buffer.copy_(self._pack(works, found.laid), non_blocking=True)
         if after is not None:
@@ -204,6 +243,8 @@ class Runner:
             found.inputs.token_ids[:rows].copy_(after.picked)
         found.graph.replay()
         output = found.graph.output[:rows]
+        if not rows:
+            return Launched(works).sampled(output.new_empty(0, dtype=torch.int64))
         if choice.inside:
             # The next replay writes the output again: what outlives it is a copy.
             return Launched(works).sampled(output.clone())
@@ -216,30 +257,58 @@ class Runner:
         )
         return self._begun(works, _Unsampled(output, sampling, choice))
 
-    def _new_graph(self, record: Record, sequences: int, query: int, context: int, picks: bool) -> _Recorded:
-        """Record a step of ``sequences`` sequences with ``query`` new tokens each and contexts up to ``context``.
-
-        It gives tokens where it ``picks``, else logits.
-        """
-        rows = sequences * query
-        counts = Counts(rows, sequences, -(-context // self._page_tokens), rows, query, context)
-        laid = batch.layout(counts)
+    def _new_graph(self, record: Record, size: _Size) -> _Recorded:
+        laid = batch.layout(size.counts)
         buffer = self._upload(self._pack([], laid))
         inputs = batch.step_inputs(buffer, laid)
         sampling = batch.sampling_inputs(buffer, laid)
 
         def work() -> torch.Tensor:
             logits = self._forward(inputs, self._caches)
-            return pick(logits, sampling, self._sample) if picks else logits
+            return pick(logits, sampling, self._sample) if size.picks else logits
 
         return _Recorded(record(work), laid, buffer, inputs)
 
 
-def _is_recorded(works: Sequence[Work], counts: Counts) -> bool:
-    """Whether a graph stands for such a step: plain decode of up to so many sequences, or one sequence with a guess."""
-    if counts.max_context_len > CONTEXTS[-1] or any(work.samples != work.count for work in works):
-        return False
-    return counts.sequences == 1 or (counts.max_query_len == 1 and counts.sequences <= BATCHES[-1])
+def _padded(works: Sequence[Work], counts: Counts, page_tokens: int) -> Counts | None:
+    """Return the counts of the graph that stands for such a step; None: no graph does."""
+    if counts.max_context_len > CONTEXTS[-1]:
+        return None
+    if counts.max_query_len == 1 and counts.samples == counts.sequences <= BATCHES[-1]:
+        return _decode(_at_least(counts.sequences, BATCHES), _at_least(counts.max_context_len, CONTEXTS), page_tokens)
+    if len(works) > 1:
+        return None
+    guess = counts.samples == counts.tokens
+    sizes = GUESSES if guess else PROMPTS
+    if counts.tokens > sizes[-1]:
+        return None
+    tokens = _at_least(counts.tokens, sizes)
+    return _alone(tokens, tokens if guess else counts.samples, page_tokens)
+
+
+def _at_least(count: int, sizes: Sequence[int]) -> int:
+    return next(size for size in sizes if size >= count)
+
+
+def _decode(sequences: int, context: int, page_tokens: int) -> Counts:
+    """One new token for each sequence."""
+    return Counts(sequences, sequences, -(-context // page_tokens), sequences, 1, context)
+
+
+def _alone(tokens: int, samples: int, page_tokens: int) -> Counts:
+    """Some new tokens of one sequence. Where they are many, attention is not split by the context, so one bound does."""
+    return Counts(tokens, 1, -(-CONTEXTS[-1] // page_tokens), samples, tokens, CONTEXTS[-1])
+
+
+def _wanted(page_tokens: int) -> Iterator[_Size]:
+    """Sizes that a conversation alone meets, those it meets most first."""
+    for context in CONTEXTS:
+        yield _Size(_decode(1, context, page_tokens), picks=True)
+    for tokens in PROMPTS:
+        yield _Size(_alone(tokens, 1, page_tokens), picks=True)
+    yield _Size(_alone(PROMPTS[-1], 0, page_tokens), picks=False)
+    for tokens in GUESSES:
+        yield _Size(_alone(tokens, tokens, page_tokens), picks=True)
 
 
 def _choice(works: Sequence[Work]) -> _Choice:

@@ -90,6 +90,8 @@ class Worker:
     def _receive(self) -> bool:
         """Take in what was asked meanwhile, waiting when there is nothing to do; False to stop."""
         while self._engine.idle or not self._inbox.empty():
+            if self._inbox.empty() and self._engine.prepare():
+                continue  # with what the next request will be glad of
             asked = self._inbox.get()
             match asked:
                 case None:

@@ -65,7 +65,9 @@ class StepInputs:
     token_ids: torch.Tensor  # int64 [T]
     positions: torch.Tensor  # int32 [T], absolute position of each new token in its sequence
     slots: torch.Tensor  # int64 [T], page * page_size + offset in the cache where the token's key and value go
-    query_start: torch.Tensor  # int32 [B + 1], first row of each sequence in [T]; the last entry is T
+    query_start: (
+        torch.Tensor
+    )  # int32 [B + 1], first row of each sequence in [T]; from the last entry on, rows are padding
     context_len: torch.Tensor  # int32 [B], tokens of each sequence after this step
     page_table: torch.Tensor  # int32 [B, P], page ids; unused entries are 0
     sample_rows: torch.Tensor  # int64 [S], the rows of [T] whose logits are wanted

@@ -60,4 +60,6 @@ def forward(model: Transformer, inputs: StepInputs, caches: Sequence[LayerCache]
         normalised, ids, shares = run.route(x, layer.mlp_gain, layer.router_weight, layer.router_bias, shapes)
         activated = run.experts_up(normalised, ids, layer.up, layer.up_bias, shapes)
         x = run.experts_down(activated, ids, shares, layer.down, layer.down_bias, x, shapes)
+    if not inputs.sample_rows.numel():  # a chunk of a prompt: the unembedding is a quarter of a token's bytes
+        return x.new_empty(0, shapes.vocabulary, dtype=torch.float32)
     return run.unembed(x.index_select(0, inputs.sample_rows), weights.final_gain, weights.unembedding, shapes)

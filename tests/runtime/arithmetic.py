@@ -39,6 +39,9 @@ def forward(inputs: StepInputs, caches: Sequence[LayerCache]) -> torch.Tensor:
     rows = []
     for row in inputs.sample_rows.tolist():
         sequence = int(torch.searchsorted(inputs.query_start, row, right=True)) - 1
+        if row >= int(inputs.query_start[-1]):  # padding, which nobody looks at
+            rows.append(torch.full((VOCABULARY,), torch.nan))
+            continue
         length = int(inputs.positions[row]) + 1
         assert length <= inputs.max_context_len
         if int(inputs.page_table[sequence, 0]) == len(caches[0].keys) - 1:  # padding, which nobody looks at
@@ -123,6 +126,9 @@ class Recorder:
         self.graphs.append(graph)
         return graph
 
+    def has_room(self) -> bool:
+        return True
+
     def ruin(self) -> None:
         for graph in self.graphs:
             graph.output.fill_(-1 if graph.output.dtype == torch.int64 else float("nan"))
@@ -171,13 +177,14 @@ class Later:
         self._asked = seen(self.works)
 
     def run(self) -> None:
-        assert self._asked is not None, "a step is run that was never sampled"
         self.done = self._stream.runner.launch(self._seen, None if self._after is None else self._after.done)
-        self.done.works = self._asked
-        self._stream.runner.sample(self.done)
+        if self._asked is not None:  # otherwise all who were in it had ended before it could be sampled
+            self.done.works = self._asked
+            self._stream.runner.sample(self.done)
 
     def tokens(self) -> tuple[list[int], list[float] | None]:
         self._stream.run_up_to(self)
+        assert self._asked is not None, "a step was never sampled"
         assert self.done is not None
         return self.done.tokens()
 
@@ -196,6 +203,11 @@ class SlowRunner:
 
     def sample(self, step: Later) -> None:
         step.sample()
+
+    def prepare(self) -> bool:
+        while self._queue:
+            self._queue.pop(0).run()
+        return self.runner.prepare()
 
     def run_up_to(self, step: Later) -> None:
         while step.done is None:
@@ -218,7 +230,7 @@ def engine(cache_pages: int = 64, *, slow: bool = False, recorder: Recorder | No
         record=recorder,
     )
     if slow:
-        made.runner = SlowRunner(made.runner)  # type: ignore[assignment]  # it only launches and samples
+        made.runner = SlowRunner(made.runner)  # type: ignore[assignment]  # it has no more than the engine uses
     return made
 
 

@@ -73,6 +73,21 @@ def test_padding_writes_to_the_spare_page_only(own: int, query: int) -> None:
     assert inputs.sample_rows.tolist() == list(range(4 * query))
 
 
+@given(st.integers(1, 11), st.integers(0, 1))
+def test_rows_of_nobody_write_to_the_spare_page_only(length: int, samples: int) -> None:
+    """A prompt alone in its step, padded: its own rows are as without padding."""
+    own = work([5, 6, 7], list(range(length)), 0, samples)
+    laid = batch.layout(Counts(16, 1, 9, samples, 16, 99))
+    inputs = batch.step_inputs(batch.pack([own], laid, page_tokens=PAGE, spare_page=SPARE), laid)
+    plain_laid = batch.layout(batch.exact([own], PAGE))
+    plain = batch.step_inputs(batch.pack([own], plain_laid, page_tokens=PAGE, spare_page=SPARE), plain_laid)
+    assert (inputs.slots[length:] // PAGE == SPARE).all()
+    for name in ("token_ids", "slots", "positions"):
+        assert getattr(inputs, name)[:length].tolist() == getattr(plain, name).tolist()
+    for name in ("query_start", "context_len", "sample_rows"):
+        assert getattr(inputs, name).tolist() == getattr(plain, name).tolist()
+
+
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.integers(0, 9))
 def test_every_tensor_begins_where_triton_wants_it(tokens: int, sequences: int, pages: int, samples: int) -> None:
     laid = batch.layout(Counts(tokens, sequences, pages, samples, 1, 1))

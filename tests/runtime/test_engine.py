@@ -264,6 +264,54 @@ def test_recorded_steps_give_the_truth_also_beyond_the_last_bound(monkeypatch: p
     assert len(recorder.graphs) > 8
 
 
+@pytest.mark.parametrize(("step_tokens", "all_replayed"), [(2048, False), (13, False), (40, True)])
+def test_prepared_prompts_give_the_truth(monkeypatch: pytest.MonkeyPatch, step_tokens: int, all_replayed: bool) -> None:
+    """Prompts and chunks of them, padded by rows of nobody, cold and behind a cached prefix; beyond the last size, eager."""
+    monkeypatch.setattr(runner, "PROMPTS", (4, 6, 16, 40))
+    recorder = Recorder()
+    tested = engine(recorder=recorder, step_tokens=step_tokens, speculation=Speculation(0))
+    while tested.prepare():
+        assert not recorder.replays
+    steps = 0
+    launch = tested.runner.launch
+
+    def counting(works: list[Work], *rest: Launched) -> Launched:
+        nonlocal steps
+        steps += 1
+        return launch(works, *rest)
+
+    monkeypatch.setattr(tested.runner, "launch", counting)
+    for start in (0, 30):
+        for length in (1, 2, 4, 5, 16, 17, 39, 40, 41, 90):
+            text = tuple(7 * index % VOCABULARY for index in range(start))
+            request = Request(f"{start}.{length}", (*text, *(length,) * length), 3, sampling=Sampling(1.0, seed=1))
+            assert tokens(drain(tested, [request])[request.id]) == truth(request, 200)
+    assert (recorder.replays == steps) == all_replayed
+    assert recorder.replays > 40
+    for sampling in (Sampling(0.0), Sampling(1.0, 0.6, seed=2), Sampling(1.0, seed=3, logprobs=True)):
+        request = Request("x", tuple(range(20)), 3, sampling=sampling)
+        assert tokens(drain(tested, [request])["x"]) == truth(request, 200)
+
+
+def test_a_thread_prepares_while_nobody_asks() -> None:
+    recorder = Recorder()
+    worker = Worker(engine(recorder=recorder))
+    request = Request("x", (1, 2, 3, 4, 5), 6, sampling=Sampling(seed=1))
+    assert tokens(list(worker.stream(request))) == truth(request, 200)
+    worker.close()
+    assert len(recorder.graphs) > 1
+
+
+def test_no_graph_is_prepared_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Recorder, "has_room", lambda self: False)
+    recorder = Recorder()
+    tested = engine(recorder=recorder)
+    assert not tested.prepare()
+    request = Request("x", (1, 2, 3, 4, 5), 6, sampling=Sampling(seed=1))
+    assert tokens(drain(tested, [request])["x"]) == truth(request, 200)
+    assert recorder.graphs, "decode is recorded all the same"
+
+
 def test_guesses_leave_the_distribution_as_it_is() -> None:
     """Independent draws from one known distribution, most of them verified guesses: the counts are those it predicts."""
     weights = torch.tensor([0.4, 0.25, 0.15, 0.1, 0.06, 0.04])

@@ -92,6 +92,13 @@ class Machine(RuleBasedStateMachine):
             assert (out.id, out.token, out.finish) == (name, None, "cancelled")
             self.ended[name] = "cancelled"
 
+    @precondition(lambda self: self.engine.idle)
+    @rule(times=st.integers(1, 40))
+    def prepare(self, times: int) -> None:
+        """Have some graphs recorded beforehand: prompts and chunks of them are replayed from here on."""
+        while times and self.engine.prepare():
+            times -= 1
+
     @rule(times=st.integers(1, 6))
     def step(self, times: int) -> None:
         for _ in range(times):
