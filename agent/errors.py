@@ -10,6 +10,7 @@
     │   ├── EndpointRefused       3  the endpoint answered with a refusal that asking again does not cure (400, 401, 404 …)
     │   ├── ContextOverflow       3  the prompt does not fit the model's window (the loop compacts and asks again)
     │   ├── ModelUnfit            3  the endpoint answers, but not with what a run needs
+    │   ├── Cancelled             3  whoever asked does not want the answer any more
     │   └── ScriptEnded           4  the script of a scripted model is played to its end, and the run goes on
     ├── PatchError              2|5  the text is no patch, or does not fit the files (in agent/patch/model.py)
     ├── LogError                  1  a run's log cannot be read or written
@@ -83,6 +84,10 @@ class ContextOverflow(ModelError):
 
 class ModelUnfit(ModelError):
     """The endpoint answers, but not with what a run needs."""
+
+
+class Cancelled(ModelError):
+    """Whoever asked does not want the answer any more, and said so from another thread."""
 
 
 class ScriptEnded(ModelError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from itertools import count
 from queue import SimpleQueue
@@ -28,14 +28,16 @@ class Worker:
         # way still has for the stream before.
         self._names = count()
         self._streams: dict[str, SimpleQueue[TokenOut | RuntimeFault]] = {}
-        self._open: set[str] = set()  # the ids of open streams
+        self._open: dict[str, str] = {}  # the ids of open streams, and those names
         self._lock = threading.Lock()
         self._stopped: str | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    def stream(self, request: Request) -> Generator[TokenOut]:
+    def stream(self, request: Request, unwanted: Callable[[], bool] = lambda: False) -> Generator[TokenOut]:
         """Yield the request's tokens as they are sampled; closing the iterator cancels the request.
+
+        ``unwanted`` is asked once, when ``cancel`` can find the request: whether it came too late to.
 
         Raises RequestRefused for a request that can't be served, EngineStopped when the engine ends before it does.
         """
@@ -46,24 +48,34 @@ class Worker:
             if request.id in self._open:
                 raise RequestRefused(f"a request with the id {request.id!r} is already running")
             name = str(next(self._names))
-            self._open.add(request.id)
+            self._open[request.id] = name
             self._streams[name] = outs
         self._inbox.put(replace(request, id=name))
-        ended = False
+        if unwanted():
+            self.cancel(request.id)
+        finish: str | None = None
         try:
-            while not ended:
+            while finish is None:
                 out = outs.get()
                 if isinstance(out, RuntimeFault):
-                    ended = True
+                    finish = "refused"
                     raise out
-                ended = out.finish is not None
+                finish = out.finish
                 yield replace(out, id=request.id)
         finally:
             with self._lock:
-                self._open.discard(request.id)
+                self._open.pop(request.id, None)
                 self._streams.pop(name, None)
-            if not ended:
+            if finish is None or finish == "cancelled":
                 self._inbox.put(name)
+
+    def cancel(self, request_id: str) -> None:
+        """End a stream from another thread, at once: a step under way does not hold it up. Unknown ids are left alone."""
+        with self._lock:
+            name = self._open.get(request_id)
+            outs = self._streams.get(name) if name is not None else None
+        if outs is not None:
+            outs.put(TokenOut(request_id, None, "cancelled"))
 
     def close(self) -> None:
         """Stop the thread after the step under way. May be called twice."""

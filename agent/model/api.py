@@ -113,7 +113,8 @@ class ApiModel:
     def sample(self, conversation: Conversation, params: SamplingParams) -> Iterator[ModelEvent]:
         """Answer ``conversation``; see ``agent.model.base.Model``."""
         asking = _Asking(conversation, Functions(conversation.tools), params)
-        yield from persist(lambda: self._attempt(asking), self._client.endpoint, self._client.clock)
+        endpoint, clock = self._client.endpoint, self._client.clock
+        yield from persist(lambda: self._attempt(asking), endpoint, clock, params.cancel)
 
     def close(self) -> None:
         """Close the connections."""
@@ -128,7 +129,7 @@ class ApiModel:
         began, first_token_s = clock.now(), 0.0
         try:
             call = api.send(self._client.openai(), body, self._client.timeout(params.timeout_s))
-            for event in self._client.post_through_openai(call, params.timeout_s):
+            for event in self._client.post_through_openai(call, params.timeout_s, params.cancel):
                 for delta in answer.read(event, wall_s=clock.wall()):
                     first_token_s = first_token_s or clock.now() - began
                     yield delta

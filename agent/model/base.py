@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from agent.conversation import Conversation
 from agent.events import Delta, MessageAdded, Repaired, Retried, Sampled
+from agent.model.cancel import Cancel
 
 ModelEvent = Delta | Retried | Repaired | MessageAdded | Sampled
 
@@ -19,7 +20,7 @@ class SamplingParams:
     ``max_tokens`` bounds one answer (None: what is left of the window). ``seed`` None leaves the choice to the source.
     ``opening`` are the ids that the answer must begin with, behind ``<|start|>assistant``: only a model over a TokenSource
     can be made to. ``timeout_s`` is the time that the run has left for the answer: a server that is silent, or only keeps
-    its connection alive, does not hold it up for longer.
+    its connection alive, does not hold it up for longer. ``cancel`` ends the answer from another thread, with Cancelled.
     """
 
     temperature: float = 1.0
@@ -28,6 +29,7 @@ class SamplingParams:
     seed: int | None = None
     opening: tuple[int, ...] = ()
     timeout_s: float | None = None
+    cancel: Cancel | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import random
+import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import httpx2
 
-from agent.errors import EndpointUnreachable, ModelUnfit
+from agent.errors import EndpointUnreachable, ModelError, ModelUnfit
 from agent.events import Retried
 from agent.model import sse
+from agent.model.cancel import Cancel
 from agent.model.faults import BREAKS, Transient, broken, message_in, refusal
 
 if TYPE_CHECKING:
@@ -41,7 +44,8 @@ class Endpoint:
 
     ``silence_timeout_s`` is the longest wait for a next byte, before the answer and inside it. ``patience_s`` bounds how
     long failures that come at once (no connection, 429, 5xx) are answered by asking again; a silence is tried twice and
-    an answer that breaks off five times.
+    an answer that breaks off five times. ``shared`` says that several threads ask, each of which may be cancelled: then no
+    connection is kept, since a kept one cannot be found while its next answer has not begun.
     """
 
     url: str
@@ -49,6 +53,7 @@ class Endpoint:
     api_key: str | None = field(default=None, repr=False)
     silence_timeout_s: float = 120.0
     patience_s: float = 60.0
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +75,13 @@ class OpenAIResponse(Protocol):
         ...
 
 
-def persist(attempt: Callable[[], Iterator[Item]], endpoint: Endpoint, clock: Clock) -> Iterator[Item | Retried]:
+def persist(
+    attempt: Callable[[], Iterator[Item]], endpoint: Endpoint, clock: Clock, cancel: Cancel | None = None
+) -> Iterator[Item | Retried]:
     """Give what ``attempt`` gives; when it fails with Transient, say so with a Retried and run it anew.
 
-    What the failed attempt gave is void. Raises EndpointUnreachable when patience has run out, and whatever else
-    ``attempt`` raises at once. Closing the iterator closes the attempt.
+    What the failed attempt gave is void. Raises EndpointUnreachable when patience has run out, Cancelled when ``cancel``
+    was called, and whatever else ``attempt`` raises at once. Closing the iterator closes the attempt.
     """
     failing_s = 0.0
     bounded = 0
@@ -85,7 +92,11 @@ def persist(attempt: Callable[[], Iterator[Item]], endpoint: Endpoint, clock: Cl
         try:
             with closing_iterator(attempt()) as items:
                 yield from items
-        except Transient as error:
+        except ModelError as error:
+            if cancel is not None and cancel.called:
+                raise cancel.error() from error
+            if not isinstance(error, Transient):
+                raise
             took_s = clock.now() - began
             wait_s = _wait_s(error, asked, clock)
             if error.most is not None:
@@ -98,7 +109,7 @@ def persist(attempt: Callable[[], Iterator[Item]], endpoint: Endpoint, clock: Cl
             if over:
                 raise EndpointUnreachable(_gave_up(error, endpoint, asked, wait_s)) from error
             yield Retried(str(error), asked, wait_s)
-            clock.sleep(wait_s)
+            (clock.sleep if cancel is None else cancel.sleep)(wait_s)
             failing_s += wait_s
         else:
             return
@@ -132,6 +143,33 @@ def _gave_up(error: Transient, endpoint: Endpoint, asked: int, wait_s: float) ->
     return f"{told} within endpoint_timeout_s = {endpoint.patience_s:g}. Is the model server running at {endpoint.url}?"
 
 
+class _Line:
+    """The connection of one request, so that another thread can hang up: it is not there yet when the request begins."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sockets: list[socket.socket] = []
+        self._cut = False
+
+    def trace(self, event: str, info: Mapping[str, Any]) -> None:
+        """Take note of what httpcore tells about a request: what it connected, first bare, then with TLS around it."""
+        if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
+            with self._lock:
+                self._sockets.append(info["return_value"].get_extra_info("socket"))
+            if self._cut:
+                self.hang_up()
+
+    def hang_up(self) -> None:
+        """End the connection under whoever reads from it. Not by closing: that wakes no reader, and frees the number."""
+        with self._lock:
+            self._cut = True
+            for one in self._sockets:
+                with suppress(OSError):
+                    socket.socket.shutdown(
+                        one, socket.SHUT_RDWR
+                    )  # the plain one's: a TLS socket would say goodbye first
+
+
 class Client:
     """HTTP to one endpoint. Its methods make one attempt each; ``persist`` is what asks again."""
 
@@ -139,6 +177,7 @@ class Client:
         self.endpoint = endpoint
         self.clock = clock or Clock()
         self._openai: openai.OpenAI | None = None
+        self._asking = threading.local()  # the line of the request that this thread makes
         try:
             host = httpx2.URL(endpoint.url).host
         except httpx2.InvalidURL as error:
@@ -147,7 +186,8 @@ class Client:
         self._http = httpx2.Client(
             headers=headers,
             timeout=self.timeout(None),
-            limits=_limits(endpoint.url),
+            limits=_limits(endpoint),
+            event_hooks={"request": [self._watch]},
             # A proxy is for the world outside; a certificate store takes 50 ms to load and plain HTTP has no use for it.
             trust_env=host not in _LOOPBACK,
             verify=endpoint.url.startswith("https:") or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
@@ -175,19 +215,25 @@ class Client:
             )
         return self._openai
 
-    def post(self, path: str, body: Mapping[str, Any], most_s: float | None = None) -> Iterator[sse.ServerEvent]:
+    def post(
+        self, path: str, body: Mapping[str, Any], most_s: float | None = None, cancel: Cancel | None = None
+    ) -> Iterator[sse.ServerEvent]:
         """Send ``body`` and give the answer's events. ``path`` starts with a slash and is put behind the base URL.
 
-        Raises EndpointUnreachable, which is not asked again, when the answer takes longer than ``most_s``.
+        Raises EndpointUnreachable, which is not asked again, when the answer takes longer than ``most_s``; a Transient
+        when ``cancel`` was called.
         """
         timeout = self.timeout(most_s)
-        return self._events(self._http.stream("POST", self._url(path), json=body, timeout=timeout), most_s)
+        return self._events(self._http.stream("POST", self._url(path), json=body, timeout=timeout), most_s, cancel)
 
     def post_through_openai(
-        self, call: AbstractContextManager[OpenAIResponse], most_s: float | None = None
+        self,
+        call: AbstractContextManager[OpenAIResponse],
+        most_s: float | None = None,
+        cancel: Cancel | None = None,
     ) -> Iterator[sse.ServerEvent]:
         """Give the events of a request made by ``client.….with_streaming_response.create(…)`` of the openai package."""
-        return self._events(_through_openai(call), most_s)
+        return self._events(_through_openai(call), most_s, cancel)
 
     def get(self, path: str, timeout_s: float) -> dict[str, Any]:
         """Return the JSON object at ``path``, or at a path of the server's root if it starts with two slashes.
@@ -244,12 +290,28 @@ class Client:
                 raise EndpointUnreachable(f"the answer took longer than the {most_s:.0f} s that the run had left")
             yield chunk
 
+    def _watch(self, request: httpx2.Request) -> None:
+        line: _Line | None = getattr(self._asking, "line", None)
+        if line is not None:
+            request.extensions["trace"] = line.trace
+
+    @contextmanager
+    def _on_line(self, cancel: Cancel | None) -> Iterator[None]:
+        """Within the block, ``cancel`` hangs up on the request that this thread makes, however far it has come."""
+        line = _Line()
+        self._asking.line = line
+        try:
+            with nullcontext() if cancel is None else cancel.by(line.hang_up):
+                yield
+        finally:
+            self._asking.line = None
+
     def _events(
-        self, opening: AbstractContextManager[httpx2.Response], most_s: float | None
+        self, opening: AbstractContextManager[httpx2.Response], most_s: float | None, cancel: Cancel | None
     ) -> Iterator[sse.ServerEvent]:
         """One attempt: open, refuse what is no success, and decode the stream (or the one document) that comes back."""
         try:
-            with opening as response:
+            with self._on_line(cancel), opening as response:
                 if not response.is_success:
                     body = self._masked(_start_of(response))
                     raise refusal(response.status_code, response.headers, body, wall_s=self.clock.wall())
@@ -264,12 +326,12 @@ class Client:
             raise broken(error, self.endpoint.url) from error
 
 
-def _limits(url: str) -> httpx2.Limits:
+def _limits(endpoint: Endpoint) -> httpx2.Limits:
     """Keep connections only where opening one is dear.
 
     llama.cpp hangs up behind a streamed answer without saying so, and a request that meets it doing so is lost.
     """
-    if url.startswith("https:"):
+    if endpoint.url.startswith("https:") and not endpoint.shared:
         return httpx2.Limits(keepalive_expiry=_KEEPALIVE_S)
     return httpx2.Limits(max_keepalive_connections=0)
 

@@ -83,7 +83,8 @@ class CompletionsSource:
 
     def generate(self, prompt: Sequence[int], params: SamplingParams, stop: Sequence[int]) -> Iterator[Chunk | Retried]:
         """Continue ``prompt``; see ``agent.model.base.TokenSource``."""
-        yield from persist(lambda: self._attempt(prompt, params, stop), self._client.endpoint, self._client.clock)
+        endpoint, clock = self._client.endpoint, self._client.clock
+        yield from persist(lambda: self._attempt(prompt, params, stop), endpoint, clock, params.cancel)
 
     def close(self) -> None:
         """Close the connections."""
@@ -135,7 +136,7 @@ class CompletionsSource:
         asked = params if limited else replace(params, max_tokens=None)
         path, body = request(self._dialect, self._client.endpoint.model, prompt, asked, stop)
         try:
-            for event in self._client.post(path, body, params.timeout_s):
+            for event in self._client.post(path, body, params.timeout_s, params.cancel):
                 if event.data.strip() == "[DONE]":
                     return
                 document = decoded(event)

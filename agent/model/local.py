@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from agent.errors import ContextOverflow, ModelError, ModelUnfit
 from agent.events import Retried
 from agent.model.base import Chunk, SamplingParams
+from agent.model.cancel import Cancel
 
 if TYPE_CHECKING:
     from runtime.worker import Worker
@@ -76,8 +77,14 @@ class LocalSource:
                 stop=frozenset(stop),
                 sampling=Sampling(params.temperature, params.top_p, params.seed),
             )
-            with closing(self._worker.stream(request)) as outs:
+            cancel = params.cancel or Cancel()
+            with (
+                cancel.by(lambda: self._worker.cancel(request.id)),
+                closing(self._worker.stream(request, lambda: cancel.called)) as outs,
+            ):
                 for out in outs:
+                    if cancel.called:
+                        raise cancel.error()
                     yield Chunk(
                         ids=() if out.token is None else (out.token,),
                         finish=out.finish,

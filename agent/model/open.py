@@ -33,8 +33,11 @@ def open_model(
     *,
     ports: Mapping[str, int] = LOCAL_PORTS,
     clock: Clock | None = None,
+    shared: bool = False,
 ) -> Model:
     """Return the model that ``config`` means. ``say`` is told what was found where the configuration left it open.
+
+    ``shared`` says that several threads will ask it, see ``Endpoint``.
 
     Raises ModelError when it cannot be asked, UsageError when the configuration does not say which one it is.
     """
@@ -42,7 +45,7 @@ def open_model(
         return _scripted(config)
     if config.wire == "local" or (config.wire == "auto" and config.endpoint is None and _is_checkpoint(config.model)):
         return _local(config, say)
-    client, offer = find_endpoint(config, say, ports=ports, clock=clock)
+    client, offer = find_endpoint(config, say, ports=ports, clock=clock, shared=shared)
     try:
         context_tokens = config.context_tokens or loaded_window(client, offer)
         if context_tokens is not None and context_tokens < _SMALL_WINDOW_TOKENS:
@@ -59,11 +62,14 @@ def find_endpoint(
     *,
     ports: Mapping[str, int] = LOCAL_PORTS,
     clock: Clock | None = None,
+    shared: bool = False,
 ) -> tuple[Client, Offer]:
     """Return a client for the endpoint that ``config`` means, and the model there. Raises as ``open_model`` does."""
     clock = clock or Clock()
     url = config.endpoint or _look_around(config, ports, clock, say)
-    endpoint = Endpoint(url, config.model or "", config.api_key, config.silence_timeout_s, config.endpoint_timeout_s)
+    endpoint = Endpoint(
+        url, config.model or "", config.api_key, config.silence_timeout_s, config.endpoint_timeout_s, shared
+    )
     client = Client(endpoint, clock)
     try:
         offer = _offer(config, client, say)

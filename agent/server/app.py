@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from agent.errors import ModelError
+from agent.model.cancel import Cancel
 from agent.server import sse
 from agent.server.answer import Ended, Part, answer
 from agent.server.backend import Backend
@@ -108,7 +109,11 @@ class Service:
                 self._keep_response(asked, writer, part)
 
         return self._play(
-            lambda: answer(self.backend, asked.ask), writer, "/v1/responses", stream=asked.stream, heard=heard
+            lambda cancel: answer(self.backend, asked.ask.ended_by(cancel)),
+            writer,
+            "/v1/responses",
+            stream=asked.stream,
+            heard=heard,
         )
 
     async def response(self, request: Request) -> Response:
@@ -143,7 +148,7 @@ class Service:
         asked = read_chat(await read_body(request, self.limits.body_bytes), self.store, self._effort)
         writer = ChatWriter(self.backend.id, int(time.time()), asked.usage)
         return self._play(
-            lambda: answer(self.backend, asked.ask),
+            lambda cancel: answer(self.backend, asked.ask.ended_by(cancel)),
             writer,
             "/v1/chat/completions",
             stream=asked.stream,
@@ -163,7 +168,11 @@ class Service:
 
         writer = CompletionWriter(self.backend.id, int(time.time()), asked)
         return self._play(
-            lambda: complete(source, codec, asked), writer, "/v1/completions", stream=asked.stream, heard=heard
+            lambda cancel: complete(source, codec, asked, cancel),
+            writer,
+            "/v1/completions",
+            stream=asked.stream,
+            heard=heard,
         )
 
     async def models(self, request: Request) -> Response:
@@ -189,7 +198,7 @@ class Service:
 
     def _play(
         self,
-        work: Callable[[], Iterator[Item]],
+        work: Callable[[Cancel], Iterator[Item]],
         writer: ResponseWriter | ChatWriter | CompletionWriter,
         route: str,
         *,

@@ -9,6 +9,7 @@ from typing import Any
 
 from agent.conversation import Conversation, Message, Role, ToolSpec
 from agent.model.base import SamplingParams
+from agent.model.cancel import Cancel
 from agent.model.functions import safe_name
 from agent.server.fields import Fields
 
@@ -51,6 +52,10 @@ class Ask:
     format: Format | None = None
     stop: tuple[str, ...] = ()
     parallel: bool = True
+
+    def ended_by(self, cancel: Cancel) -> Ask:
+        """Return the same question with what ends its answer from another thread."""
+        return replace(self, params=replace(self.params, cancel=cancel))
 
     def shown(self) -> Conversation:
         """Return the conversation as the model shall see it: with the format and the duty to call spelt out."""

@@ -46,7 +46,7 @@ def open_backend(name: str, config: RunConfig, say: Callable[[str], None]) -> Ba
         raise UsageError(f"There is no backend {name!r}. There are {', '.join(WIRES)}.")
     if name in {"chat", "responses", "completions"} and config.endpoint is None:
         raise UsageError(f"The backend {name} is a server: give its URL with --endpoint.")
-    model = open_model(replace(config, wire=WIRES[name]), say)
+    model = open_model(replace(config, wire=WIRES[name]), say, shared=True)
     return as_backend(_id(config, model), model)
 
 

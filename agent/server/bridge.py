@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from typing import Generic, TypeVar
 
+from agent.model.cancel import Cancel
 from agent.model.client import closing_iterator
 
 Item = TypeVar("Item")
@@ -21,15 +22,21 @@ MOST_WAITING = 256
 
 
 class Bridge(Generic[Item]):
-    """Runs ``work`` in a thread and hands over what it gives. Made and used in the loop's thread, but for ``_run``."""
+    """Runs ``work`` in a thread and hands over what it gives. Made and used in the loop's thread, but for ``_run``.
 
-    def __init__(self, work: Callable[[], Iterator[Item]], executor: Executor, on_end: Callable[[], None]) -> None:
+    ``work`` is handed what ends it while it waits for a backend that is silent.
+    """
+
+    def __init__(
+        self, work: Callable[[Cancel], Iterator[Item]], executor: Executor, on_end: Callable[[], None]
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._changed = threading.Condition()
         self._items: deque[Item] = deque()
         self._wake = asyncio.Event()
         self._asleep = True
         self._closed = False
+        self._cancel = Cancel()
         self._future: Future[None] = executor.submit(self._run, work)
         self._future.add_done_callback(lambda _: self._call(on_end))
 
@@ -62,15 +69,16 @@ class Bridge(Generic[Item]):
         return items
 
     def close(self) -> None:
-        """End the work: at once where it waits for us, else when it gives the next item."""
+        """End the work at once, whether it waits for us or for the backend."""
         with self._changed:
             self._closed = True
             self._items.clear()
             self._changed.notify()
+        self._cancel.call()
         self._wake.set()
 
-    def _run(self, work: Callable[[], Iterator[Item]]) -> None:
-        with closing_iterator(work()) as items:
+    def _run(self, work: Callable[[Cancel], Iterator[Item]]) -> None:
+        with closing_iterator(work(self._cancel)) as items:
             for item in items:
                 if not self._give(item):
                     return

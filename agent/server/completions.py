@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from agent.errors import ModelError
@@ -16,6 +16,7 @@ from agent.events import Retried
 from agent.harmony.codec import Codec
 from agent.harmony.tokens import ENDOFTEXT, STOPS, VOCABULARY_SIZE
 from agent.model.base import SamplingParams, TokenSource
+from agent.model.cancel import Cancel
 from agent.model.client import closing_iterator
 from agent.server.ask import sampling, stops
 from agent.server.faults import BadRequest, Refusal
@@ -118,13 +119,16 @@ def _is_id(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < VOCABULARY_SIZE
 
 
-def complete(source: TokenSource, codec: Codec, request: CompletionRequest) -> Iterator[Piece | Finished]:
-    """Sample. Closing the iterator stops the work. Raises ModelError."""
+def complete(
+    source: TokenSource, codec: Codec, request: CompletionRequest, cancel: Cancel | None = None
+) -> Iterator[Piece | Finished]:
+    """Sample. Closing the iterator stops the work, and so does ``cancel``. Raises ModelError."""
+    params = replace(request.params, cancel=cancel)
     utf8 = codecs.getincrementaldecoder("utf-8")("replace")
     stop = StopFilter(request.stop)
     tokens = cached_tokens = 0
     finish, stop_id = "stop", None
-    with closing_iterator(source.generate(request.prompt, request.params, request.stop_ids)) as chunks:
+    with closing_iterator(source.generate(request.prompt, params, request.stop_ids)) as chunks:
         for chunk in chunks:
             if isinstance(chunk, Retried):
                 if tokens:

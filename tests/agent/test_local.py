@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.errors import ContextOverflow, ModelError, ModelUnfit
+from agent.errors import Cancelled, ContextOverflow, ModelError, ModelUnfit
 from agent.events import Retried
 from agent.model.base import Chunk, SamplingParams
+from agent.model.cancel import Cancel
 from agent.model.local import LocalOptions, LocalSource, open_local
 
 PROMPT = (3, 1, 4, 1, 5, 9, 2, 6)
@@ -170,3 +171,36 @@ def test_a_folder_as_the_model_is_run_here_and_speaks_harmony(tmp_path: Path) ->
     assert isinstance(sampled, Sampled)
     assert sampled.completion_tokens >= 40
     assert sampled.prompt_tokens > 50
+
+
+def test_an_answer_is_ended_from_another_thread_at_once_also_in_the_middle_of_a_step(source: LocalSource) -> None:
+    cancel = Cancel()
+    stream = source.generate(PROMPT, SamplingParams(seed=1, cancel=cancel), ())
+    next(stream)
+    worker = source._worker
+    # The step under way takes as long as it takes: nothing may wait for it.
+    step, held = worker._engine.step, threading.Event()
+
+    def slow() -> object:
+        held.wait(10)
+        return step()
+
+    worker._engine.step = slow  # type: ignore[method-assign, assignment]
+    timer = threading.Timer(0.2, cancel.call)
+    timer.start()
+    with pytest.raises(Cancelled):
+        list(stream)
+    assert not held.is_set()
+    held.set()
+    timer.join()
+    assert len(ids(source.generate(PROMPT, SEEDED, ()))) == 12
+    assert worker._engine.scheduler.idle
+
+
+def test_what_was_cancelled_before_it_began_gives_nothing(source: LocalSource) -> None:
+    cancel = Cancel()
+    cancel.call()
+    with pytest.raises(Cancelled):
+        list(source.generate(PROMPT, SamplingParams(seed=1, cancel=cancel), ()))
+    source._worker.cancel("nobody")
+    assert len(ids(source.generate(PROMPT, SEEDED, ()))) == 12

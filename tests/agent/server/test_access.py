@@ -13,11 +13,16 @@ import pytest
 
 from agent.conversation import Channel
 from agent.events import Delta
+from agent.model.chat import chat_model
+from agent.model.client import Client, Endpoint
+from agent.model.responses import responses_model
 from agent.server.app import Access
 from agent.server.bridge import MOST_WAITING
 from agent.server.gate import Limits
 from agent.server.store import Bounded
 from tests.agent.server.served import Player, Talker, final, said, scripted, serving, until
+from tests.servers import Pause
+from tests.servers import serving as endpoint
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 
@@ -114,6 +119,21 @@ def test_a_client_that_goes_away_frees_its_slot_at_once(path: str, *, stream: bo
         assert talker.closed.wait(5)
         until(lambda: service.slots.taken == 0)
         assert talker.closed_s - gone_s < 0.1
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+@pytest.mark.parametrize("wire", ["chat", "responses"])
+def test_a_client_that_goes_away_frees_its_slot_at_once_also_while_the_backend_is_silent(path: str, wire: str) -> None:
+    """A long prompt is read for minutes before the first byte: nobody waits for that whom nobody waits for."""
+    build = {"chat": chat_model, "responses": responses_model}[wire]
+    with endpoint([[Pause(20)]]) as silent:
+        backend = build(Client(Endpoint(silent.url, "m", shared=True)))
+        with serving(backend) as (url, service):
+            connection = open_stream(url, path, input="x")
+            until(lambda: len(silent.requests) == 1)
+            connection.close()
+            assert until(lambda: service.slots.taken == 0) < 0.5
+            assert silent.hung_up.wait(5)
 
 
 def test_a_client_that_does_not_read_holds_the_model_up() -> None:
