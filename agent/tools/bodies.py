@@ -99,6 +99,13 @@ class Body:
 
 def read(tool: str, text: str) -> Body:
     """Return a body in the tool's canonical form. Never raises; what cannot be read stays as it is."""
+    try:
+        return _read(tool, text)
+    except RecursionError:  # nested a thousand deep: no arguments are, but a model that loops writes it
+        return Body(text)
+
+
+def _read(tool: str, text: str) -> Body:
     repairs: list[str] = []
     plain = _unwrapped(text, repairs)
     found = _json(plain, repairs) if _may_be_json(tool, plain) else None
@@ -151,7 +158,7 @@ def _patch_in_script(script: str) -> str | None:
 def _is_json(text: str) -> bool:
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 

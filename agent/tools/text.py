@@ -21,7 +21,7 @@ def arguments(text: str, example: str) -> dict[str, Any]:
     """Read a canonical body: a JSON object. Raises CallError with ``example``, one correct body."""
     try:
         found = json.loads(text) if text.strip() else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         shown = text if len(text) <= 200 else f"{text[:120]} … {text[-60:]}"
         raise CallError(
             f"The arguments are not a JSON object ({error}):\n  {shown}\nA correct call's body: {example}"

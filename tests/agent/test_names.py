@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from agent.harmony.parser import Parser
 from agent.harmony.tokens import OPENING
 from agent.tools.names import Resolved, Unknown, resolve
 from agent.tools.open import TRAINED_NAMES, declare, open_tools
+from agent.tools.text import CallError, arguments
 
 TOOLS = open_tools(RunConfig())
 PATCH = "*** Begin Patch\n*** Update File: a.py\n@@\n-x = \"1\"\n+x = '2'\n*** End Patch"
@@ -382,6 +384,18 @@ def test_nothing_escapes_for_any_text(recipient: str, text: str) -> None:
         "find",
     ):
         assert isinstance(resolve(name, text, TOOLS), Resolved | Unknown)
+
+
+@pytest.mark.parametrize("levels", [300, 900, 1000, 100_000])
+@pytest.mark.parametrize("opening", ["[", '{"command":', '{"arguments":{"path":', '{"plan":['])
+def test_nothing_escapes_however_deep_a_body_is_nested(opening: str, levels: int) -> None:
+    closing = "".join({"[": "]", "{": "}"}[sign] for sign in reversed(opening) if sign in "[{")
+    for text in (opening * levels, opening * levels + "1" + closing * levels):
+        for name in TOOLS:
+            meant = resolve(name, text, TOOLS)
+            assert isinstance(meant, Resolved)
+            with contextlib.suppress(CallError):
+                arguments(meant.text, "{}")
 
 
 JSON = st.recursive(
