@@ -36,6 +36,15 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
     "--max-body", type=click.IntRange(1024), default=32 << 20, metavar="BYTES", help="Largest request (32 MiB)."
 )
 @click.option("--request-timeout", type=click.FloatRange(1), default=3600.0, metavar="S", help="Longest answer (3600).")
+@click.option(
+    "--web-search",
+    type=click.Choice(["auto", "exa", "youcom"]),
+    help="Let callers' models search the web, through the service that this machine has a key for (off).",
+)
+@click.option("--code-interpreter", is_flag=True, help="Let them run Python, in containers without a network (off).")
+@click.option(
+    "--interpreters", type=click.IntRange(1, 256), default=8, metavar="N", help="Most containers at a time (8)."
+)
 @click.option("--verbose", is_flag=True, help="Log requests, and what backends said, to standard error.")
 def serve(
     backend: str,
@@ -50,6 +59,9 @@ def serve(
     max_requests: int,
     max_body: int,
     request_timeout: float,
+    web_search: str | None,
+    code_interpreter: bool,
+    interpreters: int,
     verbose: bool,
 ) -> None:
     """Serve a backend as OpenAI's APIs: responses, chat completions, completions.
@@ -58,6 +70,7 @@ def serve(
     """
     try:
         from agent.server.app import Access, Service
+        from agent.server.equip import equipped
         from agent.server.gate import Limits
         from agent.server.run import listen
         from agent.server.run import serve as run
@@ -80,10 +93,16 @@ def serve(
     }
     config = configured(flags, None).config
     listener = listen(host, port)
-    opened = open_backend(backend, config, lambda text: click.echo(f"agent: {text}", err=True))
     limits = Limits(requests=max_requests, body_bytes=max_body, request_timeout_s=request_timeout)
-    service = Service(opened, effort=config.effort, access=Access(key, loopback_only=local), limits=limits)
-    run(service, listener, click.echo, verbose=verbose)
+    access = Access(key, loopback_only=local)
+    with equipped(config, web_search, interpreters if code_interpreter else 0, _tell) as builtins:
+        opened = open_backend(backend, config, _tell)
+        service = Service(opened, effort=config.effort, access=access, limits=limits, builtins=builtins)
+        run(service, listener, click.echo, verbose=verbose)
+
+
+def _tell(text: str) -> None:
+    click.echo(f"agent: {text}", err=True)
 
 
 def _key(given: str | None) -> str | None:

@@ -125,6 +125,10 @@ class Codec:
             return (CHANNEL, *self.encode("commentary to=functions"))
         return (CHANNEL, *self.encode(f"commentary to=functions.{function} "), CONSTRAIN, *self.encode("json"), MESSAGE)
 
+    def built_in_opening(self, name: str) -> Ids:
+        """Return what an answer begins with that can only be a call of a built-in tool: ``python``, ``browser``, or "" for any."""
+        return (CHANNEL, *self.encode(f"analysis to={name}"))
+
     def token_bytes(self, token: int) -> bytes:
         """The bytes of one text id; empty for any other id, known or not."""
         return self._spell(token) if is_text(token) else b""

@@ -22,7 +22,7 @@ from agent.events import Delta, MessageAdded, Repaired, Retried, Sampled
 from agent.model.base import Model, SamplingParams
 from agent.model.client import closing_iterator
 from agent.model.functions import Functions
-from agent.server.ask import FUNCTIONS, Ask
+from agent.server.ask import Ask
 from agent.server.backend import Backend
 from agent.server.faults import InvalidAnswer
 from agent.server.stops import StopFilter
@@ -44,8 +44,18 @@ class Void:
 
 
 @dataclass(frozen=True, slots=True)
+class Cited:
+    """A source of the text that is being said: characters ``start`` up to ``end`` of it, counted from where this text began."""
+
+    start: int
+    end: int
+    url: str
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
 class Called:
-    """A whole call. ``arguments`` is a JSON object."""
+    """A whole call, for the client to run. ``arguments`` is a JSON object."""
 
     name: str
     arguments: str
@@ -63,7 +73,29 @@ class Ended:
     reasoning_tokens: int
 
 
-Part = Said | Void | Called | Ended
+@dataclass(frozen=True, slots=True)
+class Working:
+    """A call of one of the server's own tools begins. ``detail`` is the item's own part: an action, or code and its container."""
+
+    id: str
+    kind: Literal["web", "code"]
+    detail: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Worked:
+    """The call has ended. ``output`` is what the model was told; ``turn`` are the messages that it came about by, its answer the last."""
+
+    id: str
+    kind: Literal["web", "code"]
+    detail: Mapping[str, Any]
+    ok: bool
+    output: str
+    sources: tuple[str, ...]
+    turn: tuple[Message, ...]
+
+
+Part = Said | Void | Cited | Called | Working | Worked | Ended
 
 
 @dataclass(slots=True)
@@ -171,7 +203,7 @@ def _wrong(ask: Ask, attempt: _Attempt) -> str:
     if ask.choice.mode == "required":
         if not calls:
             return "it did not call a function"
-        if ask.choice.name is not None and {call.recipient for call in calls} != {FUNCTIONS + ask.choice.name}:
+        if not all(ask.choice.is_met_by(call.recipient) for call in calls):
             return "it did not call the function that was demanded"
     if ask.format is not None and not calls:
         text = "".join(m.text for m in attempt.messages if m.is_final)
@@ -197,7 +229,8 @@ def _again(backend: Backend, ask: Ask, params: SamplingParams, tried: int) -> Sa
     """The next attempt: another seed, and where ids are to be had, an answer that can only be the demanded call."""
     opening = params.opening
     if backend.codec is not None and ask.choice.mode == "required":
-        opening = backend.codec.call_opening(ask.choice.name)
+        codec, name = backend.codec, ask.choice.name
+        opening = codec.built_in_opening(name or "") if ask.choice.built_in else codec.call_opening(name)
     seed = None if params.seed is None else params.seed + 1_000_003 * (tried + 1)
     return replace(params, opening=opening, seed=seed)
 

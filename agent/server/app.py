@@ -18,9 +18,12 @@ from starlette.routing import Route
 from agent.errors import ModelError
 from agent.model.cancel import Cancel
 from agent.server import sse
-from agent.server.answer import Ended, Part, answer
+from agent.server.answer import Ended, Part, Worked, answer
+from agent.server.ask import Ask
 from agent.server.backend import Backend
+from agent.server.bench import Bench, Builtins
 from agent.server.bridge import Bridge
+from agent.server.builtin import Wanted
 from agent.server.chat import ChatWriter, read_chat
 from agent.server.completions import CompletionWriter, Finished, Piece, complete, read_completion
 from agent.server.faults import NotThere, Refusal, refusal
@@ -29,7 +32,8 @@ from agent.server.metrics import Metrics
 from agent.server.play import Flight, Played, retry_header
 from agent.server.responses import ResponseWriter
 from agent.server.responses_request import ResponsesRequest, read_responses
-from agent.server.store import Kept, Store, messages_bytes
+from agent.server.rounds import newest_turn, rounds
+from agent.server.store import Kept, Places, Store, messages_bytes
 
 Item = TypeVar("Item")
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -54,8 +58,10 @@ class Service:
         access: Access | None = None,
         limits: Limits | None = None,
         store: Store | None = None,
+        builtins: Builtins | None = None,
     ) -> None:
         self.backend = backend
+        self._builtins = builtins or Builtins()
         self.limits = limits or Limits()
         self.slots = Slots(self.limits.requests)
         self.store = store or Store()
@@ -95,26 +101,26 @@ class Service:
     def close(self) -> None:
         """Give back the backend and the threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._builtins.close()
         self.backend.close()
 
     async def responses(self, request: Request) -> Response:
         """POST /v1/responses."""
         body = await read_body(request, self.limits.body_bytes)
-        asked = read_responses(body, self.store, self._effort)
-        writer = ResponseWriter(self.backend.id, asked.echo, int(time.time()), asked.seal)
+        asked = read_responses(body, self.store, self._effort, self._builtins.offer)
+        bench = self._bench(asked.wanted, asked.places)
+        writer = ResponseWriter(self.backend.id, asked.echo, int(time.time()), asked.include)
 
         def heard(part: Part) -> None:
-            self._keep_turn(part, writer.call_ids)
-            if isinstance(part, Ended) and asked.store:
-                self._keep_response(asked, writer, part)
+            self._keep_turn(part, writer.call_ids, apart=True)
+            if isinstance(part, Worked):
+                self.store.remember(part.id, part.turn)
+            if isinstance(part, Ended):
+                places = asked.places if bench is None else self._keep_places(bench, asked.places)
+                if asked.store:
+                    self._keep_response(asked, writer, part, places)
 
-        return self._play(
-            lambda cancel: answer(self.backend, asked.ask.ended_by(cancel)),
-            writer,
-            "/v1/responses",
-            stream=asked.stream,
-            heard=heard,
-        )
+        return self._play(self._work(asked.ask, bench), writer, "/v1/responses", stream=asked.stream, heard=heard)
 
     async def response(self, request: Request) -> Response:
         """GET /v1/responses/{id}."""
@@ -145,14 +151,16 @@ class Service:
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        asked = read_chat(await read_body(request, self.limits.body_bytes), self.store, self._effort)
+        body = await read_body(request, self.limits.body_bytes)
+        asked = read_chat(body, self.store, self._effort, self._builtins.offer)
+        bench = self._bench(asked.wanted, Places())
         writer = ChatWriter(self.backend.id, int(time.time()), asked.usage)
         return self._play(
-            lambda cancel: answer(self.backend, asked.ask.ended_by(cancel)),
+            self._work(asked.ask, bench),
             writer,
             "/v1/chat/completions",
             stream=asked.stream,
-            heard=lambda part: self._keep_turn(part, writer.call_ids),
+            heard=lambda part: self._keep_turn(part, writer.call_ids, apart=False),
         )
 
     async def completions(self, request: Request) -> Response:
@@ -215,20 +223,41 @@ class Service:
     def _landed(self, ident: str) -> None:
         del self._flights[ident]
 
-    def _keep_turn(self, part: Part, call_ids: list[str]) -> None:
-        """Count an answer, and remember how a call came about."""
+    def _bench(self, wanted: Wanted, places: Places) -> Bench | None:
+        """Return the tools that a request wants of ours, where its conversation left them."""
+        if not wanted:
+            return None
+        interpreters = self._builtins.interpreters
+        if wanted.container is not None and (interpreters is None or wanted.container not in interpreters):
+            raise NotThere("There is no such container here (not any more): leave it to the server with auto.", "tools")
+        pages = self.store.pages.get(places.web) if places.web is not None else None
+        return Bench(self._builtins, wanted, pages or (), places.container)
+
+    def _work(self, ask: Ask, bench: Bench | None) -> Callable[[Cancel], Iterator[Part]]:
+        if bench is None:
+            return lambda cancel: answer(self.backend, ask.ended_by(cancel))
+        return lambda cancel: rounds(self.backend, ask.ended_by(cancel), bench)
+
+    def _keep_turn(self, part: Part, call_ids: list[str], *, apart: bool) -> None:
+        """Count an answer, and remember how a call came about. ``apart``: calls of ours before it have items of their own."""
         if not isinstance(part, Ended):
             return
         self._metrics.tokens(part.prompt_tokens, part.cached_tokens, part.completion_tokens)
         if len(call_ids) == 1 and part.messages[-1].is_call:
-            self.store.remember(call_ids[0], part.messages)
+            self.store.remember(call_ids[0], newest_turn(part.messages) if apart else part.messages)
 
-    def _keep_response(self, asked: ResponsesRequest, writer: ResponseWriter, ended: Ended) -> None:
+    def _keep_places(self, bench: Bench, before: Places) -> Places:
+        """Keep where the tools left off, for the next answer of the conversation."""
+        places = Places(bench.newest_search or before.web, bench.container)
+        if bench.newest_search is not None and bench.browser is not None:
+            self.store.remember_pages(bench.newest_search, bench.browser.pages)
+        return places
+
+    def _keep_response(self, asked: ResponsesRequest, writer: ResponseWriter, ended: Ended, places: Places) -> None:
         messages = (*asked.history, *ended.messages)
         document = writer.document()
-        self.store.responses.put(
-            writer.id, Kept(document, messages), len(sse.document(document)) + messages_bytes(messages)
-        )
+        size_bytes = len(sse.document(document)) + messages_bytes(messages)
+        self.store.responses.put(writer.id, Kept(document, messages, places), size_bytes)
 
     def _model(self) -> dict[str, Any]:
         window = self.backend.model.context_tokens

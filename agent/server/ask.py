@@ -24,10 +24,22 @@ MUST_CALL = "Answer with a call to one of the functions, not with text."
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which calls are wanted. ``mode`` is auto, none or required; ``name`` is the one function that is."""
+    """Which calls are wanted. ``mode`` is auto, none or required; ``name`` is the one function that is.
+
+    ``built_in``: the name is that of a tool of the server's own, "" for any of them.
+    """
 
     mode: str = "auto"
     name: str | None = None
+    built_in: bool = False
+
+    def is_met_by(self, recipient: str | None) -> bool:
+        """Whether a call of ``recipient`` is the one that is demanded."""
+        if self.name is None:
+            return True
+        if self.built_in:
+            return (recipient or "").removeprefix(FUNCTIONS).startswith(self.name)
+        return recipient == FUNCTIONS + self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +74,9 @@ class Ask:
         conversation, texts = self.conversation, [self.conversation.instructions]
         if self.choice.mode == "none":
             conversation = replace(conversation, tools=())
-        elif self.choice.name is not None:
-            texts.append(f"Answer with a call to the function {self.choice.name}, not with text.")
+        elif self.choice.name:
+            kind = "tool" if self.choice.built_in else "function"
+            texts.append(f"Answer with a call to the {kind} {self.choice.name}, not with text.")
         elif self.choice.mode == "required":
             texts.append(MUST_CALL)
         if self.format is not None:
@@ -114,11 +127,19 @@ def function(spec: Fields) -> ToolSpec:
     return ToolSpec(name, spec.text("description", ""), parameters)
 
 
-def check_choice(choice: Choice, tools: Sequence[ToolSpec], body: Fields) -> Choice:
-    """Return the choice if it can be met."""
-    if choice.mode == "required" and not tools:
+def check_choice(
+    choice: Choice, tools: Sequence[ToolSpec], body: Fields, built_in: frozenset[str] = frozenset()
+) -> Choice:
+    """Return the choice if it can be met, by a function or by a tool of the server's own (``built_in`` are their names)."""
+    if choice.built_in and choice.name not in built_in:
+        raise body.wrong(
+            "tool_choice", "names a built-in tool that tools does not ask for, or that is not switched on here"
+        )
+    if choice.mode == "required" and not tools and not built_in:
         raise body.wrong("tool_choice", "asks for a call, and no function is declared")
-    if choice.name is not None and choice.name not in {tool.name for tool in tools}:
+    if choice.mode == "required" and choice.name is None and not tools:
+        return Choice("required", next(iter(built_in)) if len(built_in) == 1 else "", built_in=True)
+    if choice.name is not None and not choice.built_in and choice.name not in {tool.name for tool in tools}:
         raise body.wrong("tool_choice", "names a function that is not declared")
     return choice
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from agent.conversation import Channel, Conversation, Message, Role, ToolSpec
 from agent.server import sse
-from agent.server.answer import Called, Ended, Part, Said, Void
+from agent.server.answer import Called, Cited, Ended, Part, Said, Void, Worked, Working
 from agent.server.ask import (
     FUNCTIONS,
     Ask,
@@ -26,6 +26,7 @@ from agent.server.ask import (
     sampling,
     stops,
 )
+from agent.server.builtin import RESERVED, WEB, Offer, Wanted, read_web
 from agent.server.faults import Refusal
 from agent.server.fields import Fields
 from agent.server.responses import new_id
@@ -44,7 +45,6 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "audio": (),
     "functions": (),
     "function_call": (),
-    "web_search_options": (),
     "modalities": (["text"],),
 }
 _FINISHES: Mapping[str, str] = {"stop": "stop", "call": "tool_calls", "length": "length"}
@@ -57,9 +57,10 @@ class ChatRequest:
     ask: Ask
     stream: bool
     usage: bool
+    wanted: Wanted
 
 
-def read_chat(body: Fields, store: Store, default_effort: str) -> ChatRequest:
+def read_chat(body: Fields, store: Store, default_effort: str, offer: Offer) -> ChatRequest:
     """Read a request. Raises BadRequest, which names the field."""
     body.refuse(_UNSUPPORTED)
     messages, call_ids = _messages(body)
@@ -70,7 +71,24 @@ def read_chat(body: Fields, store: Store, default_effort: str) -> ChatRequest:
     conversation = Conversation(instructions, tools, shown, effort(body, "reasoning_effort", default_effort))
     parallel = body.flag("parallel_tool_calls", default=True)
     ask = Ask(conversation, sampling(body, limit), _choice(body, tools), _format(body), stops(body), parallel)
-    return ChatRequest(ask, body.flag("stream"), options is not None and options.flag("include_usage"))
+    usage = options is not None and options.flag("include_usage")
+    return ChatRequest(ask, body.flag("stream"), usage, _wanted(body, offer, tools))
+
+
+def _wanted(body: Fields, offer: Offer, tools: tuple[ToolSpec, ...]) -> Wanted:
+    """``web_search_options`` asks for a web search; here a client says so on purpose."""
+    options = body.object("web_search_options")
+    if options is None:
+        return Wanted()
+    if not offer.web:
+        raise body.wrong(
+            "web_search_options", "is not switched on here: its operator does that with agent serve --web-search"
+        )
+    if clash := next((tool.name for tool in tools if tool.name in RESERVED[WEB]), None):
+        raise body.wrong(
+            "tools", f"declares a function {clash}, which is the name of a built-in tool that is also asked for"
+        )
+    return Wanted(web=True, **read_web(options))
 
 
 def _messages(body: Fields) -> tuple[list[Message], dict[int, str]]:
@@ -163,6 +181,8 @@ class ChatWriter:
     _frame: tuple[bytes, bytes] | None = None
     _reasoning: list[str] = field(default_factory=list)
     _text: list[str] = field(default_factory=list)
+    _text_begins: int | None = None  # of the piece of text that is being said, from where its citations are counted
+    _annotations: list[dict[str, Any]] = field(default_factory=list)
     _calls: list[dict[str, Any]] = field(default_factory=list)
 
     def start(self) -> bytes:
@@ -173,13 +193,22 @@ class ChatWriter:
         """Return the chunks that a part of the answer is."""
         match part:
             case Said("reasoning", text):
+                self._text_begins = None
                 self._reasoning.append(text)
                 return self._delta({"reasoning": text, "reasoning_content": text})
             case Said(_, text):
+                if self._text_begins is None:
+                    self._text_begins = sum(map(len, self._text))
                 self._text.append(text)
                 return self._delta({"content": text})
+            case Cited():
+                return self._cite(part)
             case Void():
+                self._text_begins = None
                 self._reasoning.clear()
+                return b""
+            case Working() | Worked():  # chat completions have no items for what the server does itself
+                self._text_begins = None
                 return b""
             case Called(name, arguments):
                 call_id = new_id("call")
@@ -206,12 +235,21 @@ class ChatWriter:
         message: dict[str, Any] = {"role": "assistant", "content": "".join(self._text) or None, "refusal": None}
         if not self._calls:
             message["content"] = message["content"] or ""
+        if self._annotations:
+            message["annotations"] = self._annotations
         if self._reasoning:
             message["reasoning"] = message["reasoning_content"] = "".join(self._reasoning)
         if self._calls:
             message["tool_calls"] = self._calls
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _FINISHES[self.ended.finish]}
         return {**self._head("chat.completion"), "choices": [choice], "usage": usage(self.ended)}
+
+    def _cite(self, cited: Cited) -> bytes:
+        begins = self._text_begins or 0
+        place = {"start_index": begins + cited.start, "end_index": begins + cited.end}
+        annotation = {"type": "url_citation", "url_citation": {**place, "url": cited.url, "title": cited.title}}
+        self._annotations.append(annotation)
+        return self._chunk({"annotations": [annotation]})
 
     def _chunk(self, delta: dict[str, Any], finish: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}

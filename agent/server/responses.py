@@ -6,7 +6,12 @@
     reasoning   output_item.added · content_part.added · reasoning_text.delta… · reasoning_text.done · content_part.done · output_item.done
     message     output_item.added · content_part.added · output_text.delta… · output_text.done · content_part.done · output_item.done
     call        output_item.added · function_call_arguments.delta · function_call_arguments.done · output_item.done
+    web         output_item.added · web_search_call.in_progress · .searching · .completed · output_item.done
+    code        output_item.added · code_interpreter_call.in_progress · _code.delta · _code.done · .interpreting · .completed ·
+                output_item.done
     completed | incomplete | failed
+
+A citation follows the delta that holds it, as output_text.annotation.added.
 
 All events of an item share its ``output_index``, counted from 0; ``sequence_number`` counts every event from 0.
 """
@@ -17,11 +22,11 @@ import base64
 import binascii
 import secrets
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent.server.answer import Called, Ended, Part, Said, Void
+from agent.server.answer import Called, Cited, Ended, Part, Said, Void, Worked, Working
 from agent.server.faults import Refusal
 from agent.server.sse import event
 
@@ -57,16 +62,21 @@ class _Item:
     index: int
     item: dict[str, Any]
     texts: list[str] = field(default_factory=list)
+    annotations: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class ResponseWriter:
-    """Makes one response of the parts of an answer. ``echo`` are the request's settings, as the response repeats them."""
+    """Makes one response of the parts of an answer. ``echo`` are the request's settings, as the response repeats them.
+
+    ``include`` is what was asked for beside the usual: reasoning.encrypted_content, code_interpreter_call.outputs,
+    web_search_call.action.sources.
+    """
 
     model: str
     echo: Mapping[str, Any]
     created_s: int
-    seal: bool = False  # reasoning.encrypted_content was asked for
+    include: frozenset[str] = frozenset()
     id: str = field(default_factory=lambda: new_id("resp"))
     status: str = "in_progress"
     ended: Ended | None = None
@@ -91,8 +101,14 @@ class ResponseWriter:
                 return self._said(kind, text)
             case Void():
                 return self._close("incomplete")
+            case Cited():
+                return self._cite(part)
             case Called(name, arguments):
                 return self._close() + self._call(name, arguments)
+            case Working():
+                return self._close() + self._working(part)
+            case Worked():
+                return self._worked(part)
             case Ended():
                 return self._end(part)
 
@@ -150,15 +166,19 @@ class ResponseWriter:
         )
 
     def _close(self, status: str = "completed") -> bytes:
-        """Finish the open item, if there is one."""
+        """Finish the open item, if there is one. A call of ours that is open here was ended with its request."""
         opened, self._open = self._open, None
         if opened is None:
             return b""
+        if "content" not in opened.item:
+            item = {**opened.item, "status": "incomplete"}
+            self._output.append(item)
+            return self._event("response.output_item.done", output_index=opened.index, item=item)
         reasoning = opened.item["type"] == "reasoning"
         text = "".join(opened.texts)
-        part = _content("reasoning" if reasoning else "text", text)
+        part = _content("reasoning" if reasoning else "text", text, opened.annotations)
         item = {**opened.item, "status": status, "content": [part]}
-        if reasoning and self.seal:
+        if reasoning and "reasoning.encrypted_content" in self.include:
             item["encrypted_content"] = sealed(text)
         self._output.append(item)
         name = "response.reasoning_text.done" if reasoning else "response.output_text.done"
@@ -191,6 +211,67 @@ class ResponseWriter:
             + self._event("response.output_item.done", output_index=index, item=done)
         )
 
+    def _cite(self, cited: Cited) -> bytes:
+        opened = self._open
+        assert opened is not None
+        annotation = {
+            "type": "url_citation",
+            "start_index": cited.start,
+            "end_index": cited.end,
+            "url": cited.url,
+            "title": cited.title,
+        }
+        index = len(opened.annotations)
+        opened.annotations.append(annotation)
+        return self._event(
+            "response.output_text.annotation.added",
+            **_place(opened),
+            content_index=0,
+            annotation_index=index,
+            annotation=annotation,
+        )
+
+    def _working(self, work: Working) -> bytes:
+        """Begin an item of a tool of ours. Until it ends it is the open one, and may be left incomplete."""
+        web = work.kind == "web"
+        kind = "web_search_call" if web else "code_interpreter_call"
+        item: dict[str, Any] = {"id": work.id, "type": kind, "status": "in_progress", **work.detail}
+        if not web:
+            item["outputs"] = None
+        opened = self._open = _Item(len(self._output), item)
+        place = _place(opened)
+        out = self._event("response.output_item.added", output_index=opened.index, item=item)
+        if web:
+            out += self._event("response.web_search_call.in_progress", **place)
+            return out + self._event("response.web_search_call.searching", **place)
+        code = work.detail["code"]
+        return (
+            out
+            + self._event("response.code_interpreter_call.in_progress", **place)
+            + self._event("response.code_interpreter_call_code.delta", **place, delta=code)
+            + self._event("response.code_interpreter_call_code.done", **place, code=code)
+            + self._event("response.code_interpreter_call.interpreting", **place)
+        )
+
+    def _worked(self, done: Worked) -> bytes:
+        opened, self._open = self._open, None
+        assert opened is not None
+        item = {**opened.item, **done.detail}
+        if done.kind == "web":
+            item["status"] = "completed" if done.ok else "failed"
+            if done.sources and "web_search_call.action.sources" in self.include:
+                sources = [{"type": "url", "url": url} for url in done.sources]
+                item["action"] = {**item["action"], "sources": sources}
+        else:
+            item["status"] = "completed"  # also where the code raised: its traceback is its output
+            if "code_interpreter_call.outputs" in self.include:
+                item["outputs"] = [{"type": "logs", "logs": done.output}]
+        self._output.append(item)
+        out = b""
+        if item["status"] == "completed":
+            out = self._event(f"response.{item['type']}.completed", **_place(opened))
+        return out + self._event("response.output_item.done", output_index=opened.index, item=item)
+
     def _end(self, ended: Ended) -> bytes:
         cut = ended.finish == "length"
         closed = self._close("incomplete" if cut else "completed")
@@ -221,7 +302,7 @@ def _place(opened: _Item) -> dict[str, Any]:
     return {"item_id": opened.item["id"], "output_index": opened.index}
 
 
-def _content(kind: str, text: str) -> dict[str, Any]:
+def _content(kind: str, text: str, annotations: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
     if kind == "reasoning":
         return {"type": "reasoning_text", "text": text}
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    return {"type": "output_text", "text": text, "annotations": list(annotations), "logprobs": []}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from agent.conversation import Channel, Conversation, Message, Role, ToolSpec
@@ -18,10 +18,11 @@ from agent.server.ask import (
     json_format,
     sampling,
 )
+from agent.server.builtin import CODE, WEB, Offer, Wanted, read_builtin, tool_name
 from agent.server.faults import NotThere
 from agent.server.fields import Fields
 from agent.server.responses import unsealed
-from agent.server.store import Kept, Store
+from agent.server.store import Kept, Places, Store
 
 _TEXT_KINDS = frozenset({"input_text", "output_text", "text", "refusal", "summary_text", "reasoning_text"})
 _ROLES = {"system": Role.SYSTEM, "developer": Role.DEVELOPER, "user": Role.USER, "assistant": Role.ASSISTANT}
@@ -31,25 +32,30 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "conversation": (),
     "prompt": (),
     "top_logprobs": (0,),
-    "max_tool_calls": (),
     "truncation": ("disabled",),
     "moderation": (),
 }
 # Items that say nothing to the model: what tools of other servers left in the history.
-_SILENT = frozenset({"web_search_call", "file_search_call", "image_generation_call", "item_reference", "compaction"})
+_SILENT = frozenset({"file_search_call", "image_generation_call", "item_reference", "compaction"})
+_NOT_KEPT = "[The output of this call is not kept.]"
 _UNSUPPORTED_INCLUDES = frozenset({"message.output_text.logprobs"})
 
 
 @dataclass(frozen=True, slots=True)
 class ResponsesRequest:
-    """A request, read. ``echo`` is what the response repeats of it; ``history`` are its messages, the older ones included."""
+    """A request, read. ``echo`` is what the response repeats of it; ``history`` are its messages, the older ones included.
+
+    ``wanted`` are the server's own tools that it asks for, and ``places`` where they left off.
+    """
 
     ask: Ask
     stream: bool
     store: bool
-    seal: bool
+    include: frozenset[str]
     echo: Mapping[str, Any]
     history: tuple[Message, ...]
+    wanted: Wanted
+    places: Places
 
 
 @dataclass(slots=True)
@@ -59,21 +65,23 @@ class _Input:
     messages: list[Message] = field(default_factory=list)
     call_ids: dict[int, str] = field(default_factory=dict)
     recipients: dict[str, str] = field(default_factory=dict)
+    places: Places = field(default_factory=Places)
 
 
-def read_responses(body: Fields, store: Store, default_effort: str) -> ResponsesRequest:
+def read_responses(body: Fields, store: Store, default_effort: str, offer: Offer) -> ResponsesRequest:
     """Read a request. Raises BadRequest, which names the field, and NotThere for a previous response that is not kept."""
     body.refuse(_UNSUPPORTED)
     include = body.list("include")
     if _UNSUPPORTED_INCLUDES.intersection(map(str, include)):
         raise body.wrong("include", "asks for logprobs, which this server does not give")
     previous = _previous(body, store)
-    said = _input(body, previous)
+    said = _input(body, previous, store)
     messages = store.recalled(said.messages, said.call_ids)
     history = (*previous.messages, *messages)
     instructions, shown = instructed(body.text("instructions", ""), history)
     tools = tuple(function(tool) for tool in body.objects("tools") if tool.text("type") == "function")
-    choice, tools = _choice(body, tools)
+    wanted = read_builtin(body, offer, tools)
+    choice, tools, wanted = _choice(body, tools, wanted)
     reasoning = body.object("reasoning")
     text = body.object("text")
     inner = text.object("format") if text is not None else None
@@ -86,9 +94,11 @@ def read_responses(body: Fields, store: Store, default_effort: str) -> Responses
         ask,
         body.flag("stream"),
         keep,
-        "reasoning.encrypted_content" in include,
-        _echo(body, ask, keep=keep),
+        frozenset(map(str, include)),
+        _echo(body, ask, wanted, keep=keep),
         history,
+        wanted,
+        said.places,
     )
 
 
@@ -104,8 +114,8 @@ def _previous(body: Fields, store: Store) -> Kept:
     return kept
 
 
-def _input(body: Fields, previous: Kept) -> _Input:
-    said = _Input()
+def _input(body: Fields, previous: Kept, store: Store) -> _Input:
+    said = _Input(places=previous.places)
     value = body.raw("input")
     if isinstance(value, str):
         said.messages.append(Message(Role.USER, value))
@@ -115,7 +125,8 @@ def _input(body: Fields, previous: Kept) -> _Input:
     items = list(body.objects("input"))
     outputs = {item.text("call_id"): _output(item) for item in items if item.text("type", "") == "function_call_output"}
     for item in items:
-        _item(item, said, outputs, previous)
+        if not _own_item(item, said, store):
+            _item(item, said, outputs, previous)
     _mark_preambles(said.messages)
     return said
 
@@ -142,6 +153,32 @@ def _item(item: Fields, said: _Input, outputs: Mapping[str, str], previous: Kept
             _late_output(item, said, outputs, previous)
         case kind if kind not in _SILENT:
             raise item.wrong("type", "is of a kind that this server does not know")
+
+
+def _own_item(item: Fields, said: _Input, store: Store) -> bool:
+    """Take a call of the server's own tools back into the history. False where the item is something else.
+
+    A search whose results are not remembered says nothing to the model, and is left out.
+    """
+    match item.text("type", "message"):
+        case "web_search_call":
+            ident = item.text("id", "")
+            turn = store.turn(ident)
+            if turn is not None and len(turn) > 1:
+                said.places = replace(said.places, web=ident)
+                said.call_ids[len(said.messages)] = ident
+                said.messages += turn[-2:]
+        case "code_interpreter_call":
+            said.places = replace(said.places, container=item.text("container_id", "") or said.places.container)
+            said.call_ids[len(said.messages)] = item.text("id", "")
+            logs = [entry.text("logs", "") for entry in item.objects("outputs")]
+            said.messages += [
+                Message(Role.ASSISTANT, item.text("code", ""), Channel.ANALYSIS, CODE, "code"),
+                Message(Role.TOOL, "\n".join(logs) if logs else _NOT_KEPT, name=CODE),
+            ]
+        case _:
+            return False
+    return True
 
 
 def _late_output(item: Fields, said: _Input, outputs: Mapping[str, str], previous: Kept) -> None:
@@ -172,26 +209,40 @@ def _mark_preambles(messages: list[Message]) -> None:
             messages[index] = Message(Role.ASSISTANT, message.text, Channel.COMMENTARY)
 
 
-def _choice(body: Fields, tools: tuple[ToolSpec, ...]) -> tuple[Choice, tuple[ToolSpec, ...]]:
+def _choice(body: Fields, tools: tuple[ToolSpec, ...], wanted: Wanted) -> tuple[Choice, tuple[ToolSpec, ...], Wanted]:
     value = body.raw("tool_choice")
     if value is None or isinstance(value, str):
         choice = Choice(body.choice("tool_choice", ("auto", "none", "required"), "auto"))
-        return check_choice(choice, tools, body), tools
+        wanted = wanted if choice.mode != "none" else Wanted()
+        return check_choice(choice, tools, body, wanted.names), tools, wanted
     named = Fields(value, "tool_choice")
+    built_in = tool_name(named.text("type"))
+    if built_in is not None:
+        return check_choice(Choice("required", built_in, built_in=True), tools, body, wanted.names), tools, wanted
     if named.choice("type", ("function", "allowed_tools")) == "function":
-        return check_choice(Choice("required", named.text("name")), tools, body), tools
-    allowed = {tool.text("name", "") for tool in named.objects("tools")}
+        return check_choice(Choice("required", named.text("name")), tools, body), tools, wanted
+    entries = list(named.objects("tools"))
+    kinds = {tool_name(entry.text("type", "function")) for entry in entries}
+    wanted = replace(wanted, web=wanted.web and WEB in kinds, code=wanted.code and CODE in kinds)
+    allowed = {entry.text("name", "") for entry in entries}
     tools = tuple(tool for tool in tools if tool.name in allowed)
-    return check_choice(Choice(named.choice("mode", ("auto", "required"), "auto")), tools, body), tools
+    choice = Choice(named.choice("mode", ("auto", "required"), "auto"))
+    return check_choice(choice, tools, body, wanted.names), tools, wanted
 
 
-def _echo(body: Fields, ask: Ask, *, keep: bool) -> dict[str, Any]:
+def _is_given(kind: str, wanted: Wanted) -> bool:
+    """Whether the model is given tools of this type: what was left out is not repeated in the response."""
+    return kind == "function" or tool_name(kind) in wanted.names
+
+
+def _echo(body: Fields, ask: Ask, wanted: Wanted, *, keep: bool) -> dict[str, Any]:
     """What a response repeats of its request, with the defaults that were taken."""
     reasoning = body.raw("reasoning") or {}
     return {
         "background": False,
         "instructions": body.raw("instructions"),
         "max_output_tokens": ask.params.max_tokens,
+        "max_tool_calls": wanted.most_calls,
         "metadata": body.raw("metadata") or {},
         "parallel_tool_calls": ask.parallel,
         "previous_response_id": body.raw("previous_response_id"),
@@ -201,7 +252,7 @@ def _echo(body: Fields, ask: Ask, *, keep: bool) -> dict[str, Any]:
         "temperature": ask.params.temperature,
         "text": body.raw("text") or {"format": {"type": "text"}},
         "tool_choice": body.raw("tool_choice") or "auto",
-        "tools": body.list("tools"),
+        "tools": [tool for tool in body.list("tools") if _is_given(tool.get("type"), wanted)],
         "top_p": ask.params.top_p,
         "truncation": "disabled",
         "user": body.raw("user"),

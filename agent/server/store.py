@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from agent.conversation import Message, Role
+from agent.tools.browser.page import Page
 
 Value = TypeVar("Value")
 
@@ -57,11 +58,20 @@ class Bounded(Generic[Value]):
 
 
 @dataclass(frozen=True, slots=True)
+class Places:
+    """Where the server's own tools left off in a conversation: the newest web search's item, and the newest container."""
+
+    web: str | None = None
+    container: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Kept:
-    """A stored response, and the messages that its continuation starts from (its instructions are not among them)."""
+    """A stored response, and what its continuation starts from: messages (its instructions are not among them) and places."""
 
     response: Mapping[str, Any]
     messages: tuple[Message, ...]
+    places: Places = Places()
 
 
 class Store:
@@ -69,30 +79,51 @@ class Store:
 
     def __init__(self, most: int = 1024, most_bytes: int = 64 << 20) -> None:
         self.responses: Bounded[Kept] = Bounded(most, most_bytes)
+        self.pages: Bounded[tuple[Page, ...]] = Bounded(most, most_bytes)  # of a browser, by the newest search's item
         self._turns: Bounded[tuple[Message, ...]] = Bounded(4 * most, most_bytes)
 
     def remember(self, call_id: str, turn: Sequence[Message]) -> None:
-        """Keep the messages of an answer that ended in the call ``call_id``."""
+        """Keep the messages of an answer that ended in the call ``call_id``, and its result if it was a call of ours."""
         self._turns.put(call_id, tuple(turn), messages_bytes(turn))
+
+    def remember_pages(self, item_id: str, pages: Sequence[Page]) -> None:
+        """Keep what a browser had opened when the web search ``item_id`` ended."""
+        once = {id(page): page for page in pages}.values()
+        size_bytes = sum(100 * len(page.lines) + 2 * sum(map(len, page.lines)) for page in once)
+        self.pages.put(item_id, tuple(pages), size_bytes)
+
+    def turn(self, call_id: str) -> tuple[Message, ...] | None:
+        """Return the messages by which a call came about, if they are remembered."""
+        return self._turns.get(call_id)
 
     def recalled(self, messages: Sequence[Message], call_ids: Mapping[int, str]) -> tuple[Message, ...]:
         """Put the turns that are remembered in the place of what a client sent of them.
 
         ``call_ids`` are the ids of the calls among ``messages``, by their place. A turn is only believed if its call
-        means what the client's means. What the client sent of the same turn before the call is replaced with it.
+        means what the client's means. What the client sent of the same turn before the call is replaced with it; so is
+        the answer behind it, where the call was one of ours.
         """
         result: list[Message] = []
         begins = 0  # where in the result the assistant's newest turn begins
+        answered = False
         for index, message in enumerate(messages):
+            if answered and message.role is Role.TOOL:
+                answered = False
+                continue
             turn = self._turns.get(call_ids[index]) if index in call_ids else None
-            if turn is not None and _is_same(turn[-1], message):
+            if turn is not None and _is_same(_call(turn), message):
                 del result[begins:]
                 result += turn
+                answered = turn[-1].role is Role.TOOL
             else:
                 result.append(message)
             if message.role is not Role.ASSISTANT or message.is_call:
                 begins = len(result)
         return tuple(result)
+
+
+def _call(turn: Sequence[Message]) -> Message:
+    return next(message for message in reversed(turn) if message.is_call)
 
 
 def _is_same(remembered: Message, sent: Message) -> bool:

@@ -47,11 +47,12 @@ _LINK_ID = re.compile(r"【?(\d{1,6})(?:†[^】]*)?】?")
 
 @dataclass(slots=True)
 class Browser:
-    """The history of one run. ``encode`` counts tokens for the window."""
+    """The history of one run. ``encode`` counts tokens for the window; ``usual_hits`` are shown where no number is asked for."""
 
     service: Service
     encode: Encode
     pages: list[Page] = field(default_factory=list)
+    usual_hits: int = USUAL_HITS
     _cache: dict[str, Page] = field(default_factory=dict)
 
     def search(self, given: Mapping[str, Any]) -> str:
@@ -61,7 +62,7 @@ class Browser:
         if not query or len(query) > MOST_QUERY_CHARS:
             raise CallError(f"The query must have 1 to {MOST_QUERY_CHARS} characters. A correct body: {SEARCH_EXAMPLE}")
         topn = _number(given, "topn", SEARCH_EXAMPLE)
-        hits = self.service.search(query, USUAL_HITS if topn < 1 else min(topn, MOST_HITS))
+        hits = self.service.search(query, self.usual_hits if topn < 1 else min(topn, MOST_HITS))
         lines = [
             f"* {mark(index, hit.title or hit.url, hit.url, '')} {one_line(hit.text)}" for index, hit in enumerate(hits)
         ]

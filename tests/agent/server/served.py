@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -44,6 +45,16 @@ def call(name: str, arguments: str) -> Message:
     return Message(Role.ASSISTANT, arguments, Channel.COMMENTARY, f"functions.{name}", "json")
 
 
+def code(source: str) -> Message:
+    """A call of the trained python."""
+    return Message(Role.ASSISTANT, source, Channel.ANALYSIS, "python", "code")
+
+
+def web(verb: str, **arguments: Any) -> Message:
+    """A call of the trained browser."""
+    return Message(Role.ASSISTANT, json.dumps(arguments), Channel.ANALYSIS, f"browser.{verb}", "code")
+
+
 def final(text: str) -> Message:
     return Message(Role.ASSISTANT, text, Channel.FINAL)
 
@@ -61,8 +72,10 @@ def ids(codec: Codec, messages: Sequence[Message]) -> list[int]:
         assert message.channel is not None
         found += OPENING if number else ()
         found += [CHANNEL, *codec.encode(message.channel)]
-        if message.is_call:
+        if message.is_call and message.content_type == "json":
             found += [*codec.encode(f" to={message.recipient} "), CONSTRAIN, *codec.encode("json")]
+        elif message.is_call:
+            found += codec.encode(f" to={message.recipient} {message.content_type}")
         found += [MESSAGE, *codec.encode(message.text)]
         found += [CALL if message.is_call else RETURN if message.is_final else END]
     return found
@@ -166,7 +179,5 @@ def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> float:
 
 
 def write_script(path: Path, turns: Sequence[Sequence[dict[str, Any]]]) -> Path:
-    import json
-
     path.write_text(json.dumps({"turns": turns}))
     return path
