@@ -28,6 +28,7 @@ ONLY_IMPORTERS = {
     "torch": ("runtime",),
     "safetensors": ("runtime.model",),
     "huggingface_hub": ("runtime.model.hub",),
+    "ray": ("agent.batch.cluster", "agent.batch.seat"),
     "triton": ("runtime.kernels", "runtime.sampler"),
     "starlette": ("agent.server",),
     "uvicorn": ("agent.server",),
@@ -135,7 +136,7 @@ def test_every_module_is_small_enough_to_read() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["torch", "openai", "docker", "git", "openai_harmony", "rich", "lxml", "prompt_toolkit"]
+    "module", ["torch", "openai", "docker", "git", "openai_harmony", "rich", "lxml", "prompt_toolkit", "ray"]
 )
 def test_help_loads_nothing_heavy(module: str) -> None:
     import subprocess

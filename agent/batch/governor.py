@@ -5,6 +5,20 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from typing import Protocol
+
+
+class Grants(Protocol):
+    """Whoever says whether a request may be made."""
+
+    @property
+    def stopped(self) -> str:
+        """Why no more requests are granted, "" while they are."""
+        ...
+
+    def permit(self) -> bool:
+        """Wait until a request is allowed. False: no more are."""
+        ...
 
 
 class Governor:

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from agent.batch.attempt import Attempt, Job, Kind, Progress, load_attempt
-from agent.batch.governor import Governor
+from agent.batch.governor import Grants
 
 LOG_NAME = "worker.log"
 STARTS = 3  # a worker that died goes on from its log, so often at most
@@ -22,7 +22,7 @@ LAST_WORDS_BYTES = 2000
 class Processes:
     """Runs attempts in processes of this machine. Thread safe."""
 
-    def __init__(self, governor: Governor) -> None:
+    def __init__(self, governor: Grants) -> None:
         self._governor = governor
         self._lock = threading.Lock()
         self._workers: set[subprocess.Popen[str]] = set()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ from agent.view import write
 
 if TYPE_CHECKING:
     from agent.batch.attempt import Kind
+    from agent.batch.batch import Engine
+    from agent.batch.governor import Governor
     from agent.batch.task import Task
 
 AGAIN = "endpoint,sandbox"
@@ -50,13 +53,15 @@ def tasks() -> None:
 @click.option("--requests-per-minute", type=click.FloatRange(0, min_open=True), metavar="N", help="Most requests to the model, over all attempts.")  # fmt: skip
 @click.option("--again", default=AGAIN, show_default=True, metavar="CLASS,...", help="Run tasks again that ended so (none: run none again).")  # fmt: skip
 @click.option("--repositories", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR", help="Clones for rows that say owner/name.")  # fmt: skip
+@click.option("--engine", type=click.Choice(["processes", "ray"]), default="processes", show_default=True, help="Where attempts run: on this machine, or on a Ray cluster (extra [ray]).")  # fmt: skip
+@click.option("--address", metavar="ADDR", help="Where the cluster's head is, host:port (the one that this machine belongs to).")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Each task's result as a JSON line on standard output.")
 @click.option(ACKNOWLEDGEMENT, "acknowledged", is_flag=True, help="Needed for --sandbox none.")
 @config_options(*(key for key in FLAGS if key not in ("branch", "worktree", "runs_dir", "include_uncommitted")))
 def run(
     paths: tuple[Path, ...], out: Path, jobs: int, attempts: int, effort_ladder: str | None, pattern: str | None,
-    budget_tokens: int | None, requests_per_minute: float | None, again: str, repositories: Path | None, as_json: bool,
-    acknowledged: bool, **flags: object,
+    budget_tokens: int | None, requests_per_minute: float | None, again: str, repositories: Path | None, engine: str,
+    address: str | None, as_json: bool, acknowledged: bool, **flags: object,
 ) -> int:  # fmt: skip
     """Run tasks; run the same command again to go on after a kill, an interrupt or a used up budget.
 
@@ -67,7 +72,6 @@ def run(
     from agent.batch.batch import Batch, Plan, spent_tokens
     from agent.batch.checkout import Copies
     from agent.batch.governor import Governor
-    from agent.batch.processes import Processes
     from agent.batch.read import read_tasks
     from agent.batch.results import Results, derive, hold_to
     from agent.cli.tasks_view import open_watch
@@ -83,14 +87,15 @@ def run(
         done = sum(task.name in results.records for task in found)
         watch = open_watch(sys.stderr, len(found), done, governor, _print if as_json else _silent)
         checkouts = Copies(out.absolute() / "checkouts", base.cache_dir)
-        batch = Batch(found, _configure(flags), plan, results, Processes(governor), governor, watch, checkouts)
-        try:
-            with watch, Interrupts():
-                batch.run()
-        except KeyboardInterrupt:
-            pass  # said below, with what to do
-        finally:
-            derive(out, results.records)
+        with _engine(engine, address, out, governor) as workers:
+            batch = Batch(found, _configure(flags), plan, results, workers, governor, watch, checkouts)
+            try:
+                with watch, Interrupts():
+                    batch.run()
+            except KeyboardInterrupt:
+                pass  # said below, with what to do
+            finally:
+                derive(out, results.records)
         watch.summary({task.name: results.records[task.name] for task in found if task.name in results.records}, out)
         if not batch.unfinished:
             return 0
@@ -172,6 +177,26 @@ def _configure(flags: Mapping[str, Any]) -> Callable[[Task, Path], RunConfig]:
         return configured({**task.settings, **flags}, checkout).config
 
     return configure
+
+
+@contextmanager
+def _engine(name: str, address: str | None, out: Path, governor: Governor) -> Iterator[Engine]:
+    """Open what runs attempts. Raises UsageError where it cannot be had."""
+    if name == "ray":
+        try:
+            from agent.batch.cluster import Cluster
+        except ModuleNotFoundError as missing:
+            raise UsageError(
+                f'--engine ray: {missing.name} is not installed: pip install "gpt-oss-agent[ray]"'
+            ) from missing
+        with Cluster(address or "auto", out, governor) as cluster:
+            yield cluster
+        return
+    if address is not None:
+        raise UsageError("--address is the Ray cluster's: add --engine ray")
+    from agent.batch.processes import Processes
+
+    yield Processes(governor)
 
 
 def _held(base: RunConfig) -> dict[str, Any]:

@@ -1,0 +1,92 @@
+"""What travels between machines that share no disk: a checkout to where it is worked on, an attempt's folder back."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from agent.batch.attempt import RESULT_NAME
+from agent.batch.processes import LOG_NAME as WORKER_LOG_NAME
+from agent.errors import AgentError
+from agent.log import LOG_NAME
+from agent.runs import PATCH_NAME
+from sandbox import plumbing
+from sandbox import snapshot as snapshots
+
+MAX_CHECKOUT_BYTES = 256 << 20
+MAX_ATTEMPT_BYTES = 64 << 20
+LEFT_OUT_NAME = "left-out.txt"
+
+
+def pack_checkout(checkout: Path, max_bytes: int = MAX_CHECKOUT_BYTES) -> bytes:
+    """Return a checkout's commit as an archive of its git directory, with as much history as a sandbox is given.
+
+    Raises WorktreeError where git cannot, AgentError where there is more of it than ``max_bytes``.
+    """
+    with tempfile.TemporaryDirectory(prefix="gpt-oss-agent-") as scratch:
+        snapshot = snapshots.take(checkout, Path(scratch, "state"), include_uncommitted=False)
+        git_dir = Path(scratch, ".git")
+        git_dir.mkdir()
+        snapshots.write_metadata(snapshot, git_dir)
+        for folder in ("refs/heads", "objects"):  # git knows a repository by these, and a clean one may lack them
+            (git_dir / folder).mkdir(parents=True, exist_ok=True)
+        data = _archive([(".git", git_dir)], "w")
+    if len(data) > max_bytes:
+        raise AgentError(
+            f"the repository of {len(data) >> 20} MiB is more than the {max_bytes >> 20} MiB that are sent to a machine "
+            "of the cluster: run this task on one machine, or on a smaller repository"
+        )
+    return data
+
+
+def unpack_checkout(data: bytes, place: Path) -> None:
+    """Make the checkout at ``place``, which must not be there yet, whole or not at all."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".new-") as scratch:
+        fresh = Path(scratch, "checkout")
+        fresh.mkdir()
+        _extract(data, fresh)
+        plumbing.run(["reset", "-q", "--hard"], fresh, plumbing.ISOLATED)
+        fresh.rename(place)
+
+
+def pack_attempt(folder: Path, max_bytes: int = MAX_ATTEMPT_BYTES) -> bytes:
+    """Return what is kept of an attempt that has ended: result, patch, log and what the worker said.
+
+    Where that is more than ``max_bytes``, only result and patch go along, and a note that says so.
+    """
+    kept = [*folder.glob(RESULT_NAME), *folder.glob(f"*/{PATCH_NAME}")]
+    logs = [*folder.glob(WORKER_LOG_NAME), *folder.glob(f"*/{LOG_NAME}")]
+    data = _archive(((str(path.relative_to(folder)), path) for path in (*kept, *logs)), "w:gz")
+    if len(data) <= max_bytes:
+        return data
+    note = folder / LEFT_OUT_NAME
+    note.write_text(f"The log has {len(data) >> 20} MiB; at most {max_bytes >> 20} MiB come back from a cluster.\n")
+    return _archive(((str(path.relative_to(folder)), path) for path in (*kept, note)), "w:gz")
+
+
+def unpack_attempt(data: bytes, folder: Path) -> None:
+    """Put what ``pack_attempt`` gave into a folder; the result, which says that the attempt is done, comes last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as scratch:
+        _extract(data, Path(scratch))
+        files = [path.relative_to(scratch) for path in Path(scratch).rglob("*") if path.is_file()]
+        for name in sorted(files, key=lambda name: (name.name == RESULT_NAME, name)):
+            (folder / name).parent.mkdir(exist_ok=True)
+            Path(scratch, name).replace(folder / name)
+
+
+def _archive(named: Iterable[tuple[str, Path]], mode: str) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:  # type: ignore[call-overload]
+        for name, path in named:
+            archive.add(path, name)
+    return buffer.getvalue()
+
+
+def _extract(data: bytes, place: Path) -> None:
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        archive.extractall(place, filter="data")

@@ -1,0 +1,183 @@
+"""The engine of many machines: each attempt an actor of a Ray cluster, which runs there what runs here otherwise.
+
+The batch keeps what must be one: the results, the token budget and the request rate; a worker asks for every request, and
+is told over the same line as on one machine. Nothing is read from a disk that is shared: checkouts go out and results come
+back through Ray. An attempt whose worker or machine is lost is begun again, on the same machine where that still lives,
+because it then goes on from its log.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from agent.batch.attempt import Attempt, Job, Kind, Progress
+from agent.batch.batch import AGAIN
+from agent.batch.cargo import pack_checkout, unpack_attempt
+from agent.batch.governor import Governor
+from agent.batch.seat import Seat, our_code
+from agent.errors import AgentError, UsageError
+from sandbox.errors import WorktreeError
+
+LOSSES = 5  # machines come and go in a cluster; a worker that dies for reasons of its own counts on its machine
+POLL_S = 0.5
+CONNECT_S = 10.0
+MACHINE_NAME = "machine"
+BATCH_NAME = "cluster-batch"
+Handle: TypeAlias = Any  # of an actor: Ray makes its methods when it runs
+THREADS = 4  # of an actor: the attempt, its reports, and orders to it
+
+
+class Cluster:
+    """Runs attempts on a Ray cluster. Thread safe; a context manager that connects and disconnects.
+
+    ``address`` is the head's host:port, or auto for the cluster that this machine belongs to: it must belong to it anyway.
+    ``folder`` is the batch's, which gives it its name on the machines.
+    """
+
+    def __init__(self, address: str, folder: Path, governor: Governor) -> None:
+        self._address, self._governor = address, governor
+        self._batch = _batch_name(folder)
+        self._lock = threading.Lock()
+        self._seats: set[Handle] = set()
+
+    def __enter__(self) -> Cluster:
+        """Connect. Raises UsageError where there is no cluster."""
+        try:
+            _reach(self._address)
+            ray.init(self._address, log_to_driver=False, logging_level=logging.ERROR)
+        except (OSError, RayError, ValueError, RuntimeError) as error:
+            raise UsageError(
+                f"there is no Ray cluster at {self._address}: {error}. Start one with `ray start --head`, or give "
+                "--address; without --engine ray the batch runs on this machine"
+            ) from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        ray.shutdown()
+
+    def run(self, job: Job, tell: Callable[[Progress], None]) -> Attempt | None:
+        """Do an attempt and return what it came to; None when it was stopped before its end.
+
+        Raises AgentError where the cluster's machines do not have this version of the program.
+        """
+        lost = ""
+        for loss in range(LOSSES):
+            if not self._governor.wait(min(loss, 1)):  # not at once where something was just lost
+                return None
+            try:
+                with self._seat(job) as seat:
+                    return self._follow(seat, job, tell)
+            except RayError as error:
+                lost = _told(error)
+        return Attempt(job.attempt, Kind.HARNESS, "", f"the cluster lost its worker {LOSSES} times: {lost}")
+
+    def stop(self) -> None:
+        """Ask every worker to stop cleanly."""
+        with self._lock:
+            for seat in self._seats:
+                seat.stop.remote()
+
+    def _follow(self, seat: Handle, job: Job, tell: Callable[[Progress], None]) -> Attempt | None:
+        machine = self._when_it_sits(seat)
+        if machine is None:
+            return None
+        folder = Path(job.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MACHINE_NAME).write_text(machine)
+        try:
+            checkout = pack_checkout(Path(job.repository))
+        except (AgentError, WorktreeError) as error:
+            return Attempt(job.attempt, Kind.HARNESS, "", str(error))
+        done = seat.run.remote(job, checkout, self._batch)
+        if self._governor.stopped:
+            seat.stop.remote()
+        ended = False
+        while not ended:
+            for report in ray.get(seat.reports.remote()):
+                match report:
+                    case "ask":
+                        seat.grant.remote(self._governor.permit())
+                    case "end":
+                        ended = True
+                    case _:
+                        tell(report)
+        result: tuple[Attempt, bytes] | None = ray.get(done)
+        if result is None:
+            return None
+        attempt, archive = result
+        unpack_attempt(archive, folder)
+        if attempt.kind not in AGAIN:
+            ray.get(seat.forget.remote(job, self._batch))
+        return attempt
+
+    def _when_it_sits(self, seat: Handle) -> str | None:
+        """Wait until the cluster has a place, which may take as long as others work; return the machine's id."""
+        said = seat.place.remote()
+        while not ray.wait([said], timeout=POLL_S)[0]:
+            if self._governor.stopped:
+                return None
+        try:
+            theirs, machine = ray.get(said)
+        except RayError as error:
+            if not _is_ours(error):
+                raise
+            raise AgentError(
+                f"a machine of the cluster cannot run gpt-oss-agent: {_told(error)}; install it there as here"
+            ) from error
+        if theirs != our_code():
+            raise AgentError(
+                "a machine of the cluster has another version of gpt-oss-agent than this one: install the same on all"
+            )
+        return str(machine)
+
+    @contextmanager
+    def _seat(self, job: Job) -> Iterator[Handle]:
+        before = Path(job.folder, MACHINE_NAME)
+        near = NodeAffinitySchedulingStrategy(before.read_text(), soft=True) if before.exists() else "DEFAULT"
+        cpus = job.config.get("cpus") or 1.0
+        seat: Any = ray.remote(Seat).options(num_cpus=cpus, max_concurrency=THREADS, scheduling_strategy=near).remote()
+        with self._lock:
+            self._seats.add(seat)
+        try:
+            yield seat
+        finally:
+            with self._lock:
+                self._seats.discard(seat)
+            ray.kill(seat)
+
+
+def _reach(address: str) -> None:
+    """Raise OSError or ValueError where nobody listens at host:port: Ray itself would try for minutes."""
+    if address != "auto":
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host, int(port)), CONNECT_S).close()
+
+
+def _is_ours(error: RayError) -> bool:
+    """Whether our own code raised it far away; else Ray did, about the cluster."""
+    return isinstance(error, RayTaskError) or (isinstance(error, RayActorError) and error.actor_init_failed)
+
+
+def _told(error: RayError) -> str:
+    """Return what an error says in one line: with a trace of our own code the last, of Ray's the first."""
+    lines = str(error).strip().splitlines()
+    return lines[-1 if _is_ours(error) else 0].strip()
+
+
+def _batch_name(folder: Path) -> str:
+    """Return the name that machines keep a batch's attempts under: the same when it is run again, and nobody else's."""
+    path = folder / BATCH_NAME
+    if not path.exists():
+        path.write_text(secrets.token_hex(8))
+    return path.read_text()
