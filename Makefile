@@ -36,6 +36,7 @@ test: .venv/.everything engine
 	    echo 'make test: no Codex program (no npm): apply_patch is compared with recorded answers only'; }; \
 	[ -x .venv/opencode/opencode ] || { marks="$${marks:+$$marks and }not opencode"; \
 	    echo 'make test: no opencode (no npm): the server is tested with the other clients only'; }; \
+	scripts/chromium || marks="$${marks:+$$marks and }not chromium"; \
 	$(BIN)/python -m pytest -n $(PYTEST_PROCESSES) -m "$$marks" $(TESTS)
 
 lint: .venv/.everything

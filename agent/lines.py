@@ -135,6 +135,8 @@ def seconds(duration_s: float) -> str:
     if duration_s < 9.95:
         return f"{duration_s:.1f} s" if duration_s >= 0.05 else f"{duration_s * 1000:.0f} ms"
     minutes, rest = divmod(round(duration_s), 60)
+    if minutes >= 120:
+        return f"{minutes // 60} h {minutes % 60} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 

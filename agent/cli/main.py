@@ -22,6 +22,7 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "runs": ("agent.cli.runs", "runs", "List the runs, newest first."),
     "show": ("agent.cli.runs", "show", "Show what happened in a run."),
     "diff": ("agent.cli.runs", "diff", "Print a run's change as a patch."),
+    "report": ("agent.cli.report", "report", "Report on a run or a batch: one page, Markdown, JUnit XML."),
     "apply": ("agent.cli.runs", "apply", "Bring a run's change into the checkout, uncommitted."),
     "discard": ("agent.cli.runs", "discard", "Delete a run with its branch and its container."),
     "serve": (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
 from agent.batch.attempt import Kind
@@ -74,13 +74,15 @@ def _plots(batch: Batch) -> Markup:
     kinds = Counter(row.kind for row in rows)
     tries = Counter(len(row.attempts) for row in rows)
     plots = [
-        bars("Tasks by class", [Bar(kind.value, kinds[kind], COLOURS[kind]) for kind in Kind if kinds[kind]]),
-        histogram("Time at work per task", [row.duration_s for row in rows], seconds),
+        bars(
+            "Tasks by class", [Bar(kind.value, kinds[kind], len(rows), COLOURS[kind]) for kind in Kind if kinds[kind]]
+        ),
+        _times([row.duration_s for row in rows]),
         histogram("Tokens written per task", [float(row.sampled_tokens) for row in rows], _short),
         histogram("Turns of the attempt that was kept", [float(row.turns) for row in rows], _short),
-        bars("Attempts per task", [Bar(_attempts(count), tries[count]) for count in sorted(tries)]),
+        bars("Attempts per task", [Bar(_attempts(count), tries[count], len(rows)) for count in sorted(tries)]),
     ]
-    for title, value in (("By language", "language"), ("By difficulty", "difficulty")):
+    for title, value in (("Done by language", "language"), ("Done by difficulty", "difficulty")):
         if split := _split(rows, value):
             plots.append(bars(title, split))
     return element("div", *plots, class_="plots")
@@ -92,7 +94,14 @@ def _split(rows: tuple[Row, ...], key: str) -> list[Bar]:
     done = Counter(str(getattr(row, key)) for row in rows if row.kind is Kind.DONE)
     if len(total) < 2:
         return []
-    return [Bar(f"{name or 'not said'} ({count})", done[name], "done") for name, count in sorted(total.items())]
+    return [Bar(name or "not said", done[name], count, "done") for name, count in sorted(total.items())]
+
+
+def _times(times_s: Sequence[float]) -> Markup:
+    unit, unit_s = ("min", 60) if max(times_s) >= 300 else ("s", 1)
+    return histogram(
+        "Time at work per task", [time_s / unit_s for time_s in times_s], lambda value: f"{value:g} {unit}"
+    )
 
 
 def _attempts(count: int) -> str:
@@ -126,16 +135,16 @@ def _table(batch: Batch) -> Markup | None:
         class_="switch",
         hidden=True,
     )
-    body = element("tbody", *(_row(row, graded) for row in batch.rows))
+    body = element("tbody", *(_row(row, graded, batch.base) for row in batch.rows))
     table = element("table", element("thead", element("tr", *heads)), body, class_="tasks")
     return join([find, element("div", table, class_="wide", tabindex=0, role="region", aria_label="Tasks")])
 
 
-def _row(row: Row, graded: bool) -> Markup:
+def _row(row: Row, graded: bool, base: str) -> Markup:
     kept = next((each for each in row.attempts if each.attempt == row.kept), None)
     lines = kept.patch_lines if kept else 0
     cells: list[Child] = [
-        element("th", _link(row.link, row.task), scope="row"),
+        element("th", _link(base, row.link, row.task), scope="row"),
         element("td", element("span", row.kind.value, class_=f"class {COLOURS[row.kind]}")),
     ]
     if graded:
@@ -144,18 +153,18 @@ def _row(row: Row, graded: bool) -> Markup:
         _number(seconds(row.duration_s), row.duration_s),
         _number(f"{row.sampled_tokens:,}", row.sampled_tokens),
         _number(f"{row.turns:,}", row.turns),
-        _number(_tries(row), len(row.attempts)),
+        _number(_tries(row, base), len(row.attempts)),
         _number(f"{lines:,}", lines),
         element("td", one_line(row.reason, REASON_CHARS), class_="long"),
     ]
     return element("tr", *cells)
 
 
-def _tries(row: Row) -> Child:
+def _tries(row: Row, base: str) -> Child:
     """The attempts' numbers, each the way to its page."""
     if len(row.attempts) == 1:
         return "1"
-    links = [_link(link, str(each.attempt)) for each, link in zip(row.attempts, row.links, strict=True)]
+    links = [_link(base, link, str(each.attempt)) for each, link in zip(row.attempts, row.links, strict=True)]
     return join([part for link in links for part in (" ", link)])
 
 
@@ -163,8 +172,8 @@ def _number(shown: Child, value: float) -> Markup:
     return element("td", shown, class_="number", data_v=str(value))
 
 
-def _link(link: str, text: str) -> Markup:
-    return element("a", text, href=quote(link)) if link else element("span", text)
+def _link(base: str, link: str, text: str) -> Markup:
+    return element("a", text, href=quote(base + link, errors="replace")) if link else element("span", text)
 
 
 def _settings(batch: Batch) -> Markup | None:

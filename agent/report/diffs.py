@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from itertools import pairwise
 
+QUOTED = re.compile(rb"\\([0-7]{3}|.)", re.DOTALL)
+LETTERS = {b"t": b"\t", b"n": b"\n", b"r": b"\r"}
 HUNK = re.compile(r"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@.*")
 
 
@@ -53,7 +56,7 @@ def read_diff(patch: str) -> tuple[FileDiff, ...]:
     lines = patch.removesuffix("\n").split("\n") if patch else []
     starts = [at for at, line in enumerate(lines) if line.startswith("diff --git ")]
     # A "diff --git" inside of a hunk has a sign before it, so every line that begins so is a file's head.
-    return tuple(_file(lines[start:end]) for start, end in zip(starts, [*starts[1:], len(lines)], strict=True))
+    return tuple(_file(lines[start:end]) for start, end in pairwise([*starts, len(lines)]))
 
 
 def _file(lines: list[str]) -> FileDiff:
@@ -82,7 +85,16 @@ def _header_path(line: str) -> str:
 
 
 def _name(text: str, prefix: str) -> str:
-    return text.removesuffix("\t").strip('"').removeprefix(prefix)
+    """Return a name without its prefix and the quotes that git puts around what is not ASCII."""
+    text = text.removesuffix("\t")
+    if len(text) > 1 and text[0] == text[-1] == '"':
+        unquoted = QUOTED.sub(lambda found: _unquoted(found[1]), text[1:-1].encode("utf-8", "replace"))
+        text = unquoted.decode("utf-8", "replace")
+    return text.removeprefix(prefix)
+
+
+def _unquoted(escape: bytes) -> bytes:
+    return bytes([int(escape, 8) & 0xFF]) if len(escape) == 3 else LETTERS.get(escape, escape)
 
 
 def _hunks(lines: list[str], at: int) -> tuple[Hunk, ...]:

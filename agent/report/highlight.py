@@ -6,6 +6,7 @@ left plain: a lexer is a set of regular expressions.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 
@@ -23,6 +24,26 @@ LANGUAGES: Mapping[str, str] = {
     ".swift": "swift", ".toml": "toml", ".ts": "typescript", ".tsx": "tsx", ".xml": "xml", ".yaml": "yaml", ".yml": "yaml",
 }  # fmt: skip
 NAMES: Mapping[str, str] = {"makefile": "make", "dockerfile": "docker"}
+SLASHED = frozenset(
+    {
+        "c",
+        "cpp",
+        "csharp",
+        "css",
+        "cuda",
+        "go",
+        "java",
+        "javascript",
+        "jsx",
+        "kotlin",
+        "php",
+        "rust",
+        "swift",
+        "tsx",
+        "typescript",
+    }
+)
+COMMENT_MARK = re.compile(r"/\*|\*/")
 # The first that a token is a kind of; others have the text's own colour.
 CLASSES = (
     ("Comment", "c"), ("Keyword", "k"), ("Literal.String", "s"), ("Literal.Number", "n"), ("Name.Function", "f"),
@@ -42,7 +63,8 @@ def colour_lines(lines: Sequence[str], language: str | None) -> list[Markup]:
     too_long = sum(map(len, lines)) > MOST_CHARS or any(len(line) > MOST_LINE_CHARS for line in lines)
     if language is None or too_long or not lines:
         return [escape(line) for line in lines]
-    coloured = list(_lines(lines, language))
+    opening = _opening(lines, language)
+    coloured = list(_lines([*opening, *lines], language))[len(opening) :]
     # A lexer that folds line ends would shift every line after: then colours are not worth it.
     return coloured if len(coloured) == len(lines) else [escape(line) for line in lines]
 
@@ -64,6 +86,15 @@ def colour_hunk(hunk: Hunk, language: str | None) -> list[Markup]:
             case _:
                 shown.append(escape(line.text))
     return shown
+
+
+def _opening(lines: Sequence[str], language: str) -> list[str]:
+    """Return the line to put before a part of a file that begins within a text or comment of many lines."""
+    if language == "python":
+        first = next((line.strip() for line in lines if '"""' in line), "")
+        return ['"""'] if first == '"""' or (first.endswith('"""') and first.count('"""') == 1) else []
+    first = next((mark for line in lines for mark in COMMENT_MARK.findall(line)), "")
+    return ["/*"] if language in SLASHED and first == "*/" else []
 
 
 def _lines(lines: Sequence[str], language: str) -> Iterator[Markup]:

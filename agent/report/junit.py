@@ -8,39 +8,36 @@ kept it from having a chance (an endpoint, a sandbox, a limit, a defect here).
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from xml.etree import ElementTree as Xml
 
-from agent.batch.attempt import Kind
-from agent.batch.results import Record, read_results
-from agent.events import EXIT_CODES, CheckResult, Outcome
+from agent.batch.attempt import KINDS, Kind
+from agent.events import EXIT_CODES, CheckResult
 from agent.lines import clean, one_line, tail
 from agent.report.story import Story, read_story
+from agent.report.tasks import Row, read_batch
 
 OUTPUT_LINES = 200
 MESSAGE_CHARS = 300
-# Outcomes and classes that say nothing of the model's work.
-NO_CHANCE = frozenset(
-    {Outcome.INTERNAL, Outcome.ENDPOINT, Outcome.SANDBOX, Outcome.INTERRUPTED, Outcome.LIMIT, Outcome.REFUSED}
-)
-NO_CHANCE_KINDS = frozenset({Kind.ENDPOINT, Kind.SANDBOX, Kind.HARNESS, Kind.LIMIT, Kind.POLICY})
+# Classes that say nothing of the model's work.
+NO_CHANCE = frozenset({Kind.ENDPOINT, Kind.SANDBOX, Kind.HARNESS, Kind.LIMIT, Kind.POLICY})
 
 
 def run_junit(run: Path) -> str:
     """Return the run in a folder as JUnit XML. Raises LogError where its log is no log."""
-    return junit(read_story(run))
+    return story_junit(read_story(run))
 
 
 def batch_junit(out: Path) -> str:
     """Return a batch (the folder that `agent tasks run --out` names) as JUnit XML. Raises UsageError and LogError."""
-    suite = Xml.Element("testsuite", name=_text(out.absolute().name))
-    for name, record in sorted(read_results(out).items()):
-        _task(suite, name, record)
+    batch = read_batch(out)
+    suite = Xml.Element("testsuite", name=_text(batch.name))
+    for row in batch.rows:
+        _task(suite, row)
     return _written([suite])
 
 
-def junit(story: Story) -> str:
+def story_junit(story: Story) -> str:
     """Return a story as JUnit XML."""
     checks = [_check(check, story) for check in story.after or ()]
     return _written([_outcome(story), *checks])
@@ -64,7 +61,7 @@ def _outcome(story: Story) -> Xml.Element:
     if story.ended is None:
         _wrong(case, "error", story.state, "the run has not ended")
     elif EXIT_CODES[story.ended.outcome] != 0:
-        kind = "error" if story.ended.outcome in NO_CHANCE else "failure"
+        kind = "error" if KINDS[story.ended.outcome] in NO_CHANCE else "failure"
         _wrong(case, kind, story.ended.outcome.value, story.ended.reason)
     if story.ended is not None and story.ended.claimed.strip():
         Xml.SubElement(case, "system-out").text = _text(f"The model claims: {story.ended.claimed.strip()}")
@@ -93,11 +90,15 @@ def _check(check: CheckResult, story: Story) -> Xml.Element:
     return suite
 
 
-def _task(suite: Xml.Element, name: str, record: Mapping[str, object] | Record) -> None:
-    case = _case(suite, name, str(record["language"] or "task"), float(str(record["duration_s"])))
-    kind = Kind(str(record["class"]))
-    if kind is not Kind.DONE:
-        _wrong(case, "error" if kind in NO_CHANCE_KINDS else "failure", kind.value, str(record["reason"]))
+def _task(suite: Xml.Element, row: Row) -> None:
+    """A grade, where there is one, is worth more than what the run's own checks said."""
+    case = _case(suite, row.task, row.language or "task", row.duration_s)
+    if row.kind in NO_CHANCE:
+        _wrong(case, "error", row.kind.value, row.reason)
+    elif row.resolved is False:
+        _wrong(case, "failure", "unresolved", f"its checks fail on the patch alone; the run said: {row.reason}")
+    elif row.kind is not Kind.DONE and row.resolved is None:
+        _wrong(case, "failure", row.kind.value, row.reason)
 
 
 def _case(suite: Xml.Element, name: str, classname: str, duration_s: float) -> Xml.Element:

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from agent.batch.attempt import Kind
 from agent.events import EXIT_CODES, CheckResult, Outcome
 from agent.lines import VERDICTS, check_line, clean, one_line, plan_lines, seconds, tail
 from agent.report.story import Story, read_story
+from agent.report.tasks import read_batch
 
 CLAIM_LINES = 60
 CLAIM_COLUMNS = 100
@@ -23,16 +26,31 @@ PATCH_CHARS = 20_000
 OUTPUT_LINES = 30
 SPAN_CHARS = 300
 PATHS = 20
+TASKS = 100
 COMMENT = re.compile(r"<!(?=--)")
 LINE_START = re.compile(r"^(?=[ \t]*(?:/|`{3}|~{3}))", re.MULTILINE)
 
 
 def run_markdown(run: Path) -> str:
     """Return the run in a folder as Markdown, at most some 30,000 characters. Raises LogError where its log is no log."""
-    return markdown(read_story(run))
+    return story_markdown(read_story(run))
 
 
-def markdown(story: Story) -> str:
+def batch_markdown(out: Path) -> str:
+    """Return a batch (the folder that `agent tasks run --out` names) as Markdown. Raises UsageError and LogError."""
+    batch = read_batch(out)
+    kinds = Counter(row.kind for row in batch.rows)
+    counts = "\n".join(f"| {kind.value} | {kinds[kind]:,} |" for kind in Kind if kinds[kind])
+    spent = f"{sum(row.sampled_tokens for row in batch.rows):,} tokens written"
+    head = f"### {kinds[Kind.DONE]:,} of {len(batch.rows):,} tasks done, {spent}"
+    rest = [row for row in batch.rows if row.kind is not Kind.DONE]
+    lines = [f"- {row.kind.value} {code(row.task)} {code(row.reason)}".rstrip() for row in rest[:TASKS]]
+    more = [f"- and {len(rest) - TASKS:,} more"] if len(rest) > TASKS else []
+    table = [f"| class | tasks |\n|---|---:|\n{counts}"] if counts else []
+    return "\n\n".join([head, *table, *(["\n".join([*lines, *more])] if lines else [])]) + "\n"
+
+
+def story_markdown(story: Story) -> str:
     """Return a story as Markdown."""
     parts = [f"### {_headline(story)}", f"**Task** {code(story.task)}", _facts(story)]
     if story.ended and story.ended.claimed.strip():
@@ -147,4 +165,4 @@ def _details(summary: str, body: str) -> str:
 
 def _bare(text: str) -> str:
     """The text within HTML and outside of code: letters, digits and little else."""
-    return re.sub(r"[^\w .=+-]+", " ", one_line(text, 80)).strip()
+    return " ".join(re.sub(r"[^\w.=+-]+", " ", one_line(text, 80)).split())

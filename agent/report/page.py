@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
+from agent.errors import LogError
 from agent.lines import one_line
 from agent.log import LOG_NAME
 from agent.report.batch_body import batch_body
@@ -20,12 +23,15 @@ def run_page(run: Path) -> str:
     return story_page(read_story(run))
 
 
-def batch_page(out: Path) -> str:
+def batch_page(out: Path, place: Path | None = None) -> str:
     """Return the page of a batch (the folder that `agent tasks run --out` names), which links to its runs' pages.
 
-    Raises UsageError where there are no results, LogError where they are broken.
+    ``place`` is the folder that the page is for, where it is not ``out``. Raises UsageError where there are no results,
+    LogError where they are broken.
     """
-    return tasks_page(read_batch(out))
+    batch = read_batch(out)
+    base = "" if place is None else os.path.relpath(out, place) + "/"
+    return tasks_page(replace(batch, base=base.removeprefix("./")))
 
 
 def story_page(story: Story) -> str:
@@ -38,15 +44,18 @@ def tasks_page(batch: Batch) -> str:
     return _page(f"{batch.name}: {len(batch.rows)} tasks", batch_body(batch))
 
 
-def write_run_pages(out: Path) -> int:
-    """Write the page of every attempt of a batch beside its log, where the batch's page links to; return how many."""
-    pages = 0
+def write_run_pages(out: Path) -> list[str]:
+    """Write the page of every attempt of a batch beside its log, where it is not there or older; return what went wrong."""
+    problems = []
     for row in read_batch(out).rows:
-        for link in row.links:
-            if link and (out / link).with_name(LOG_NAME).is_file():
-                write_whole(out / link, run_page((out / link).parent).encode())
-                pages += 1
-    return pages
+        for page in (out / link for link in row.links if link):
+            log = page.with_name(LOG_NAME)
+            try:
+                if not page.exists() or page.stat().st_mtime < log.stat().st_mtime:
+                    write_whole(page, run_page(page.parent).encode())
+            except (LogError, OSError) as error:
+                problems.append(f"no page for {row.task}: {error}")
+    return problems
 
 
 def _page(title: str, body: Markup) -> str:

@@ -13,15 +13,17 @@ HEIGHT = 150
 TOP, BOTTOM = 16, 20  # room for counts above, and for the axis below
 ROW = 26
 LABEL_PERCENT, VALUE_PERCENT = 26.0, 18.0
+GUTTER_PERCENT = 12.0  # for the numbers of an axis that goes up
 MOST_BINS = 12
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One horizontal bar. ``kind`` is the class of the style that colours it."""
+    """One horizontal bar: a count, and what it is a count of. ``kind`` is the class of the style that colours it."""
 
     label: str
     value: int
+    of: int
     kind: str = "plain"
 
 
@@ -34,8 +36,7 @@ class Stack:
 
 
 def bars(title: str, rows: Sequence[Bar]) -> Markup:
-    """Horizontal bars with their values, and the share of each in the whole."""
-    total = sum(row.value for row in rows) or 1
+    """Horizontal bars with their values and shares."""
     most = max((row.value for row in rows), default=0) or 1
     shapes = []
     for number, row in enumerate(rows):
@@ -46,7 +47,11 @@ def bars(title: str, rows: Sequence[Bar]) -> Markup:
                 "rect", x=f"{LABEL_PERCENT}%", y=y + 4, width=f"{width:.2f}%", height=ROW - 8, class_=f"bar {row.kind}"
             ),
             element(
-                "text", f"{row.value:,} ({row.value / total:.0%})", x=f"{LABEL_PERCENT + width:.2f}%", dx=5, y=y + 17
+                "text",
+                f"{row.value:,} ({row.value / max(row.of, 1):.0%})",
+                x=f"{LABEL_PERCENT + width:.2f}%",
+                dx=5,
+                y=y + 17,
             ),
         ]
     said = ", ".join(f"{row.label} {row.value}" for row in rows)
@@ -95,44 +100,29 @@ def columns(
     title: str, stacks: Sequence[Stack], told: Callable[[float], str], legend: Sequence[tuple[str, str]]
 ) -> Markup:
     """Stacked columns side by side, numbered from 1; ``legend`` names the classes."""
-    totals = [sum(value for _, value in stack.parts) for stack in stacks]
-    most, width = nice_above(max(totals, default=0.0)), 100 / max(len(stacks), 1)
+    highest = max((sum(value for _, value in stack.parts) for stack in stacks), default=0.0)
+    most, width = nice_above(highest), (100 - GUTTER_PERCENT) / max(len(stacks), 1)
     room, floor = HEIGHT - TOP - BOTTOM, HEIGHT - BOTTOM
-    shapes = [
-        shape
-        for part in (0.5, 1.0)
-        for shape in (
-            element(
-                "line",
-                x1="0",
-                x2="100%",
-                y1=f"{floor - room * part:.1f}",
-                y2=f"{floor - room * part:.1f}",
-                class_="grid",
-            ),
-            element("text", told(most * part), x=0, y=f"{floor - room * part - 3:.1f}"),
-        )
-    ]
+    shapes = []
+    for part in (0.5, 1.0):
+        y = f"{floor - room * part:.1f}"
+        shapes += [
+            element("line", x1=f"{GUTTER_PERCENT}%", x2="100%", y1=y, y2=y, class_="grid"),
+            element("text", told(most * part), x=0, y=y, dy=4),
+        ]
     for number, stack in enumerate(stacks):
-        y, parts = float(floor), []
+        x, below, parts = f"{GUTTER_PERCENT + number * width:.2f}%", 0.0, []
         for kind, value in stack.parts:
-            if height := room * value / most:
-                y -= height
-                parts.append(
-                    element(
-                        "rect",
-                        x=f"{number * width:.2f}%",
-                        y=f"{y:.1f}",
-                        width=f"{width * 0.86:.2f}%",
-                        height=f"{height:.1f}",
-                        class_=f"bar {kind}",
-                    )
-                )
+            low, high = floor - room * below / most, floor - room * (below + value) / most
+            below += value
+            if value:
+                size = {"width": f"{width * 0.86:.2f}%", "height": f"{low - high:.1f}"}
+                parts.append(element("rect", x=x, y=f"{high:.1f}", **size, class_=f"bar {kind}"))
         shapes.append(element("g", element("title", stack.label), *parts))
-    every = max(1, nice_step(len(stacks) / 6))
-    marks = [((number + 0.43) * width, str(number + 1)) for number in range(every - 1, len(stacks), every)]
+    every = nice_step(len(stacks) / 6)
+    marks = [(GUTTER_PERCENT + (number - 0.57) * width, str(number)) for number in range(every, len(stacks) + 1, every)]
     named = element("p", *(element("span", name, class_=f"key {kind}") for kind, name in legend), class_="legend")
-    said = f"{len(stacks)} columns, the highest {told(max(totals, default=0.0))}"
+    said = f"{len(stacks)} columns, the highest {told(highest)}"
     return _figure(title, said, HEIGHT, [*shapes, _axis(floor), *_marks(marks)], named)
 
 
@@ -165,7 +155,7 @@ def bin_edges(values: Sequence[float]) -> list[float]:
         return []
     most = max(values)
     middle = sorted(values)[len(values) // 2]
-    if most <= 0:
+    if most < 1e-9:
         return [0.0, 1.0]
     if middle > 0 and most / middle > 12:
         edges = [0.0]

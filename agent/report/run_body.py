@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
-from agent.events import EXIT_CODES, CheckResult, Outcome, StepState
+from agent.events import EXIT_CODES, CheckResult, Outcome, PlanStep, StepState
 from agent.lines import (
     VERDICTS,
     call_title,
@@ -255,19 +255,15 @@ def _sizes(added: int, removed: int) -> Markup:
 
 
 def _plan(story: Story) -> Markup | None:
-    if not story.plan:
-        return None
-    steps = [
-        element(
-            "li",
-            element("span", mark, class_="mark", aria_hidden="true"),
-            " ",
-            step.text,
-            element("small", f" ({word})"),
-        )
-        for step in story.plan
-        for mark, word in [STEP_MARKS[step.state]]
-    ]
+    return _steps(story.plan) if story.plan else None
+
+
+def _steps(plan: Sequence[PlanStep]) -> Markup:
+    steps = []
+    for step in plan:
+        mark, word = STEP_MARKS[step.state]
+        sign = element("span", mark, class_="mark", aria_hidden="true")
+        steps.append(element("li", sign, " ", one_line(step.text, 300), element("small", f" ({word})")))
     return element("ol", *steps, class_="plan")
 
 
@@ -306,7 +302,12 @@ def _charts(turns: Sequence[Turn]) -> Markup | None:
     plots = []
     if len(turns) > 1 and any(value for stack in spent for _, value in stack.parts):
         plots.append(
-            columns("Time by turn", spent, seconds, [("model", "model"), ("tools", "tools"), ("checked", "checks")])
+            columns(
+                "Time by turn",
+                spent,
+                lambda value: f"{value:g} s",
+                [("model", "model"), ("tools", "tools"), ("checked", "checks")],
+            )
         )
     if len(window) > 1:
         legend = [("cached", "read from the cache"), ("fresh", "read anew"), ("model", "written")]
@@ -351,10 +352,11 @@ def _call(call: Call, room: int) -> Markup:
     result = call.result
     good = result is not None and result.ok and not result.exit_code
     mark = OPEN if result is None else GOOD if good else BAD
+    title = "plan" if call.tool == "plan" else call_title(call.tool, call.asked)
     meta = "has no result" if result is None else result_line(result)
-    head = element(
-        "summary", _mark(mark), " ", element("code", call_title(call.tool, call.asked)), " ", element("small", meta)
-    )
+    head = element("summary", _mark(mark), " ", element("code", title), " ", element("small", meta))
+    if result is not None and result.plan is not None:
+        return element("details", head, _steps(result.plan), class_="call")
     output = output_text(result.text) if result else ""
     shown: list[Child] = [_asked(call, room)]
     if output.strip():

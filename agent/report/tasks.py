@@ -48,11 +48,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A batch's tasks by name, and the settings that all of them were run under."""
+    """A batch's tasks by name, and the settings that all of them were run under. ``base`` is what links begin with."""
 
     name: str
     rows: tuple[Row, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    base: str = ""
 
 
 def read_batch(out: Path) -> Batch:

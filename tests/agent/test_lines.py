@@ -126,6 +126,7 @@ def test_a_call_has_a_title_whatever_its_shape(tool: str, body: str, title: str)
         (9.97, "10 s"),
         (59.7, "1 min 0 s"),
         (3725, "62 min 5 s"),
+        (20_260, "5 h 37 min"),
     ],
 )
 def test_seconds(duration_s: float, shown: str) -> None:
