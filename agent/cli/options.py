@@ -29,6 +29,7 @@ FLAGS: Mapping[str, tuple[str, str | None]] = {
     "context_tokens": ("--context", "N"),
     "tools": ("--tools", None),
     "python": ("--python", None),
+    "constrain": ("--constrain", None),
     "browser": ("--browser", None),
     "browser_url": ("--browser-url", "URL"),
     "sandbox": ("--sandbox", None),

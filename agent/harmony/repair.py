@@ -24,6 +24,8 @@ cut_thinking       reasoning that would leave no room to act: ended, so that the
 given up           there was nothing left to try
 cut_call           a call that was cut: kept as text, since half a call must not run
 resampled          nothing usable came; the turn was sampled again
+constrained calls  (agent/harmony/constrain.py)
+let_go             the grammar of a call was left: what came did not fit it, or nothing could
 =================  =====================================================================================
 """
 
@@ -56,6 +58,7 @@ class Kind(StrEnum):
     CUT_THINKING = "cut_thinking"
     CUT_CALL = "cut_call"
     RESAMPLED = "resampled"
+    LET_GO = "let_go"
 
 
 def repaired(kind: Kind, detail: str = "") -> Repaired:

@@ -13,6 +13,22 @@ from agent.model.cancel import Cancel
 ModelEvent = Delta | Retried | Repaired | MessageAdded | Sampled
 
 
+class Guide(Protocol):
+    """Which tokens of one answer may come next (runtime/request.py says what is asked when)."""
+
+    def take(self, token: int) -> None:
+        """Note the next sampled token."""
+        ...
+
+    def is_free(self, coming: Sequence[int | None]) -> bool:
+        """Whether any token may come next, and behind each further one of ``coming``; None is one that nobody knows yet."""
+        ...
+
+    def allowed(self, draft: Sequence[int]) -> Sequence[bytes | None]:
+        """Return what may come next, and behind each token of ``draft``: a bit for each token of the vocabulary, None: any."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How to sample. Temperature and top_p are always sent explicitly: servers ship other defaults.
@@ -21,6 +37,7 @@ class SamplingParams:
     ``opening`` are the ids that the answer must begin with, behind ``<|start|>assistant``: only a model over a TokenSource
     can be made to. ``timeout_s`` is the time that the run has left for the answer: a server that is silent, or only keeps
     its connection alive, does not hold it up for longer. ``cancel`` ends the answer from another thread, with Cancelled.
+    ``guide`` says which tokens may come next, for this one answer: only the runtime in this process takes one.
     """
 
     temperature: float = 1.0
@@ -30,6 +47,7 @@ class SamplingParams:
     opening: tuple[int, ...] = ()
     timeout_s: float | None = None
     cancel: Cancel | None = field(default=None, repr=False, compare=False)
+    guide: Guide | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

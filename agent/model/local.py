@@ -69,6 +69,7 @@ class LocalSource:
                 f"the prompt has {len(prompt)} tokens and the local engine holds {self._context_tokens}"
             )
         began = self._clock()
+        guide = params.guide
         try:
             request = Request(
                 id=f"local-{next(self._ids)}",
@@ -76,6 +77,7 @@ class LocalSource:
                 max_tokens=left if params.max_tokens is None else min(left, params.max_tokens),
                 stop=frozenset(stop),
                 sampling=Sampling(params.temperature, params.top_p, params.seed),
+                mask=None if guide is None else lambda: guide,
             )
             cancel = params.cancel or Cancel()
             with (

@@ -45,6 +45,10 @@ def open_model(
         return _scripted(config)
     if config.wire == "local" or (config.wire == "auto" and config.endpoint is None and _is_checkpoint(config.model)):
         return _local(config, say)
+    if config.constrain == "calls":
+        say(
+            "calls are not constrained: only the model in this process (--wire local) can be told which tokens may come"
+        )
     client, offer = find_endpoint(config, say, ports=ports, clock=clock, shared=shared)
     try:
         context_tokens = config.context_tokens or loaded_window(client, offer)
@@ -95,6 +99,7 @@ def _is_checkpoint(model: str | None) -> bool:
 
 def _local(config: RunConfig, say: Callable[[str], None]) -> Model:
     from agent.harmony.codec import open_codec
+    from agent.harmony.constrain import open_guides
     from agent.model.local import LocalOptions, open_local
     from agent.model.raw import RawModel
 
@@ -109,8 +114,10 @@ def _local(config: RunConfig, say: Callable[[str], None]) -> Model:
             said = percent
             say(f"loading {config.model}: {percent} % of {total_bytes / 2**30:.1f} GiB")
 
+    codec = open_codec(config.cache_dir)
+    guides = open_guides(config.cache_dir, codec.encode) if config.constrain == "calls" else None
     source = open_local(Path(config.model), LocalOptions(context_tokens=config.context_tokens), progress, say)
-    return RawModel(open_codec(config.cache_dir), source)
+    return RawModel(codec, source, guides=guides)
 
 
 def _over(client: Client, config: RunConfig, context_tokens: int | None, say: Callable[[str], None]) -> Model:

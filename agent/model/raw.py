@@ -14,6 +14,7 @@ from agent.conversation import Conversation, Message
 from agent.errors import ContextOverflow
 from agent.events import Delta, MessageAdded, Repaired, Retried, Sampled
 from agent.harmony.codec import Codec, recipients
+from agent.harmony.constrain import Guides
 from agent.harmony.ladder import Resample, Take, Tries, decide, is_looping, take_all, without_loop
 from agent.harmony.parser import Parsed, Parser
 from agent.harmony.repair import Kind, repaired
@@ -100,7 +101,10 @@ class _Ear:
 
 
 class RawModel:
-    """The model over a TokenSource. See agent/harmony/ladder.py for what happens to a malformed answer."""
+    """The model over a TokenSource. See agent/harmony/ladder.py for what happens to a malformed answer.
+
+    ``guides`` hold its calls to their grammar, where the source can be told which tokens may come.
+    """
 
     def __init__(
         self,
@@ -108,11 +112,13 @@ class RawModel:
         source: TokenSource,
         tries: Tries | None = None,
         clock: Callable[[], float] = time.monotonic,
+        guides: Guides | None = None,
     ) -> None:
         self._codec = codec
         self._source = source
         self._tries = tries or Tries()
         self._clock = clock
+        self._guides = guides
 
     @property
     def codec(self) -> Codec:
@@ -153,8 +159,10 @@ class RawModel:
                 break
             attempt = self._tries.resample - tries.resample
             mine = _nth(params, budget, attempt, self._clock() - began)
-            request = _Request(prompt, opening, mine, recipients(conversation.tools))
+            guide = None if self._guides is None else self._guides.guide(conversation.tools, opening)
+            request = _Request(prompt, opening, replace(mine, guide=guide), recipients(conversation.tools))
             heard = yield from self._listen(request, tally, began)
+            repairs += tuple(repaired(Kind.LET_GO, why) for why in (guide.let_go if guide is not None else ()))
             finish = heard.finish
             spent = budget is not None and heard.new_ids >= budget and heard.cut is None
             verdict = take_all(heard.parsed) if spent else decide(heard.parsed, finish, heard.cut, tries)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from agent.harmony.codec import Codec
+from agent.harmony.constrain import Guides, open_guides
 from agent.harmony.vocabulary import load_encoding
 
 
@@ -23,3 +24,8 @@ def encoding(cache_dir: Path):
 def codec(encoding) -> Codec:
     """A codec that has rendered nothing yet."""
     return Codec(encoding)
+
+
+@pytest.fixture(scope="session")
+def guides(cache_dir: Path, encoding) -> Guides:
+    return open_guides(cache_dir, Codec(encoding).encode)

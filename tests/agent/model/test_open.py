@@ -41,6 +41,13 @@ def test_the_only_gpt_oss_is_taken_among_others() -> None:
     assert opened(listing({"id": "llama"}, {"id": "openai/gpt-oss-20b"}))[0] == "openai/gpt-oss-20b"
 
 
+def test_who_wants_calls_constrained_is_told_that_a_server_cannot() -> None:
+    said = opened(listing({"id": "m"}), model="m", context_tokens=32_768, constrain="calls")[2]
+    assert said == [
+        "calls are not constrained: only the model in this process (--wire local) can be told which tokens may come"
+    ]
+
+
 @pytest.mark.parametrize("models", [["a", "b"], ["gpt-oss-20b", "gpt-oss-120b", "c"], []])
 def test_several_models_have_to_be_told_apart(models: list[str]) -> None:
     with pytest.raises(UsageError, match="--model") as caught:

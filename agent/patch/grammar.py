@@ -1,0 +1,20 @@
+"""The patch format as one regular expression: what a model is held to while it writes one (agent/harmony/grammar.py).
+
+Narrower than what ``parse`` mends, never wider: a text that matches is a patch, unless a path in it leads out of the repository.
+Only syntax that Rust's regex crate knows as well: no look-around, no back references.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+_LINE: Final = r"[^\n]*\n"
+_SOME: Final = r"[^\n]+\n"  # a path, or the line that a hunk is looked for behind
+_LINES: Final = rf"([ +\-]{_LINE}|\n)+(\*\*\* End of File\n)?"
+_PLACE: Final = rf"(@@( {_SOME}|\n))"
+_HUNKS: Final = rf"{_PLACE}*{_LINES}({_PLACE}+{_LINES})*"
+_ADD: Final = rf"\*\*\* Add File: {_SOME}(\+{_LINE})*"
+_DELETE: Final = rf"\*\*\* Delete File: {_SOME}"
+_UPDATE: Final = rf"\*\*\* Update File: {_SOME}(\*\*\* Move to: {_SOME}({_HUNKS})?|{_HUNKS})"
+
+PATCH: Final = rf"\*\*\* Begin Patch\n({_ADD}|{_DELETE}|{_UPDATE})+\*\*\* End Patch\n?"
