@@ -37,7 +37,10 @@ the kernels' time below 100 tokens to notice; above, padding costs 4 % on averag
 
 @dataclass(frozen=True, slots=True)
 class _Size:
-    """Which steps a graph stands for. It gives tokens where it ``picks``, else logits."""
+    """Which steps a graph stands for. It gives tokens where it ``picks``, else logits.
+
+    A prompt's never picks: one graph is there for prompts with and without a mask, and picking after it is one kernel more.
+    """
 
     counts: Counts
     picks: bool
@@ -46,6 +49,7 @@ class _Size:
 @dataclass(frozen=True, slots=True)
 class _Recorded:
     graph: Graph
+    picks: bool
     laid: Layout
     buffer: torch.Tensor  # what the graph reads: every step is copied into it
     inputs: StepInputs
@@ -223,8 +227,9 @@ class Runner:
         padded = _padded(works, counts, self._page_tokens)
         if padded is None or padded.tokens > self._context_tokens:
             return None
-        size = _Size(padded, choice.inside and counts.samples > 0)
-        if size not in self._recorded and all(work.samples == work.count for work in works):
+        is_prompt = any(work.samples != work.count for work in works)
+        size = _Size(padded, choice.inside and not is_prompt)
+        if size not in self._recorded and not is_prompt:
             self._recorded[size] = self._new_graph(self._record, size)
         return self._recorded.get(size)
 
@@ -245,7 +250,7 @@ class Runner:
         output = found.graph.output[:rows]
         if not rows:
             return Launched(works).sampled(output.new_empty(0, dtype=torch.int64))
-        if choice.inside:
+        if found.picks:
             # The next replay writes the output again: what outlives it is a copy.
             return Launched(works).sampled(output.clone())
         sampling = batch.sampling_inputs(found.buffer, found.laid)
@@ -267,7 +272,7 @@ class Runner:
             logits = self._forward(inputs, self._caches)
             return pick(logits, sampling, self._sample) if size.picks else logits
 
-        return _Recorded(record(work), laid, buffer, inputs)
+        return _Recorded(record(work), size.picks, laid, buffer, inputs)
 
 
 def _padded(works: Sequence[Work], counts: Counts, page_tokens: int) -> Counts | None:
@@ -305,7 +310,7 @@ def _wanted(page_tokens: int) -> Iterator[_Size]:
     for context in CONTEXTS:
         yield _Size(_decode(1, context, page_tokens), picks=True)
     for tokens in PROMPTS:
-        yield _Size(_alone(tokens, 1, page_tokens), picks=True)
+        yield _Size(_alone(tokens, 1, page_tokens), picks=False)
     yield _Size(_alone(PROMPTS[-1], 0, page_tokens), picks=False)
     for tokens in GUESSES:
         yield _Size(_alone(tokens, tokens, page_tokens), picks=True)

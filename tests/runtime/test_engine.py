@@ -288,9 +288,13 @@ def test_prepared_prompts_give_the_truth(monkeypatch: pytest.MonkeyPatch, step_t
             assert tokens(drain(tested, [request])[request.id]) == truth(request, 200)
     assert (recorder.replays == steps) == all_replayed
     assert recorder.replays > 40
+    before = steps - recorder.replays
     for sampling in (Sampling(0.0), Sampling(1.0, 0.6, seed=2), Sampling(1.0, seed=3, logprobs=True)):
-        request = Request("x", tuple(range(20)), 3, sampling=sampling)
-        assert tokens(drain(tested, [request])["x"]) == truth(request, 200)
+        for mask in (None, lambda: ByRule(lambda _: bits({3, 7, 90}), lambda _: False)):
+            request = Request("x", tuple(range(20)), 3, sampling=sampling, mask=mask)
+            assert tokens(drain(tested, [request])["x"]) == truth(request, 200)
+    if all_replayed:
+        assert steps - recorder.replays == before, "the same graphs, however they are sampled"
 
 
 def test_a_thread_prepares_while_nobody_asks() -> None:
