@@ -28,7 +28,8 @@ ONLY_IMPORTERS = {
     "lxml": ("agent.tools.browser.markup",),
     "torch": ("runtime",),
     "safetensors": ("runtime.model",),
-    "huggingface_hub": ("runtime.model.hub",),
+    "huggingface_hub": ("runtime.model.hub", "agent.batch.hub"),
+    "pyarrow": ("agent.batch.hub",),
     "ray": ("agent.batch.cluster", "agent.batch.seat"),
     "triton": ("runtime.kernels", "runtime.sampler"),
     "starlette": ("agent.server",),
@@ -138,7 +139,19 @@ def test_every_module_is_small_enough_to_read() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["torch", "openai", "docker", "git", "openai_harmony", "rich", "lxml", "prompt_toolkit", "ray", "llguidance"],
+    [
+        "torch",
+        "openai",
+        "docker",
+        "git",
+        "openai_harmony",
+        "rich",
+        "lxml",
+        "prompt_toolkit",
+        "ray",
+        "pyarrow",
+        "llguidance",
+    ],
 )
 def test_help_loads_nothing_heavy(module: str) -> None:
     import subprocess

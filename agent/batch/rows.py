@@ -1,4 +1,4 @@
-"""Tasks as rows of a JSON or JSONL file: our own keys, or SWE-bench's shape.
+"""Tasks as rows of a JSON, JSONL or Parquet file: our own keys, or SWE-bench's shape.
 
 A row of our own has the keys of task.toml, ``prompt`` and, to be graded, ``check`` (a shell script). A row in SWE-bench's
 shape has ``instance_id, repo, base_commit, problem_statement, test_patch, FAIL_TO_PASS, PASS_TO_PASS``; ``image`` and
@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from agent.batch.task import Suite, Task, is_url, make_task
@@ -19,18 +20,31 @@ from agent.errors import UsageError
 
 SWE_KEYS = ("instance_id", "repo", "base_commit", "problem_statement")
 SWE_MAY = ("test_patch", "image", "test_cmd")
+REPOSITORY = re.compile(r"\w[\w.-]*/[\w.-]+")
 HOME_OF_REPOSITORIES = "https://github.com"
 
 
-def read_rows(path: Path, repositories: Path | None = None) -> list[Task]:
-    """Read every row of a file: JSON lines, or one JSON array. Raises UsageError naming file, line (or row) and key."""
-    rows = _array(path) if path.suffix == ".json" else _lines(path)
-    return [make_row_task(row, place, path.absolute().parent, repositories) for place, row in rows]
+def read_rows(path: Path, repositories: Path | None = None, *, foreign: str | None = None) -> list[Task]:
+    """Read every row of a file: JSON lines, one JSON array, or Parquet.
+
+    ``foreign`` is the name of the data set that somebody else published and the file is of: its rows may not name places
+    of this machine, but for clones in ``repositories``. Raises UsageError naming file, line (or row) and key.
+    """
+    place = foreign or str(path)
+    match path.suffix:
+        case ".json":
+            rows = _array(path, place)
+        case ".parquet":
+            rows = _table(path, place)
+        case _:
+            rows = _lines(path, place)
+    folder = path.absolute().parent
+    return [_task(row, at, folder, repositories, foreign is not None) for at, row in rows]
 
 
-def _lines(path: Path) -> Iterator[tuple[str, object]]:
+def _lines(path: Path, name: str) -> Iterator[tuple[str, object]]:
     for number, line in enumerate(_text(path).split("\n"), 1):
-        place = f"{path}, line {number}"
+        place = f"{name}, line {number}"
         if line.strip():
             try:
                 row = json.loads(line)
@@ -39,14 +53,29 @@ def _lines(path: Path) -> Iterator[tuple[str, object]]:
             yield place, row
 
 
-def _array(path: Path) -> Iterator[tuple[str, object]]:
+def _array(path: Path, name: str) -> Iterator[tuple[str, object]]:
     try:
         data = json.loads(_text(path))
     except ValueError as error:
         raise UsageError(f"{path} is not JSON: {error}") from error
     if not isinstance(data, list):
         raise UsageError(f"{path} must be a list of tasks")
-    return ((f"{path}, row {number}", row) for number, row in enumerate(data, 1))
+    return ((f"{name}, row {number}", row) for number, row in enumerate(data, 1))
+
+
+def _table(path: Path, name: str) -> Iterator[tuple[str, object]]:
+    return ((f"{name}, row {number}", row) for number, row in enumerate(open_hub().read_parquet(path), 1))
+
+
+def open_hub() -> ModuleType:
+    """Load what reads data sets. Raises UsageError where it is not installed."""
+    try:
+        from agent.batch import hub
+    except ModuleNotFoundError as missing:
+        raise UsageError(
+            f'data sets and .parquet files need {missing.name}, which is not installed: pip install "gpt-oss-agent[datasets]"'
+        ) from missing
+    return hub
 
 
 def _text(path: Path) -> str:
@@ -58,10 +87,11 @@ def _text(path: Path) -> str:
         raise UsageError(f"{path} is not UTF-8: {error}") from error
 
 
-def make_row_task(row: object, place: str, folder: Path, repositories: Path | None) -> Task:
-    """Make a task of a row; paths in it are relative to ``folder``. Raises UsageError naming the place and the key."""
+def _task(row: object, place: str, folder: Path, repositories: Path | None, foreign: bool) -> Task:
     if not isinstance(row, Mapping):
         raise UsageError(f"{place}: a task is an object, not {row!r:.60}")
+    if foreign:
+        _refuse_here(row, place)
     if "instance_id" in row:
         return _from_swe_bench(row, place, folder, repositories)
     own = dict(row)
@@ -97,6 +127,17 @@ def _from_swe_bench(row: Mapping[str, Any], place: str, folder: Path, repositori
     return Task(task.name, task.prompt, task.repository, task.base_commit, task.settings, tests=tests)
 
 
+def _refuse_here(row: Mapping[str, Any], place: str) -> None:
+    """Raise UsageError where a row that somebody else wrote would have a folder of this machine copied to the model."""
+    for key in ("repo", "repository"):
+        value = row.get(key)
+        elsewhere = isinstance(value, str) and is_url(value) and not value.startswith("file:")
+        if isinstance(value, str) and not elsewhere and not (key == "repo" and REPOSITORY.fullmatch(value)):
+            raise UsageError(
+                f"{place}: {key!r} is {value!r}, a place on this machine, which a data set from elsewhere may not name"
+            )
+
+
 def _names(value: object, place: str) -> tuple[str, ...]:
     """Return test ids: the data sets hold them as a list, or as the JSON text of one."""
     try:
@@ -112,7 +153,7 @@ def _find(repo: str, folder: Path, repositories: Path | None, place: str) -> str
     """Return where ``owner/name`` is: in the folder of clones, else at its home; a path or URL is taken as it is."""
     if is_url(repo) or repo.startswith(("/", ".")):
         return repo if is_url(repo) else str((folder / repo).absolute())
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or ".." in repo:
+    if not REPOSITORY.fullmatch(repo) or ".." in repo:
         raise UsageError(f"{place}: repo is owner/name, a path or a URL, not {repo!r}")
     if repositories is None:
         return f"{HOME_OF_REPOSITORIES}/{repo}.git"

@@ -41,7 +41,7 @@ def tasks() -> None:
 
 
 @tasks.command()
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=click.Path(path_type=Path, exists=True))
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("agent-results"), show_default=True, metavar="DIR", help="Where results go, and what running it again goes on from.")  # fmt: skip
 @click.option("--jobs", "-j", type=click.IntRange(1, 1024), default=1, show_default=True, metavar="N", help="Attempts that run side by side.")  # fmt: skip
 @click.option("--attempts", "-n", type=click.IntRange(1, 64), default=1, show_default=True, metavar="K", help="Attempts of each task; the best is kept.")  # fmt: skip
@@ -59,14 +59,14 @@ def tasks() -> None:
 @click.option(ACKNOWLEDGEMENT, "acknowledged", is_flag=True, help="Needed for --sandbox none.")
 @config_options(*(key for key in FLAGS if key not in ("branch", "worktree", "runs_dir", "include_uncommitted")))
 def run(
-    paths: tuple[Path, ...], out: Path, jobs: int, attempts: int, effort_ladder: str | None, pattern: str | None,
+    paths: tuple[str, ...], out: Path, jobs: int, attempts: int, effort_ladder: str | None, pattern: str | None,
     budget_tokens: int | None, requests_per_minute: float | None, again: str, repositories: Path | None, engine: str,
     address: str | None, as_json: bool, acknowledged: bool, **flags: object,
 ) -> int:  # fmt: skip
     """Run tasks; run the same command again to go on after a kill, an interrupt or a used up budget.
 
-    PATH is a task's folder, a folder of such folders, or a .jsonl file of tasks (our keys, or SWE-bench's). Results are
-    lines of DIR/results.jsonl, one folder a task beside it, and preds.json for SWE-bench's tools. Exit code 0: every task
+    PATH is a task's folder, a folder of such folders, a .jsonl, .json or .parquet file of tasks (our keys, or SWE-bench's),
+    or a data set of Hugging Face's hub: hf:OWNER/NAME[@REVISION][:SPLIT] (split test; extra [datasets]). Results are lines of DIR/results.jsonl, one folder a task beside it, and preds.json for SWE-bench's tools. Exit code 0: every task
     has a result, whatever it is; 3: the endpoint is gone; 4: the budget is used up; 130: interrupted.
     """
     from agent.batch.batch import Batch, Plan, spent_tokens
@@ -80,7 +80,7 @@ def run(
     base = configured(flags, None).config
     _acknowledge(base, acknowledged)
     plan = Plan(jobs, attempts, read_ladder(effort_ladder), again=_kinds(again))
-    found = read_tasks(paths, pattern, repositories)
+    found = read_tasks(paths, pattern, repositories, _say)
     with Results(out) as results:
         hold_to(out, _held(base) | {"attempts": attempts, "effort_ladder": list(plan.ladder)})
         governor = Governor(budget_tokens, requests_per_minute, spent_tokens(results.records))
@@ -107,7 +107,7 @@ def run(
 
 @tasks.command()
 @click.argument("results", type=click.Path(path_type=Path, exists=True))
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=click.Path(path_type=Path, exists=True))
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @click.option("--jobs", "-j", type=click.IntRange(1, 256), default=1, show_default=True, metavar="N", help="Tasks that are graded side by side.")  # fmt: skip
 @click.option("--filter", "pattern", metavar="RE", help="Only tasks whose name fits.")
 @click.option("--repositories", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR", help="Clones for rows that say owner/name.")  # fmt: skip
@@ -115,7 +115,7 @@ def run(
 @click.option(ACKNOWLEDGEMENT, "acknowledged", is_flag=True, help="Needed for --sandbox none.")
 @config_options(*GRADING)
 def grade(
-    results: Path, paths: tuple[Path, ...], jobs: int, pattern: str | None, repositories: Path | None, out: Path | None,
+    results: Path, paths: tuple[str, ...], jobs: int, pattern: str | None, repositories: Path | None, out: Path | None,
     acknowledged: bool, **flags: object,
 ) -> int:  # fmt: skip
     """Grade patches in fresh sandboxes that have nothing of the agent's but the patch.
@@ -132,7 +132,7 @@ def grade(
     from agent.saver import write_whole
 
     _acknowledge(configured(flags, None).config, acknowledged)
-    found = read_tasks(paths, pattern, repositories)
+    found = read_tasks(paths, pattern, repositories, _say)
     patches = grading.read_patches(results)
     folder = (out or (results if results.is_dir() else results.parent) / "grades").absolute()
     wanted = [task for task in found if task.name in patches]
@@ -162,6 +162,10 @@ def grade(
         err=True,
     )
     return 1 if report["error_instances"] else 0
+
+
+def _say(text: str) -> None:
+    click.echo(clean(text), err=True)
 
 
 def _acknowledge(config: RunConfig, acknowledged: bool) -> None:

@@ -22,6 +22,7 @@ class FakeHub:
     files: dict[str, bytes]
     break_after: int | None = None  # the first large answer ends after so many bytes
     corrupt: str | None = None  # this file is delivered with one bit turned
+    kind: str = "models"  # or datasets
     endpoint: str = ""
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     sent_bytes: int = 0
@@ -49,6 +50,8 @@ class FakeHub:
 def serve(hub: FakeHub) -> Iterator[FakeHub]:
     """Serve a hub on a free port until the block ends."""
 
+    lock = threading.Lock()
+
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -64,7 +67,8 @@ def serve(hub: FakeHub) -> Iterator[FakeHub]:
         def answer(self) -> None:
             path = unquote(urlsplit(self.path).path)
             hub.requests.append((self.command, path, self.headers.get("Range")))
-            api, resolve = f"/api/models/{hub.repository}/", f"/{hub.repository}/resolve/"
+            folder = "" if hub.kind == "models" else f"/{hub.kind}"
+            api, resolve = f"/api/{hub.kind}/{hub.repository}/", f"{folder}/{hub.repository}/resolve/"
             if path.startswith(f"{api}revision/"):
                 siblings = [{"rfilename": name} for name in hub.files]
                 self.json({"id": hub.repository, "sha": COMMIT, "siblings": siblings})
@@ -101,10 +105,12 @@ def serve(hub: FakeHub) -> Iterator[FakeHub]:
             self.end_headers()
             if self.command == "HEAD":
                 return
-            if hub.is_large(name) and hub.break_after is not None:
-                self.wfile.write(content[start : start + hub.break_after])
-                hub.sent_bytes += hub.break_after
-                hub.break_after = None
+            with lock:  # files are fetched side by side, and one connection is to break
+                after = hub.break_after if hub.is_large(name) else None
+                hub.break_after = None if after is not None else hub.break_after
+            if after is not None:
+                self.wfile.write(content[start : start + after])
+                hub.sent_bytes += after
                 self.close_connection = True
                 return
             self.wfile.write(content[start:])
