@@ -222,6 +222,16 @@ class RunConfig:
             )
         ),
     )
+    otel: bool = field(
+        default=False,
+        metadata=_rule(
+            Rule("flag", "Whether a run is traced by OpenTelemetry; OTEL_ variables say where to.", personal=True)
+        ),
+    )
+    otel_content: bool = field(
+        default=False,
+        metadata=_rule(Rule("flag", "Whether traces hold what was said, asked and printed.", personal=True)),
+    )
     policy: str = field(
         default="person",
         metadata=_rule(

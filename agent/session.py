@@ -39,6 +39,7 @@ from agent.loop import run as loop
 from agent.model.base import Model, SamplingParams
 from agent.position import HARNESS, open_call
 from agent.prompt import instructions, task_message
+from agent.telemetry.open import Telemetry, open_telemetry
 from agent.tools.base import Tool
 from agent.tools.open import declare, open_tools
 from agent.workshop import SNAPSHOT_NAME, Workshop, last_words
@@ -110,6 +111,7 @@ def fix(
     config = policy.admit(config, repository)
     run = new_run_id()
     folder = config.runs_dir / run
+    telemetry = open_telemetry(config, run, mode, say)
     model = _begin(lambda: through(_open_model(config, say)))
     try:
         snapshot = snapshots.take(repository, folder, config.include_uncommitted)
@@ -118,10 +120,11 @@ def fix(
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         _close(model)
+        telemetry.close()
         raise
     with log:
         started = _started(config, run, task, mode, snapshot)
-        session = _Session(config, log, show, snapshot, model)
+        session = _Session(config, log, show, snapshot, model, telemetry)
         return session.go(
             fold([started]),
             lambda: open_sandbox(sandbox_options(config, run, say), snapshot),
@@ -145,7 +148,9 @@ def resume(folder: Path, show: Show, say: Say = lambda _: None, *, through: Thro
         config = policy.admit(restore(state.config), Path(state.repository))
         snapshot = snapshots.load(folder)
         options = sandbox_options(config, state.run, say)
-        session = _Session(config, log, show, snapshot, _begin(lambda: through(_open_model(config, say))))
+        telemetry = open_telemetry(config, state.run, state.mode, say)
+        model = _begin(lambda: through(_open_model(config, say)))
+        session = _Session(config, log, show, snapshot, model, telemetry)
         # Until a call was begun nothing says that the copy had come to its end: such a sandbox may be half empty.
         touched = bool(state.calls) or state.pending is not None
         if not touched and config.sandbox == "docker":
@@ -164,11 +169,13 @@ def new_run_id() -> str:
 
 
 class _Session:
-    """What is open while a run goes: log, screen, sandbox, model."""
+    """What is open while a run goes: log, screen, sandbox, model, telemetry."""
 
-    def __init__(self, config: RunConfig, log: Log, show: Show, snapshot: Snapshot, model: Future[Model]) -> None:
+    def __init__(
+        self, config: RunConfig, log: Log, show: Show, snapshot: Snapshot, model: Future[Model], telemetry: Telemetry
+    ) -> None:
         self._config, self._log, self._show = config, log, show
-        self._snapshot, self._model = snapshot, model
+        self._snapshot, self._model, self._telemetry = snapshot, model, telemetry
         self._state = State()
         self._more = False  # a run that met a limit and is resumed by the person may use as much again
 
@@ -176,6 +183,7 @@ class _Session:
         """Write an event to the disk, then let it count, then show it."""
         self._log.append(event)
         self._state = step(self._state, event)
+        self._telemetry(event)
         self._show(event)
 
     def take_up(self, lost: bool) -> None:
@@ -228,6 +236,7 @@ class _Session:
             shop.saver.close()
             _close(sandbox)
             _close(self._model)
+            self._telemetry.close()
         assert self._state.ended is not None
         return self._state.ended
 

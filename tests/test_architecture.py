@@ -24,6 +24,7 @@ ONLY_IMPORTERS = {
     "click": ("agent.cli",),
     "rich": ("agent.view", "agent.cli"),
     "prompt_toolkit": ("agent.chat.terminal",),
+    "opentelemetry": ("agent.telemetry",),
     "pygments": ("agent.report.highlight",),
     "lxml": ("agent.tools.browser.markup",),
     "torch": ("runtime",),
@@ -151,6 +152,8 @@ def test_every_module_is_small_enough_to_read() -> None:
         "ray",
         "pyarrow",
         "llguidance",
+        "pygments",
+        "opentelemetry",
     ],
 )
 def test_help_loads_nothing_heavy(module: str) -> None:

@@ -50,6 +50,7 @@ FLAGS: Mapping[str, tuple[str, str | None]] = {
     "silence_timeout_s": ("--silence-timeout", "S"),
     "endpoint_timeout_s": ("--endpoint-timeout", "S"),
     "max_output_bytes": ("--max-output", "SIZE"),
+    "otel": ("--otel/--no-otel", None),
     "branch": ("--branch", "NAME"),
     "worktree": ("--worktree", "DIR"),
     "runs_dir": ("--runs-dir", "DIR"),
