@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from runtime.sampler import uniform
 from runtime.scheduler import Limits
 from runtime.scheduler import Sequence as Running
 from runtime.worker import Worker
+from tests.runtime.arithmetic import ByRule
 
 pytestmark = [
     pytest.mark.gpu,
@@ -107,6 +109,30 @@ def test_graphs_and_steps_ahead_give_the_tokens_of_eager_steps(model: Transforme
     for run in (runs[0], runs[2]):
         for request, outs in zip(REQUESTS, run, strict=True):
             assert worst(model, request, outs[request.id]) < ROUNDING
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_masks_are_obeyed_and_asked_while_the_device_computes(model: Transformer, graphs: bool) -> None:
+    """Five tokens free, five of the first 800, and so on: launched ahead or not, the same; beside others, still obeyed."""
+    low = b"\xff" * 100 + bytes(model.config.vocabulary // 8 - 100)
+
+    def masked(request: Request) -> Request:
+        rule = partial(ByRule, lambda said: low if len(said) % 10 >= 5 else None, lambda count: count % 10 < 5)
+        return replace(request, sampling=Sampling(seed=7), mask=rule)
+
+    alone = [
+        [drain(made, [masked(request)]) for request in REQUESTS]
+        for made in (engine(model, graphs=graphs), without_ahead(engine(model, graphs=graphs)))
+    ]
+    assert alone[0] == alone[1]
+    together = drain(engine(model, graphs=graphs), [masked(r) if at % 2 else r for at, r in enumerate(REQUESTS)])
+    held = [outs[r.id] for r, outs in zip(REQUESTS, alone[0], strict=True)]
+    held += [together[request.id] for request in REQUESTS[1::2]]
+    for ids in held:
+        assert len(ids) == 40
+        assert all(token < 800 for at, token in enumerate(ids) if at % 10 >= 5)
+    for request in REQUESTS[::2]:
+        assert worst(model, request, together[request.id]) < ROUNDING
 
 
 @pytest.mark.parametrize(
