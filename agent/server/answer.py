@@ -104,7 +104,7 @@ class _Attempt:
 
     stop: StopFilter
     hold: bool
-    out: dict[str, str] = field(default_factory=lambda: {"reasoning": "", "text": ""})
+    out: dict[str, list[str]] = field(default_factory=lambda: {"reasoning": [], "text": []})
     messages: list[Message] = field(default_factory=list)
     sampled: Sampled = field(default_factory=lambda: Sampled(0, 0, "stop"))
     sampled_chars: int = 0
@@ -115,10 +115,10 @@ class _Attempt:
         if delta.recipient is not None or not delta.text:
             return
         if delta.channel is Channel.ANALYSIS:
-            self.out["reasoning"] += delta.text
+            self.out["reasoning"].append(delta.text)
             yield Said("reasoning", delta.text)
         elif not self.hold and (text := self.stop.feed(delta.text)):
-            self.out["text"] += text
+            self.out["text"].append(text)
             yield Said("text", text)
 
     def one_call(self) -> None:
@@ -132,9 +132,10 @@ class _Attempt:
             whole = "".join(m.text for m in self.messages if m.recipient is None and _kind(m) == kind)
             if kind == "text":
                 whole = self.stop.cut(whole)
-            if whole.startswith(self.out[kind]) and len(whole) > len(self.out[kind]):
-                more = whole[len(self.out[kind]) :]
-                self.out[kind] = whole
+            said = "".join(self.out[kind])
+            if whole.startswith(said) and len(whole) > len(said):
+                more = whole[len(said) :]
+                self.out[kind].append(more)
                 yield Said("reasoning" if kind == "reasoning" else "text", more)
 
 
@@ -177,7 +178,7 @@ def _sample(model: Model, ask: Ask, attempt: _Attempt) -> Iterator[Said | Void]:
                 case Retried(reason):
                     if attempt.out["text"]:
                         raise ModelError(f"the answer broke off after part of it was said: {reason}")
-                    attempt.out["reasoning"] = ""
+                    attempt.out["reasoning"].clear()
                     attempt.stop.restart()
                     yield Void()
                 case MessageAdded(message):
@@ -191,7 +192,7 @@ def _sample(model: Model, ask: Ask, attempt: _Attempt) -> Iterator[Said | Void]:
 def _stopped_by_text(attempt: _Attempt, conversation: Conversation) -> None:
     """A stop sequence came: what was said is the answer, and the backend's counts never come: they are estimated."""
     said = [(Channel.ANALYSIS, attempt.out["reasoning"]), (Channel.FINAL, attempt.out["text"])]
-    attempt.messages = [Message(Role.ASSISTANT, text, channel) for channel, text in said if text]
+    attempt.messages = [Message(Role.ASSISTANT, "".join(texts), channel) for channel, texts in said if texts]
     attempt.sampled = Sampled(estimate(conversation), max(1, attempt.sampled_chars // 4), "stop")
 
 

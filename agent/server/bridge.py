@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from typing import Generic, TypeVar
@@ -31,11 +30,14 @@ class Bridge(Generic[Item]):
         self, work: Callable[[Cancel], Iterator[Item]], executor: Executor, on_end: Callable[[], None]
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._changed = threading.Condition()
-        self._items: deque[Item] = deque()
-        self._wake = asyncio.Event()
-        self._asleep = True
+        self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
+        self._items: list[Item] = []
+        self._waiter: asyncio.Future[None] | None = None
+        self._asleep = False
         self._closed = False
+        self._ends_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self._cancel = Cancel()
         self._future: Future[None] = executor.submit(self._run, work)
         self._future.add_done_callback(lambda _: self._call(on_end))
@@ -52,30 +54,31 @@ class Bridge(Generic[Item]):
 
     async def take(self, timeout_s: float) -> list[Item]:
         """Return what has arrived; empty when the work ended, was closed, or when nothing came for ``timeout_s``."""
-        with self._changed:
-            self._asleep = not self._items and not self._future.done()
+        with self._lock:
+            self._asleep = not self._items and not self._closed and not self._future.done()
             if self._asleep:
-                self._wake.clear()
-        if self._asleep:
-            # A timer of our own: asyncio.timeout costs several times as much, and this is done for every token.
-            timer = self._loop.call_later(timeout_s, self._wake.set)
-            await self._wake.wait()
-            timer.cancel()
-        with self._changed:
+                self._waiter = self._loop.create_future()
+        if self._waiter is not None:
+            self._wake_within(timeout_s)
+            await self._waiter
+            self._waiter = None
+        with self._lock:
             self._asleep = False
-            items = list(self._items)
-            self._items.clear()
-            self._changed.notify()
+            items, self._items = self._items, []
+            if len(items) >= MOST_WAITING:
+                self._room.notify()
         return items
 
     def close(self) -> None:
         """End the work at once, whether it waits for us or for the backend."""
-        with self._changed:
+        with self._lock:
             self._closed = True
-            self._items.clear()
-            self._changed.notify()
+            self._items = []
+            self._room.notify()
         self._cancel.call()
-        self._wake.set()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._wake()
 
     def _run(self, work: Callable[[Cancel], Iterator[Item]]) -> None:
         with closing_iterator(work(self._cancel)) as items:
@@ -84,19 +87,43 @@ class Bridge(Generic[Item]):
                     return
 
     def _give(self, item: Item) -> bool:
-        with self._changed:
+        with self._lock:
             while len(self._items) >= MOST_WAITING and not self._closed:
-                self._changed.wait()
+                self._room.wait()
             if self._closed:
                 return False
             self._items.append(item)
             asleep, self._asleep = self._asleep, False
         if asleep:
-            self._loop.call_soon_threadsafe(self._wake.set)
+            self._loop.call_soon_threadsafe(self._wake)
         return True
 
     def _call(self, on_end: Callable[[], None]) -> None:
         """Tell the loop that the thread is free again. A loop that is gone needs no telling."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(on_end)
-            self._loop.call_soon_threadsafe(self._wake.set)
+            self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _wake_within(self, timeout_s: float) -> None:
+        """Move the time at which a wait ends. There is one timer for all waits, since there is a wait for nearly every token."""
+        self._ends_s = self._loop.time() + timeout_s
+        if self._timer is None or self._timer.when() > self._ends_s:
+            self._wind()
+
+    def _wind(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(self._ends_s, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        if self._waiter is None:
+            return
+        if self._loop.time() < self._ends_s:
+            self._wind()
+        else:
+            self._wake()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -65,6 +65,10 @@ class Flight(Generic[Item]):
     cancelled: bool = False
     stopped: Refusal | None = None
 
+    def is_over(self) -> bool:
+        """Whether somebody ended it."""
+        return self.cancelled or self.stopped is not None
+
     def cancel(self) -> None:
         """End it because somebody asked for that."""
         self.cancelled = True
@@ -93,23 +97,17 @@ class Flight(Generic[Item]):
             self.metrics.first_token_s.observe(time.monotonic() - self.began_s)
         return items
 
-    async def pieces(self) -> AsyncIterator[bytes]:
-        """Give the events as they come; one without content where nothing came for long, so that no proxy hangs up."""
-        last_s = time.monotonic()
-        while not self.cancelled and self.stopped is None:
-            items = await self.bridge.take(self.limits.keep_alive_s)
-            now_s = time.monotonic()
-            if items:
-                last_s = now_s
-                yield self.events(items)
-            elif self.bridge.done:
-                return
-            elif now_s - last_s >= self.limits.keep_alive_s:
-                last_s = now_s
-                yield sse.KEEP_ALIVE
-            if now_s - self.began_s > self.limits.request_timeout_s:
-                said = f"The answer took longer than {self.limits.request_timeout_s:g} seconds."
-                self.stop(Refusal(504, said, kind="server_error", code="timeout"))
+    async def piece(self) -> bytes | None:
+        """Return the next events, None after the last; one without content where nothing came for long, so that no proxy hangs up."""
+        if self.is_over():
+            return None
+        items = await self.bridge.take(self.limits.keep_alive_s)
+        if time.monotonic() - self.began_s > self.limits.request_timeout_s:
+            said = f"The answer took longer than {self.limits.request_timeout_s:g} seconds."
+            self.stop(Refusal(504, said, kind="server_error", code="timeout"))
+        if items:
+            return self.events(items)
+        return None if self.is_over() or self.bridge.done else sse.KEEP_ALIVE
 
     def events(self, items: list[Item]) -> bytes:
         """Turn parts into events, and tell who wants to hear of them."""
@@ -150,7 +148,7 @@ class Played(Response, Generic[Item]):
             pass
 
     async def _play_whole(self, send: Send) -> None:
-        async for _ in self.flight.pieces():
+        while await self.flight.piece() is not None:
             pass
         await self._send_document(send, self.flight.fault())
 
@@ -161,7 +159,7 @@ class Played(Response, Generic[Item]):
             return
         await self._head(send, 200, b"text/event-stream; charset=utf-8", (b"cache-control", b"no-cache"))
         await _body(send, self.flight.writer.start() + self.flight.events(first))
-        async for piece in self.flight.pieces():
+        while (piece := await self.flight.piece()) is not None:
             await _body(send, piece)
         fault = self.flight.fault()
         if fault is not None:

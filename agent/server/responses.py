@@ -26,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from agent.server import sse
 from agent.server.answer import Called, Cited, Ended, Part, Said, Void, Worked, Working
 from agent.server.faults import Refusal
 from agent.server.sse import event
@@ -61,6 +62,7 @@ class _Item:
 
     index: int
     item: dict[str, Any]
+    frame: tuple[bytes, bytes, bytes] = (b"", b"", b"")  # of a delta, around its number and its text
     texts: list[str] = field(default_factory=list)
     annotations: list[dict[str, Any]] = field(default_factory=list)
 
@@ -148,9 +150,10 @@ class ResponseWriter:
         opened = self._open
         assert opened is not None
         opened.texts.append(text)
-        name = "response.reasoning_text.delta" if kind == "reasoning" else "response.output_text.delta"
-        logprobs: dict[str, Any] = {} if kind == "reasoning" else {"logprobs": []}
-        return out + self._event(name, **_place(opened), content_index=0, delta=text, **logprobs)
+        number = self._sequence
+        self._sequence += 1
+        before, between, behind = opened.frame
+        return b"".join((out, before, b"%d" % number, between, sse.text(text), behind))
 
     def _begin(self, kind: str) -> bytes:
         index = len(self._output)
@@ -160,6 +163,7 @@ class ResponseWriter:
             item = {"id": new_id("msg"), "type": "message", "role": "assistant", "content": []}
         item["status"] = "in_progress"
         self._open = _Item(index, item)
+        self._open.frame = _frame(kind, self._open)
         part = _content(kind, "")
         return self._event("response.output_item.added", output_index=index, item=item) + self._event(
             "response.content_part.added", **_place(self._open), content_index=0, part=part
@@ -300,6 +304,18 @@ _ERROR_CODES = frozenset({"server_error", "rate_limit_exceeded"})
 
 def _place(opened: _Item) -> dict[str, Any]:
     return {"item_id": opened.item["id"], "output_index": opened.index}
+
+
+def _frame(kind: str, opened: _Item) -> tuple[bytes, bytes, bytes]:
+    """A delta's event in three pieces: there is one a token, so what is the same in all of an item is encoded once."""
+    name = "response.reasoning_text.delta" if kind == "reasoning" else "response.output_text.delta"
+    logprobs: dict[str, Any] = {} if kind == "reasoning" else {"logprobs": []}
+    whole = event(
+        {"type": name, "sequence_number": 0, **_place(opened), "content_index": 0, "delta": 0, **logprobs}, name
+    )
+    before, _, rest = whole.partition(b'"sequence_number":0')
+    between, _, behind = rest.partition(b'"delta":0')
+    return before + b'"sequence_number":', between + b'"delta":', behind
 
 
 def _content(kind: str, text: str, annotations: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:

@@ -17,6 +17,11 @@ def document(value: Mapping[str, Any]) -> bytes:
     return _encode(value).encode("utf-8", "replace")
 
 
+def text(value: str) -> bytes:
+    """Return a JSON string as bytes, as ``document`` would write it."""
+    return _encode(value).encode("utf-8", "replace")
+
+
 def event(value: Mapping[str, Any], name: str = "") -> bytes:
     """Return one event; JSON has no raw newline, so it is one data line."""
     lead = b"event: " + name.encode() + b"\n" if name else b""
