@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from agent.backends import BACKENDS
 from agent.errors import ConfigError
 
 APP = "gpt-oss-agent"
@@ -93,8 +94,8 @@ class RunConfig:
         metadata=_rule(
             Rule(
                 "choice",
-                "How to talk to the model; auto takes the best that the endpoint offers.",
-                choices=("auto", "completions", "responses", "chat", "scripted", "local"),
+                "What answers, and how it is talked to; auto takes the best that is there.",
+                choices=tuple(BACKENDS),
                 personal=True,
             )
         ),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.backends import IN_PROCESS
 from agent.config import RunConfig
 from agent.errors import AgentError
 from agent.events import EXIT_CODES, Outcome
@@ -45,7 +46,7 @@ def examine(config: RunConfig) -> Iterator[Finding]:
     yield engine(config)
     yield container(config)
     yield vocabulary(config)
-    if config.wire in {"scripted", "local"} or (config.endpoint is None and config.script is not None):
+    if config.wire in {"scripted", *IN_PROCESS} or (config.endpoint is None and config.script is not None):
         yield model(config)
     else:
         yield from endpoint(config)

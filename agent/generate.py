@@ -5,14 +5,15 @@ from __future__ import annotations
 import codecs
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
+from agent.backends import BACKENDS, Kind, Needs
 from agent.config import RunConfig
 from agent.conversation import Conversation, Message, Role
 from agent.errors import EndpointUnreachable, UsageError
 from agent.events import MessageAdded, Retried
-from agent.model.base import SamplingParams
+from agent.model.base import SamplingParams, TokenSource
 
 Say = Callable[[str], None]
 
@@ -23,17 +24,23 @@ def generate(config: RunConfig, text: str, say: Say) -> Iterator[str]:
     Over an endpoint's raw completions (any model), the engine in this process, or a script. Raises ModelError,
     EndpointUnreachable among it when an answer breaks off after its first piece; UsageError for a wire that has only messages.
     """
+    from agent.model.open import open_checkpoint, open_ollama, settled
+
     params = SamplingParams(config.temperature, config.top_p, config.max_answer_tokens, config.seed)
-    local = config.wire == "auto" and config.endpoint is None and config.model and Path(config.model).is_dir()
-    if config.wire == "scripted" or (config.wire == "auto" and config.script is not None):
-        return _scripted(config, text, params)
-    if config.wire == "local" or local:
-        return _local(config, text, params)
-    if config.wire in {"auto", "completions"}:
-        return _remote(config, text, params, say)
-    raise UsageError(
-        f"the {config.wire} wire has only messages: plain text is continued over --wire completions or local"
-    )
+    config = replace(config, wire=settled(config, say))
+    match BACKENDS[config.wire]:
+        case Kind(needs=Needs.SCRIPT):
+            return _scripted(config, text, params)
+        case Kind(needs=Needs.CHECKPOINT):
+            return _over(lambda: open_checkpoint(config, say), config, text, params)
+        case _ if config.wire == "ollama":
+            return _over(lambda: open_ollama(config, say), config, text, params)
+        case _ if config.wire in {"auto", "completions"}:
+            return _remote(config, text, params, say)
+        case _:
+            raise UsageError(
+                f"the {config.wire} wire has only messages: plain text is continued over --wire completions or local"
+            )
 
 
 def _scripted(config: RunConfig, text: str, params: SamplingParams) -> Iterator[str]:
@@ -45,21 +52,23 @@ def _scripted(config: RunConfig, text: str, params: SamplingParams) -> Iterator[
             yield event.message.text
 
 
-def _local(config: RunConfig, text: str, params: SamplingParams) -> Iterator[str]:
+def _over(
+    open_source: Callable[[], TokenSource], config: RunConfig, text: str, params: SamplingParams
+) -> Iterator[str]:
     from agent.harmony.codec import open_codec
     from agent.harmony.tokens import ENDOFTEXT, RETURN
-    from agent.model.local import LocalOptions, open_local
 
-    if not config.model:
-        raise UsageError("the local wire needs a checkpoint: give its folder with --model")
     codec = open_codec(config.cache_dir)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    with contextlib.closing(
-        open_local(Path(config.model), LocalOptions(context_tokens=config.context_tokens))
-    ) as source:
+    given = False
+    with contextlib.closing(open_source()) as source:
         for chunk in source.generate(codec.encode(text), params, (ENDOFTEXT, RETURN)):
-            if not isinstance(chunk, Retried):
-                yield decoder.decode(b"".join(map(codec.token_bytes, chunk.ids)))
+            if isinstance(chunk, Retried):
+                if given:
+                    raise EndpointUnreachable(f"the continuation broke off: {chunk.reason}")
+                continue
+            given = given or bool(chunk.ids)
+            yield decoder.decode(b"".join(map(codec.token_bytes, chunk.ids)))
     yield decoder.decode(b"", final=True)
 
 

@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
+from agent.backends import IN_PROCESS
 from agent.conversation import Channel, Message, Role
 from agent.events import (
     Checked,
@@ -200,7 +201,7 @@ def model_line(config: object) -> str:
     if known.get("wire") == "scripted":
         return f"a recorded model plays {one_line(str(known.get('script')))}: nothing is sampled, all else is real"
     name = str(known.get("model") or "the model")
-    if known.get("wire") == "local" or (known.get("endpoint") is None and name.startswith(("/", "./", "../", "~"))):
+    if known.get("wire") in IN_PROCESS or (known.get("endpoint") is None and name.startswith(("/", "./", "../", "~"))):
         return one_line(f"{name}, on this machine")
     return one_line(f"{name} at {known.get('endpoint') or 'the first local port that answers'}")
 

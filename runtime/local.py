@@ -9,11 +9,12 @@ import torch
 
 from runtime.engine import EngineOptions, open_engine
 from runtime.errors import DoesNotFit
-from runtime.kernels.open import open_kernels
+from runtime.kernels.open import best_kernels, open_kernels
 from runtime.model.checkpoint import load_weights, open_checkpoint
 from runtime.model.memory import GIB, weights_bytes
 from runtime.model.transformer import build_transformer
 from runtime.scheduler import Limits
+from runtime.transformers_worker import TransformersWorker, open_transformers
 from runtime.worker import Worker
 
 SLOW_BYTES = 4 * GIB  # weights that a CPU reads for seconds
@@ -31,9 +32,29 @@ def find_checkpoint(name: str) -> Path:
     return locate(name)
 
 
+def choose_device(device: str | None = None) -> torch.device:
+    """Return the device that is named; None is the first CUDA device, else the CPU."""
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def kernels_here() -> tuple[str, str]:
+    """Return the name of the kernels that ``auto`` takes on this machine, and why."""
+    return best_kernels(choose_device())
+
+
+def open_transformers_worker(
+    name: str, *, device: str | None = None, context_tokens: int | None = None
+) -> tuple[TransformersWorker, int]:
+    """Do as ``open_worker`` does, with transformers for the engine. Raises ModuleNotFoundError where it is not installed."""
+    where = choose_device(device)
+    dtype = torch.float32 if where.type == "cpu" else torch.bfloat16
+    return open_transformers(find_checkpoint(name), where, dtype, context_tokens)
+
+
 def open_worker(
     name: str,
     *,
+    kernels: str = "auto",
     device: str | None = None,
     cache_bytes: int | None = None,
     context_tokens: int | None = None,
@@ -43,11 +64,11 @@ def open_worker(
     """Load a checkpoint and start an engine over it; return its thread and the window in tokens.
 
     ``name`` is its folder, or the name of a model that was pulled.
-    ``device`` None is the first CUDA device, else the CPU. A GPU computes in bf16, the CPU in fp32. The window is the
+    ``kernels`` are those of ``runtime.kernels.open``. A GPU computes in bf16, the CPU in fp32. The window is the
     model's, or what the cache holds where that is less. ``progress`` is told (bytes loaded, bytes in all), ``warn`` that
     a real model was put on the CPU. Raises CheckpointError, DoesNotFit or another RuntimeFault.
     """
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = choose_device(device)
     dtype = torch.float32 if where.type == "cpu" else torch.bfloat16
     checkpoint = open_checkpoint(find_checkpoint(name))
     size = weights_bytes(checkpoint.config, dtype)
@@ -57,10 +78,11 @@ def open_worker(
             "to be right: expect seconds for each token, and hours for a run. A GPU with 16 GiB, or a server made for CPUs "
             "(llama.cpp, Ollama), is what makes this model usable here"
         )
+    chosen = open_kernels(kernels, where)
     window = min(checkpoint.config.context_tokens, context_tokens or checkpoint.config.context_tokens)
     try:
         weights = load_weights(checkpoint, where, dtype, progress)
-        model = build_transformer(checkpoint.config, weights, open_kernels("auto", where), window)
+        model = build_transformer(checkpoint.config, weights, chosen, window)
         engine = open_engine(model, EngineOptions(cache_bytes=cache_bytes, limits=Limits(context_tokens=window)))
     except torch.OutOfMemoryError as error:  # somebody else took what was free when it was counted
         raise DoesNotFit(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -92,3 +92,22 @@ class TokenOut:
     finish: str | None = None
     logprob: float | None = None
     cached_tokens: int = 0
+
+
+class Streams(Protocol):
+    """Something that answers requests token by token; any number of threads may ask."""
+
+    def stream(self, request: Request, unwanted: Callable[[], bool] = ...) -> Generator[TokenOut]:
+        """Yield the request's tokens as they are sampled; closing the iterator cancels it. Raises RuntimeFault.
+
+        ``unwanted`` is asked once, when ``cancel`` can find the request: whether it came too late to.
+        """
+        ...
+
+    def cancel(self, request_id: str) -> None:
+        """End a stream from another thread, at once."""
+        ...
+
+    def close(self) -> None:
+        """End all streams, and the work. May be called twice."""
+        ...

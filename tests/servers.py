@@ -56,6 +56,11 @@ def event(value: Any, name: str = "") -> bytes:
     return f"{lead}data: {value if isinstance(value, str) else json.dumps(value)}\n\n".encode()
 
 
+def line(value: Any) -> bytes:
+    """One line of JSON lines."""
+    return json.dumps(value).encode() + b"\n"
+
+
 def stream(values: Iterable[Any], *, done: bool = True) -> Reply:
     """A whole stream of events."""
     steps: list[Step] = [head(), *(event(value) for value in values)]

@@ -32,6 +32,7 @@ ONLY_IMPORTERS = {
     "huggingface_hub": ("runtime.model.hub", "agent.batch.hub"),
     "pyarrow": ("agent.batch.hub",),
     "ray": ("agent.batch.cluster", "agent.batch.seat"),
+    "transformers": ("runtime.transformers_worker",),
     "triton": ("runtime.kernels", "runtime.sampler"),
     "starlette": ("agent.server",),
     "uvicorn": ("agent.server",),

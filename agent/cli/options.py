@@ -55,6 +55,7 @@ FLAGS: Mapping[str, tuple[str, str | None]] = {
     "worktree": ("--worktree", "DIR"),
     "runs_dir": ("--runs-dir", "DIR"),
 }
+ALIASES: Mapping[str, str] = {"wire": "--backend"}
 ACKNOWLEDGEMENT = "--i-know-this-runs-on-my-machine"
 
 
@@ -85,6 +86,7 @@ def config_options(*keys: str) -> Callable[[Command], Command]:
             else:
                 command = click.option(
                     flag,
+                    *filter(None, [ALIASES.get(key)]),
                     key,
                     type=_type(rule),
                     metavar=metavar,

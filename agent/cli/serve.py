@@ -6,29 +6,19 @@ from pathlib import Path
 
 import click
 
-from agent.cli.options import configured
+from agent.cli.options import config_options, configured
 from agent.errors import UsageError
 
-BACKENDS = ("auto", "triton", "torch", "completions", "chat", "responses", "scripted")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @click.command()
-@click.option("--backend", type=click.Choice(BACKENDS), default="auto", help="What answers (auto).")
-@click.option("--endpoint", metavar="URL", help="The server behind completions, chat, responses or auto, with its /v1.")
-@click.option("--model", metavar="NAME|DIR", help="Its name at the endpoint, or a checkpoint's folder.")
-@click.option("--script", type=click.Path(path_type=Path), metavar="FILE", help="What the scripted backend plays.")
+@config_options("wire", "endpoint", "model", "script", "effort", "context_tokens")
 @click.option("--host", default="127.0.0.1", metavar="H", help="Address to listen on (127.0.0.1).")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8000, metavar="N", help="Port; 0 takes a free one (8000)."
 )
 @click.option("--api-key", metavar="KEY|@FILE", help="Key that callers must bring; @FILE reads it from a file.")
-@click.option(
-    "--effort", type=click.Choice(["low", "medium", "high"]), help="Effort where a request names none (medium)."
-)
-@click.option(
-    "--context", "context_tokens", type=int, metavar="N", help="The model's window, where the endpoint does not say."
-)
 @click.option(
     "--max-requests", type=click.IntRange(1, 4096), default=256, metavar="N", help="At a time; more get 429 (256)."
 )
@@ -47,15 +37,9 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 )
 @click.option("--verbose", is_flag=True, help="Log requests, and what backends said, to standard error.")
 def serve(
-    backend: str,
-    endpoint: str | None,
-    model: str | None,
-    script: Path | None,
     host: str,
     port: int,
     api_key: str | None,
-    effort: str | None,
-    context_tokens: int | None,
     max_requests: int,
     max_body: int,
     request_timeout: float,
@@ -63,6 +47,7 @@ def serve(
     code_interpreter: bool,
     interpreters: int,
     verbose: bool,
+    **flags: object,
 ) -> None:
     """Serve a backend as OpenAI's APIs: responses, chat completions, completions.
 
@@ -84,19 +69,12 @@ def serve(
     key = _key(api_key)
     if not local and key is None:
         click.echo(f"agent: anybody who reaches {host} may use this server: --api-key asks for a key", err=True)
-    flags = {
-        "endpoint": endpoint,
-        "model": model,
-        "script": script,
-        "effort": effort,
-        "context_tokens": context_tokens,
-    }
     config = configured(flags, None).config
-    listener = listen(host, port)
     limits = Limits(requests=max_requests, body_bytes=max_body, request_timeout_s=request_timeout)
     access = Access(key, loopback_only=local)
-    with equipped(config, web_search, interpreters if code_interpreter else 0, _tell) as builtins:
-        opened = open_backend(backend, config, _tell)
+    equipment = equipped(config, web_search, interpreters if code_interpreter else 0, _tell)
+    with listen(host, port) as listener, equipment as builtins:
+        opened = open_backend(config, _tell)
         service = Service(opened, effort=config.effort, access=access, limits=limits, builtins=builtins)
         run(service, listener, click.echo, verbose=verbose)
 

@@ -321,7 +321,8 @@ class Client:
                 if kind.startswith("application/json"):  # a server that does not stream answers whole
                     yield sse.ServerEvent("", response.read().decode("utf-8", "replace"))
                 else:
-                    yield from sse.events(sse.lines(self._within(response.iter_bytes(), most_s)))
+                    lines = sse.lines(self._within(response.iter_bytes(), most_s))
+                    yield from sse.documents(lines) if kind.startswith("application/x-ndjson") else sse.events(lines)
         except BREAKS as error:
             raise broken(error, self.endpoint.url) from error
 

@@ -1,6 +1,6 @@
 """Raw completions over HTTP: token ids go in, and ids come out, or text that is turned back into them with care.
 
-Four dialects. What each server takes and gives was read from its source:
+Five dialects. What each server takes and gives was read from its source:
 
 - ``ids``: ``/completions`` with ``return_token_ids`` (vLLM since 0.10.2, SGLang since 0.5.6): each event has its new ids.
 - ``llama.cpp``: its own ``/completion`` with ``return_tokens``. Stop ids are built into the model file. While it streams it keeps
@@ -9,20 +9,23 @@ Four dialects. What each server takes and gives was read from its source:
 - ``text``: ``/completions`` from which only text comes back. A control token is believed only where the server proves that it
   is one: it stands alone in the list of tokens, or alone in an event. Spelt out inside a longer piece it is text, because
   a file that the model quotes may spell it too.
+- ``ollama``: its own ``/api/generate``, where the prompt is text as well; see ``agent/model/ollama.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
 from agent.errors import ContextOverflow, ModelUnfit
 from agent.events import Retried
+from agent.model import ollama
 from agent.model.base import Chunk, SamplingParams
 from agent.model.client import Client, persist
 from agent.model.faults import Transient, cut, error_event
+from agent.model.spelling import Piece, Spelling, text_ids
 from agent.model.stream import count, decoded, mapping, sequence, string, token_ids
 
 _TOKEN_ID = "token_id:"  # noqa: S105  how vLLM writes a token as its id
@@ -37,28 +40,11 @@ class Dialect(StrEnum):
     LLAMA = "llama.cpp"
     SGLANG = "sglang"
     TEXT = "text"
+    OLLAMA = "ollama"
 
 
-@dataclass(frozen=True, slots=True)
-class Spelling:
-    """The vocabulary as far as a source of text needs it.
-
-    ``encode`` never gives a control id; ``control`` gives the one that is spelt so, or None.
-    """
-
-    encode: Callable[[str], Sequence[int]]
-    control: Callable[[str], int | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """What one event brings."""
-
-    ids: tuple[int, ...] = ()
-    finish: str | None = None
-    stopped_by: int | None = None  # the stop id, where the server names it apart from the ids
-    prompt_tokens: int | None = None
-    cached_tokens: int | None = None
+# Those that a completions server may speak, best first.
+STANDARD = (Dialect.IDS, Dialect.LLAMA, Dialect.SGLANG, Dialect.TEXT)
 
 
 class CompletionsSource:
@@ -122,7 +108,9 @@ class CompletionsSource:
             raise cut("the stream ended without a finish reason")
         if finish not in {"stop", "length"}:
             raise cut(f"the server ended it with {finish!r}")
-        if prompt_tokens is not None and prompt_tokens < len(prompt):
+        # As text the prompt may come to a few tokens less: what was sampled need not be the shortest way to write it.
+        least = len(prompt) * 3 // 4 if self._dialect is Dialect.OLLAMA else len(prompt)
+        if prompt_tokens is not None and prompt_tokens < least:
             raise ContextOverflow(
                 f"the server read only {prompt_tokens} of the prompt's {len(prompt)} tokens: its window is smaller than it says"
             )
@@ -134,7 +122,8 @@ class CompletionsSource:
         """Ask, and give what comes back. The answer's limit is left to us where it is what does not fit the window."""
         limited = self._sends_limit and params.max_tokens is not None
         asked = params if limited else replace(params, max_tokens=None)
-        path, body = request(self._dialect, self._client.endpoint.model, prompt, asked, stop)
+        model, window = self._client.endpoint.model, self._context_tokens
+        path, body = request(self._dialect, model, prompt, asked, stop, self._spelling, window)
         try:
             for event in self._client.post(path, body, params.timeout_s, params.cancel):
                 if event.data.strip() == "[DONE]":
@@ -151,9 +140,18 @@ class CompletionsSource:
 
 
 def request(
-    dialect: Dialect, model: str, prompt: Sequence[int], params: SamplingParams, stop: Sequence[int]
+    dialect: Dialect,
+    model: str,
+    prompt: Sequence[int],
+    params: SamplingParams,
+    stop: Sequence[int],
+    spelling: Spelling,
+    context_tokens: int | None = None,
 ) -> tuple[str, dict[str, Any]]:
-    """Return path and body of a streamed request. Every sampling setting that servers ship another default for is given."""
+    """Return path and body of a streamed request. Every sampling setting that servers ship another default for is given.
+
+    ``spelling`` and the window are for those that take text, and that choose the window by the request.
+    """
     ids = list(prompt)
     sampling: dict[str, Any] = {"temperature": params.temperature, "top_p": params.top_p, "min_p": 0.0}
     match dialect:
@@ -183,6 +181,8 @@ def request(
                 spaces = {"spaces_between_special_tokens": False, "include_stop_str_in_output": True}
                 back = {"logprobs": 1, "return_tokens_as_token_ids": True, **spaces}
             return "/completions", {**body, **sampling, **stopping, **usage, **back, **seed}
+        case Dialect.OLLAMA:
+            return ollama.request(model, prompt, params, spelling, context_tokens)
 
 
 def reader(dialect: Dialect, spelling: Spelling) -> Callable[[Mapping[str, Any]], Piece]:
@@ -191,11 +191,13 @@ def reader(dialect: Dialect, spelling: Spelling) -> Callable[[Mapping[str, Any]]
         case Dialect.IDS:
             return lambda document: _openai(document, _token_ids)
         case Dialect.TEXT:
-            return lambda document: _openai(document, lambda choice: text_ids(choice, spelling))
+            return lambda document: _openai(document, lambda choice: choice_ids(choice, spelling))
         case Dialect.LLAMA:
             return _LlamaReader(spelling).read
         case Dialect.SGLANG:
             return _SGLangReader().read
+        case Dialect.OLLAMA:
+            return lambda document: ollama.read(document, spelling)
 
 
 def _openai(document: Mapping[str, Any], ids_of: Callable[[Mapping[str, Any]], tuple[int, ...]]) -> Piece:
@@ -218,17 +220,15 @@ def _token_ids(choice: Mapping[str, Any]) -> tuple[int, ...]:
     return token_ids(choice.get("token_ids"))
 
 
-def text_ids(choice: Mapping[str, Any], spelling: Spelling) -> tuple[int, ...]:
+def choice_ids(choice: Mapping[str, Any], spelling: Spelling) -> tuple[int, ...]:
     """Return the ids of one event's text. Exact wherever the server cuts between tokens, as it does when it streams."""
     tokens = sequence(mapping(choice.get("logprobs")).get("tokens")) or [choice.get("text")]
     ids: list[int] = []
     for token in map(string, tokens):
         if token.startswith(_TOKEN_ID) and token[len(_TOKEN_ID) :].isdecimal():
             ids.append(int(token[len(_TOKEN_ID) :]))
-        elif token.startswith("<|") and (control := spelling.control(token)) is not None:
-            ids.append(control)
         else:
-            ids += spelling.encode(token)
+            ids += text_ids(token, spelling)
     return token_ids(ids)
 
 

@@ -49,10 +49,12 @@ def offers(listing: Mapping[str, Any]) -> list[Offer]:
     entries = listing.get("data") or listing.get("models") or ()
     return [
         Offer(
-            str(entry["id"]), _window(entry, entry.get("meta")), _OWNERS.get(str(entry.get("owned_by")), Server.OTHER)
+            str(entry.get("id") or entry["name"]),
+            _window(entry, entry.get("meta")),
+            _OWNERS.get(str(entry.get("owned_by")), Server.OTHER),
         )
         for entry in entries
-        if isinstance(entry, dict) and entry.get("id")
+        if isinstance(entry, dict) and (entry.get("id") or entry.get("name"))
     ]
 
 

@@ -10,13 +10,14 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from agent.backends import BACKENDS
 from agent.errors import ContextOverflow, ModelError, ModelUnfit
 from agent.events import Retried
 from agent.model.base import Chunk, SamplingParams
 from agent.model.cancel import Cancel
 
 if TYPE_CHECKING:
-    from runtime.worker import Worker
+    from runtime.request import Streams
 
 Progress = Callable[[int, int], None]
 """(bytes loaded, bytes in all)"""
@@ -24,8 +25,12 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class LocalOptions:
-    """What the runtime may use. None leaves the choice to it: the first CUDA device, or the CPU."""
+    """What the runtime may use. None leaves the choice to it: the first CUDA device, or the CPU.
 
+    ``backend`` is one of those that need a checkpoint, see ``agent.backends``.
+    """
+
+    backend: str = "local"
     device: str | None = None
     cache_bytes: int | None = None
     context_tokens: int | None = None
@@ -35,7 +40,7 @@ class LocalSource:
     """A TokenSource over an engine in this process. Any number of conversations may stream from it at a time."""
 
     def __init__(
-        self, name: str, worker: Worker, context_tokens: int, clock: Callable[[], float] = time.monotonic
+        self, name: str, worker: Streams, context_tokens: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._clock = clock
         self._name = name
@@ -116,26 +121,71 @@ def open_local(
     Raises ModelUnfit when the checkpoint is unusable, the device has no room for it, or the runtime is not installed;
     the message says what to do.
     """
+    _load_runtime(str(directory))
+    from runtime.errors import RuntimeFault
+    from runtime.local import open_transformers_worker, open_worker
+
+    name, device, window = str(directory), options.device, options.context_tokens
+    worker: Streams
+    try:
+        if options.backend == "transformers":
+            worker, context_tokens = open_transformers_worker(name, device=device, context_tokens=window)
+        else:
+            worker, context_tokens = open_worker(
+                name,
+                kernels=BACKENDS[options.backend].kernels or "auto",
+                device=device,
+                cache_bytes=options.cache_bytes,
+                context_tokens=window,
+                progress=progress,
+                warn=say,
+            )
+    except RuntimeFault as fault:
+        raise ModelUnfit(str(fault)) from fault
+    except ModuleNotFoundError as missing:
+        raise _not_installed(name, missing, options.backend) from missing
+    return LocalSource(name, worker, context_tokens)
+
+
+def is_pulled(name: str) -> bool:
+    """Whether a model's name is that of a checkpoint that was pulled to this machine, which has the runtime."""
+    try:
+        _load_runtime(name)
+    except ModelUnfit:
+        return False
+    from runtime.errors import CheckpointError
+    from runtime.local import find_checkpoint
+
+    try:
+        find_checkpoint(name)
+    except CheckpointError:
+        return False
+    return True
+
+
+def best_here(name: str) -> tuple[str, str]:
+    """Return the backend that suits this machine best for running a checkpoint, and why. Raises ModelUnfit."""
+    _load_runtime(name)
+    from runtime.local import kernels_here
+
+    kernels, why = kernels_here()
+    return next(found for found, kind in BACKENDS.items() if kind.kernels == kernels), why
+
+
+def _load_runtime(name: str) -> None:
+    """Load torch, behind what it must find set when it is loaded."""
     try:
         from runtime.allocator import prepare_allocator
 
-        prepare_allocator()  # before torch is loaded
-        from runtime.errors import RuntimeFault
-        from runtime.local import open_worker
+        prepare_allocator()
+        import runtime.local  # noqa: F401 - torch comes with it
     except ModuleNotFoundError as missing:
-        raise ModelUnfit(
-            f"running {directory} on this machine needs the runtime, and {missing.name} is not installed: "
-            'pip install "gpt-oss-agent[runtime]"'
-        ) from missing
-    try:
-        worker, context_tokens = open_worker(
-            str(directory),
-            device=options.device,
-            cache_bytes=options.cache_bytes,
-            context_tokens=options.context_tokens,
-            progress=progress,
-            warn=say,
-        )
-    except RuntimeFault as fault:
-        raise ModelUnfit(str(fault)) from fault
-    return LocalSource(str(directory), worker, context_tokens)
+        raise _not_installed(name, missing, "runtime") from missing
+
+
+def _not_installed(name: str, missing: ModuleNotFoundError, backend: str) -> ModelUnfit:
+    extra = "transformers" if backend == "transformers" else "runtime"
+    return ModelUnfit(
+        f"running {name} on this machine needs the runtime, and {missing.name} is not installed: "
+        f'pip install "gpt-oss-agent[{extra}]"'
+    )

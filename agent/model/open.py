@@ -8,17 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agent.backends import BACKENDS, Needs
 from agent.config import RunConfig
 from agent.errors import EndpointRefused, EndpointUnreachable, ModelError, ModelUnfit, UsageError
 from agent.harmony.tokens import is_text
 from agent.model.base import Model
 from agent.model.client import Client, Clock, Endpoint, persist
-from agent.model.completions import CompletionsSource, Spelling
-from agent.model.listing import Offer, loaded_window, offers
+from agent.model.completions import STANDARD, CompletionsSource, Dialect
+from agent.model.listing import Offer, Server, loaded_window, offers
+from agent.model.spelling import Spelling
 from agent.model.wires import offers_responses, raw_wires
 
 if TYPE_CHECKING:
     from agent.harmony.codec import Codec
+    from agent.model.local import LocalSource
 
 # Where the usual local servers listen when nobody says otherwise.
 LOCAL_PORTS: Mapping[str, int] = {"Ollama": 11434, "LM Studio": 1234, "vLLM": 8000, "llama.cpp": 8080}
@@ -41,23 +44,64 @@ def open_model(
 
     Raises ModelError when it cannot be asked, UsageError when the configuration does not say which one it is.
     """
-    if config.wire == "scripted" or (config.wire == "auto" and config.script is not None):
-        return _scripted(config)
-    if config.wire == "local" or (config.wire == "auto" and config.endpoint is None and _is_checkpoint(config.model)):
-        return _local(config, say)
-    if config.constrain == "calls":
+    wire = settled(config, say)
+    match BACKENDS[wire].needs:
+        case Needs.SCRIPT:
+            model = _scripted(config)
+        case Needs.CHECKPOINT:
+            model = _local(replace(config, wire=wire), say)
+        case _:
+            try:
+                client, offer = find_endpoint(config, say, ports=ports, clock=clock, shared=shared)
+            except EndpointUnreachable:
+                pulled = _pulled(config, say)
+                if pulled is None:
+                    raise
+                return pulled
+            try:
+                model = _over(client, offer, config, say)
+            except BaseException:
+                client.close()
+                raise
+    return model
+
+
+def settled(config: RunConfig, say: Callable[[str], None]) -> str:
+    """Return the name of the backend, still ``auto`` where it takes an endpoint to know; ``say`` is told what it was.
+
+    Raises ModelUnfit when it is one in this process and cannot be had.
+    """
+    if config.wire != "auto":
+        return config.wire
+    if config.script is not None:
+        say(_taking("scripted", "a script was given"))
+        return "scripted"
+    if config.endpoint is None and config.model is not None and Path(config.model).is_dir():
+        from agent.model.local import best_here
+
+        name, why = best_here(config.model)
         say(
-            "calls are not constrained: only the model in this process (--wire local) can be told which tokens may come"
+            _taking(
+                name, f"no endpoint was given, {Path(config.model).name} is a checkpoint of this machine, and {why}"
+            )
         )
-    client, offer = find_endpoint(config, say, ports=ports, clock=clock, shared=shared)
-    try:
-        context_tokens = config.context_tokens or loaded_window(client, offer)
-        if context_tokens is not None and context_tokens < _SMALL_WINDOW_TOKENS:
-            say(f"the model's window is only {context_tokens} tokens: `agent doctor` says how to enlarge it")
-        return _over(client, config, context_tokens, say)
-    except BaseException:
-        client.close()
-        raise
+        return name
+    return "auto"
+
+
+def _pulled(config: RunConfig, say: Callable[[str], None]) -> Model | None:
+    """Return the model over a checkpoint that was pulled, where no server was named and none is there; else None."""
+    from agent.model.local import best_here, is_pulled
+
+    if config.wire != "auto" or config.endpoint is not None or not config.model or not is_pulled(config.model):
+        return None
+    name, why = best_here(config.model)
+    say(_taking(name, f"no server is there, {config.model} was pulled, and {why}"))
+    return _local(replace(config, wire=name), say)
+
+
+def _taking(name: str, why: str) -> str:
+    return f"taking the {name} backend, because {why}"
 
 
 def find_endpoint(
@@ -70,6 +114,8 @@ def find_endpoint(
 ) -> tuple[Client, Offer]:
     """Return a client for the endpoint that ``config`` means, and the model there. Raises as ``open_model`` does."""
     clock = clock or Clock()
+    if config.wire == "ollama":
+        ports = {name: port for name, port in ports.items() if name == Server.OLLAMA}
     url = config.endpoint or _look_around(config, ports, clock, say)
     endpoint = Endpoint(
         url, config.model or "", config.api_key, config.silence_timeout_s, config.endpoint_timeout_s, shared
@@ -92,19 +138,26 @@ def _scripted(config: RunConfig) -> Model:
     return ScriptedModel(load_script(config.script), f"a recording ({config.script.name})", config.context_tokens)
 
 
-def _is_checkpoint(model: str | None) -> bool:
-    """Whether a model's name is a folder of this machine rather than a name on a server."""
-    return model is not None and Path(model).is_dir()
-
-
 def _local(config: RunConfig, say: Callable[[str], None]) -> Model:
     from agent.harmony.codec import open_codec
     from agent.harmony.constrain import open_guides
-    from agent.model.local import LocalOptions, open_local
     from agent.model.raw import RawModel
 
+    codec = open_codec(config.cache_dir)
+    guides = None
+    if BACKENDS[config.wire].kernels is None:
+        _tell_unconstrained(config, say)
+    elif config.constrain == "calls":
+        guides = open_guides(config.cache_dir, codec.encode)
+    return RawModel(codec, open_checkpoint(config, say), guides=guides)
+
+
+def open_checkpoint(config: RunConfig, say: Callable[[str], None]) -> LocalSource:
+    """Open a source of tokens in this process. Raises UsageError without a checkpoint, ModelUnfit when it cannot be had."""
+    from agent.model.local import LocalOptions, open_local
+
     if not config.model:
-        raise UsageError("the local wire needs a checkpoint: give its folder with --model")
+        raise UsageError(f"the {config.wire} backend needs a checkpoint: give its folder with --model")
     said = 0
 
     def progress(done_bytes: int, total_bytes: int) -> None:
@@ -114,25 +167,40 @@ def _local(config: RunConfig, say: Callable[[str], None]) -> Model:
             said = percent
             say(f"loading {config.model}: {percent} % of {total_bytes / 2**30:.1f} GiB")
 
-    codec = open_codec(config.cache_dir)
-    guides = open_guides(config.cache_dir, codec.encode) if config.constrain == "calls" else None
-    source = open_local(Path(config.model), LocalOptions(context_tokens=config.context_tokens), progress, say)
-    return RawModel(codec, source, guides=guides)
+    options = LocalOptions(config.wire, context_tokens=config.context_tokens)
+    return open_local(Path(config.model), options, progress, say)
 
 
-def _over(client: Client, config: RunConfig, context_tokens: int | None, say: Callable[[str], None]) -> Model:
+def open_ollama(config: RunConfig, say: Callable[[str], None]) -> CompletionsSource:
+    """Open Ollama's raw text for any model, also one that does not speak harmony. Raises as ``open_model`` does."""
+    client, offer = find_endpoint(config, say)
+    spelling = Vocabulary(config.cache_dir).spelling()
+    return CompletionsSource(client, Dialect.OLLAMA, spelling, config.context_tokens or loaded_window(client, offer))
+
+
+def _tell_unconstrained(config: RunConfig, say: Callable[[str], None]) -> None:
+    if config.constrain == "calls":
+        say(
+            "calls are not constrained: only the engine in this process (--wire local) can be told which tokens may come"
+        )
+
+
+def _over(client: Client, offer: Offer, config: RunConfig, say: Callable[[str], None]) -> Model:
     """Return the model over the configured wire, or over the best that the endpoint offers."""
+    context_tokens = config.context_tokens or loaded_window(client, offer)
+    _tell_unconstrained(config, say)
+    _tell_window(context_tokens, say)
     why = ""
-    if config.wire in {"auto", "completions"}:
-        raw, why = _raw(client, config, context_tokens)
+    if config.wire in {"auto", "completions", "ollama"}:
+        raw, why = _raw(client, offer, config, context_tokens, say)
         if raw is not None:
             return raw
-        if config.wire == "completions":
+        if config.wire != "auto":
             raise ModelUnfit(f"{client.endpoint.url} offers no raw completions for gpt-oss: {why}; try --wire auto")
     wire = config.wire
     if wire == "auto":
         wire = "responses" if offers_responses(client) else "chat"
-        say(f"taking the {wire} wire, because raw completions are not offered: {why}")
+        say(_taking(wire, f"raw completions are not offered: {why}"))
     client.openai()  # it takes half a second to import: now, while the sandbox starts
     if wire == "responses":
         from agent.model.responses import responses_model
@@ -143,20 +211,42 @@ def _over(client: Client, config: RunConfig, context_tokens: int | None, say: Ca
     return chat_model(client, context_tokens)
 
 
-def _raw(client: Client, config: RunConfig, context_tokens: int | None) -> tuple[Model | None, str]:
+def _tell_window(context_tokens: int | None, say: Callable[[str], None]) -> None:
+    if context_tokens is not None and context_tokens < _SMALL_WINDOW_TOKENS:
+        say(f"the model's window is only {context_tokens} tokens: `agent doctor` says how to enlarge it")
+
+
+def _raw(
+    client: Client, offer: Offer, config: RunConfig, context_tokens: int | None, say: Callable[[str], None]
+) -> tuple[Model | None, str]:
     """Return the model over raw completions, or None and why there is none."""
     from agent.model.raw import RawModel
 
     vocabulary = Vocabulary(config.cache_dir)
-    if config.wire == "completions" or "gpt-oss" in client.endpoint.model.lower():
+    if config.wire != "auto" or "gpt-oss" in client.endpoint.model.lower():
         vocabulary.start()
     why = ""
-    for tried in raw_wires(client, vocabulary.spelling()):
+    for tried in raw_wires(client, vocabulary.spelling(), dialects(offer, config.wire)):
         if not tried.why:
+            if (
+                context_tokens is None and tried.dialect is Dialect.OLLAMA
+            ):  # which tells it of a model in memory: now it is
+                context_tokens = loaded_window(client, replace(offer, server=Server.OLLAMA))
+                _tell_window(context_tokens, say)
+            if config.wire == "auto":
+                name = "ollama" if tried.dialect is Dialect.OLLAMA else "completions"
+                say(_taking(name, f"{client.endpoint.url} continues raw tokens ({tried.dialect})"))
             source = CompletionsSource(client, tried.dialect, vocabulary.spelling(), context_tokens)
             return RawModel(vocabulary.codec(), source), ""
         why = tried.why if not why or tried.ids else why
     return None, why
+
+
+def dialects(offer: Offer, wire: str) -> tuple[Dialect, ...]:
+    """Return the raw dialects that are worth trying at an endpoint."""
+    if wire == "ollama" or (wire == "auto" and offer.server is Server.OLLAMA):
+        return (Dialect.OLLAMA,)
+    return STANDARD
 
 
 class Vocabulary:
@@ -181,7 +271,7 @@ class Vocabulary:
 
     def spelling(self) -> Spelling:
         """Return what a source of text needs of it; nothing is loaded until that is used."""
-        return Spelling(lambda text: self.codec().encode(text), self._control)
+        return Spelling(lambda text: self.codec().encode(text), self._control, lambda ids: self.codec().decode(ids))
 
     def _control(self, text: str) -> int | None:
         ids = self.codec().encode_sampled(text)
@@ -219,7 +309,8 @@ def _offer(config: RunConfig, client: Client, say: Callable[[str], None]) -> Off
     if config.model and config.context_tokens:
         return Offer(config.model, config.context_tokens)
     try:
-        found = offers(_patiently(client, "/models"))
+        # Ollama's own list has names only, but is there also where the URL has no /v1.
+        found = offers(_patiently(client, "//api/tags" if config.wire == "ollama" else "/models"))
     except (EndpointRefused, ModelUnfit):
         if not config.model:
             raise

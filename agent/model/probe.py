@@ -19,11 +19,11 @@ from agent.harmony.tokens import MESSAGE
 from agent.model.base import Model, SamplingParams
 from agent.model.client import Client, Clock, closing_iterator
 from agent.model.completions import Dialect, reader, request
-from agent.model.listing import Server
-from agent.model.open import Vocabulary, find_endpoint, open_model
+from agent.model.listing import Offer, Server
+from agent.model.open import Vocabulary, dialects, find_endpoint, open_model
 from agent.model.sse import ServerEvent
 from agent.model.stream import decoded
-from agent.model.wires import PROBE_PROMPT, Tried, raw_wires
+from agent.model.wires import PROBE_PROMPT, TEXTS, Tried, raw_wires
 
 LIMIT_S = 55.0
 _PATIENCE_S = 5.0
@@ -85,7 +85,7 @@ def probe(config: RunConfig, clock: Clock | None = None, limit_s: float = LIMIT_
     with closing(client):
         yield Observation("endpoint", "; ".join([*said, f"{offer.model} at {client.endpoint.url}, {offer.server}"]))
         try:
-            yield from _raw(client, config)
+            yield from _raw(client, offer, config)
         except EndpointUnreachable as error:
             yield Observation("raw completions", str(error), good=False)
             return
@@ -112,25 +112,28 @@ def probe(config: RunConfig, clock: Clock | None = None, limit_s: float = LIMIT_
                 yield Observation(subject, str(error), good=False)
 
 
-def _raw(client: Client, config: RunConfig) -> Iterator[Observation]:
+def _raw(client: Client, offer: Offer, config: RunConfig) -> Iterator[Observation]:
     """Whether ids go in, ids and control tokens come out, and stop ids stop."""
     spelling = Vocabulary(config.cache_dir).spelling()
-    tried: list[Tried] = list(raw_wires(client, spelling))
+    tried: list[Tried] = list(raw_wires(client, spelling, dialects(offer, config.wire)))
     taken = next((found for found in tried if not found.why), None)
     if taken is None:
         seen = "; ".join(f"{found.dialect}: {found.why}" for found in tried)
         mend = "for full quality serve gpt-oss with vLLM 0.10.2 or newer, llama.cpp's llama-server, or SGLang"
         yield Observation("id prompts", seen, good=False, mend=mend)
         return
-    yield Observation("id prompts", f"prompts go as token ids ({taken.dialect})")
-    kind = "as text, each proven by standing alone" if taken.dialect is Dialect.TEXT else "as ids"
+    if taken.dialect is Dialect.OLLAMA:
+        yield Observation("id prompts", "prompts go as raw text, which Ollama turns into ids (ollama)")
+    else:
+        yield Observation("id prompts", f"prompts go as token ids ({taken.dialect})")
+    kind = "as text, each proven by standing alone" if taken.dialect in TEXTS else "as ids"
     yield Observation("control tokens", f"they come back {kind}")
-    if taken.dialect is Dialect.LLAMA:
+    if taken.dialect in {Dialect.LLAMA, Dialect.OLLAMA}:
         yield Observation("stop ids", "built into the model file; the agent also hangs up at them")
         return
     # A word that surely comes soon, as a stop id: the server should end there by itself.
     path, body = request(
-        taken.dialect, client.endpoint.model, PROBE_PROMPT, SamplingParams(0.0, max_tokens=8), [MESSAGE]
+        taken.dialect, client.endpoint.model, PROBE_PROMPT, SamplingParams(0.0, max_tokens=8), [MESSAGE], spelling
     )
     read = reader(taken.dialect, spelling)
     pieces = [read(document) for document in _documents(client.post(path, body))]

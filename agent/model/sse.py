@@ -1,4 +1,4 @@
-"""Server-sent events, as far as model servers use them. Pure.
+"""Server-sent events, as far as model servers use them, and JSON lines, which Ollama streams instead. Pure.
 
 The grammar is the WHATWG HTML standard's, section 9.2.6: lines end in CR LF, LF or CR; a blank line ends an event; a line that
 starts with a colon is a comment (servers send them so that the connection is not silent).
@@ -69,3 +69,10 @@ def events(source: Iterable[str]) -> Iterator[ServerEvent]:
             data.append('{"error": ' + value + "}")
     if data:
         yield ServerEvent(name, "\n".join(data))
+
+
+def documents(source: Iterable[str]) -> Iterator[ServerEvent]:
+    """Make an event of each line of JSON (NDJSON)."""
+    for line in source:
+        if line.strip():
+            yield ServerEvent("", line)

@@ -6,19 +6,21 @@ gives back that very id has understood the ids, runs a harmony model, and shows 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from agent.errors import ContextOverflow, EndpointRefused, ModelUnfit
 from agent.harmony.tokens import CHANNEL, END, MESSAGE, OPENING, START, STOPS
 from agent.model.base import Chunk, SamplingParams
 from agent.model.client import Client
-from agent.model.completions import CompletionsSource, Dialect, Spelling
+from agent.model.completions import STANDARD, CompletionsSource, Dialect
+from agent.model.spelling import Spelling
 
 _USER, _HI = 1428, 3686  # plain words of the vocabulary, so that probing needs none of it loaded
 PROBE_PROMPT = (START, _USER, MESSAGE, _HI, END, *OPENING)
 _PROBE_PARAMS = SamplingParams(temperature=0.0, max_tokens=2)
 _ASK_TIMEOUT_S = 20.0
+TEXTS = frozenset({Dialect.TEXT, Dialect.OLLAMA})  # the dialects in which nothing but text comes back
 _NO_SUCH_PLACE = frozenset({404, 405, 501})
 
 
@@ -31,15 +33,15 @@ class Tried:
     why: str = ""
 
 
-def raw_wires(client: Client, spelling: Spelling) -> Iterator[Tried]:
-    """Try the raw dialects, best first, up to the first that is of use or that shows that none can be.
+def raw_wires(client: Client, spelling: Spelling, dialects: Sequence[Dialect] = STANDARD) -> Iterator[Tried]:
+    """Try raw dialects, best first, up to the first that is of use or that shows that none can be.
 
     Raises EndpointUnreachable when the endpoint is not there.
     """
-    for dialect in Dialect:
+    for dialect in dialects:
         tried = try_dialect(client, dialect, spelling)
         yield tried
-        if not tried.why or (tried.ids and dialect is not Dialect.TEXT):
+        if not tried.why or (tried.ids and dialect not in TEXTS):
             return  # ids came back: if they are not harmony, no other dialect will make them so
 
 
@@ -54,12 +56,10 @@ def try_dialect(client: Client, dialect: Dialect, spelling: Spelling) -> Tried:
         return Tried(dialect, ids, str(error))
     if ids[:1] == (CHANNEL,):
         return Tried(dialect, ids)
-    if dialect is Dialect.TEXT:
-        return Tried(
-            dialect,
-            ids,
-            "the text that comes back does not prove its control tokens (they are stripped, or run together)",
-        )
+    if dialect in TEXTS:
+        said = "the text that comes back does not prove its control tokens (they are stripped, or run together)"
+        since = "; Ollama strips them since 0.30" if dialect is Dialect.OLLAMA else ""
+        return Tried(dialect, ids, said + since)
     return Tried(
         dialect, ids, "the answer to a harmony prompt is not harmony: this is not gpt-oss, or it does not take ids"
     )

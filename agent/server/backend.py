@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
+from agent.backends import BACKENDS, Needs
 from agent.config import RunConfig
 from agent.errors import UsageError
 from agent.harmony.codec import Codec
@@ -13,17 +14,6 @@ from agent.model.base import Model, TokenSource
 from agent.model.open import open_model
 from agent.model.raw import RawModel
 from agent.model.scripted import ScriptedModel
-
-# Names of --backend, and the wire of the configuration that each is.
-WIRES = {
-    "auto": "auto",
-    "triton": "local",
-    "torch": "local",
-    "completions": "completions",
-    "chat": "chat",
-    "responses": "responses",
-    "scripted": "scripted",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +30,11 @@ class Backend:
         self.model.close()
 
 
-def open_backend(name: str, config: RunConfig, say: Callable[[str], None]) -> Backend:
-    """Open a backend by its name. Raises ModelError when it cannot be had, UsageError when something is not said."""
-    if name not in WIRES:
-        raise UsageError(f"There is no backend {name!r}. There are {', '.join(WIRES)}.")
-    if name in {"chat", "responses", "completions"} and config.endpoint is None:
-        raise UsageError(f"The backend {name} is a server: give its URL with --endpoint.")
-    model = open_model(replace(config, wire=WIRES[name]), say, shared=True)
+def open_backend(config: RunConfig, say: Callable[[str], None]) -> Backend:
+    """Open the configured backend. Raises ModelError when it cannot be had, UsageError when something is not said."""
+    if BACKENDS[config.wire].needs is Needs.ENDPOINT and config.endpoint is None:
+        raise UsageError(f"The backend {config.wire} is a server: give its URL with --endpoint.")
+    model = open_model(config, say, shared=True)
     return as_backend(_id(config, model), model)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 
 from runtime.errors import RuntimeFault
@@ -9,6 +11,23 @@ from runtime.kernels.base import Kernels
 from runtime.kernels.reference import reference_kernels
 
 NAMES = ("auto", "reference", "triton")
+_LEAST_MAJOR = 8  # Ampere
+
+
+def best_kernels(device: torch.device) -> tuple[str, str]:
+    """Return the name of the fastest kernels that run on ``device``, and why it is those."""
+    if device.type != "cuda":
+        return "reference", f"{device} is no CUDA GPU"
+    name = torch.cuda.get_device_name(device)
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < _LEAST_MAJOR:
+        return (
+            "reference",
+            f"{name} is older than Triton's kernels take ({major}.{minor}, and it takes {_LEAST_MAJOR}.0)",
+        )
+    if find_spec("triton") is None:
+        return "reference", "the package triton is not installed"
+    return "triton", f"there is a GPU, {name}"
 
 
 def open_kernels(name: str, device: torch.device) -> Kernels:
@@ -17,9 +36,9 @@ def open_kernels(name: str, device: torch.device) -> Kernels:
     Raises RuntimeFault when there is no such record or it does not run on the device.
     """
     match name:
-        case "auto" if device.type == "cuda":
-            return open_kernels("triton", device)
-        case "auto" | "reference":
+        case "auto":
+            return open_kernels(best_kernels(device)[0], device)
+        case "reference":
             return reference_kernels()
         case "triton":
             return _open_triton(device)
@@ -41,7 +60,7 @@ def _open_triton(device: torch.device) -> Kernels:
         raise RuntimeFault(f"the Triton kernels do not run on {device}, only on CUDA GPUs: use 'reference'")
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
-        if major < 8:
+        if major < _LEAST_MAJOR:
             raise RuntimeFault(
                 f"the Triton kernels need compute capability 8.0 (Ampere) and {device} has {major}.{minor}: use 'reference'"
             )

@@ -12,7 +12,7 @@ import pytest
 from agent.config import RunConfig
 from agent.errors import EndpointRefused, EndpointUnreachable, UsageError
 from agent.generate import generate
-from tests.servers import Reply, Reset, Server, document, event, head, serving
+from tests.servers import Reply, Reset, Server, document, event, head, line, serving
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,6 +52,16 @@ def test_the_text_goes_out_as_it_is_and_its_continuation_streams() -> None:
             "seed": 3,
         }
     ]
+
+
+def test_ollama_is_given_the_text_through_its_own_interface(tmp_path: Path) -> None:
+    pieces = [line({"response": " upon"}), line({"response": " a time"})]
+    end = line({"response": "", "done": True, "done_reason": "length", "prompt_eval_count": 2, "eval_count": 2})
+    with serving([document({}, 503), [head(kind="application/x-ndjson"), *pieces, end]]) as server:
+        config = at(server, wire="ollama", cache_dir=tmp_path)
+        assert "".join(generate(config, "Once", lambda _: None)) == " upon a time"
+    body = server.posts()[-1]
+    assert (body["prompt"], body["raw"], body["options"]["num_ctx"]) == ("Once", True, 4096)
 
 
 def test_a_fault_before_the_first_piece_is_cured_by_asking_again() -> None:

@@ -204,3 +204,64 @@ def test_what_was_cancelled_before_it_began_gives_nothing(source: LocalSource) -
         list(source.generate(PROMPT, SamplingParams(seed=1, cancel=cancel), ()))
     source._worker.cancel("nobody")
     assert len(ids(source.generate(PROMPT, SEEDED, ()))) == 12
+
+
+@pytest.mark.parametrize("backend", ["local", "torch", "transformers"])
+def test_every_engine_in_this_process_says_the_same(checkpoint: Path, source: LocalSource, backend: str) -> None:
+    greedy = SamplingParams(temperature=0.0, max_tokens=12)
+    opened = open_local(checkpoint, LocalOptions(backend, "cpu", 4 << 20, context_tokens=256))
+    assert ids(opened.generate(PROMPT, greedy, ())) == ids(source.generate(PROMPT, greedy, ()))
+    assert opened.context_tokens == 256
+    opened.close()
+
+
+def test_kernels_that_do_not_run_here_say_so(checkpoint: Path) -> None:
+    with pytest.raises(ModelUnfit, match="do not run on cpu, only on CUDA GPUs"):
+        open_local(checkpoint, LocalOptions("triton", "cpu"))
+
+
+def test_without_transformers_the_message_says_what_to_install(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ModelUnfit, match=r'pip install "gpt-oss-agent\[transformers\]"'):
+        open_local(checkpoint, LocalOptions("transformers", "cpu"))
+
+
+def test_auto_says_which_engine_it_took_and_why(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from agent.config import RunConfig
+    from agent.model.open import settled
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    said: list[str] = []
+    assert settled(RunConfig(model=str(checkpoint)), said.append) == "torch"
+    here = f"{checkpoint.name} is a checkpoint of this machine"
+    assert said == [f"taking the torch backend, because no endpoint was given, {here}, and cpu is no CUDA GPU"]
+    assert settled(RunConfig(model=str(checkpoint), endpoint="http://127.0.0.1:1/v1"), said.append) == "auto"
+    assert settled(RunConfig(wire="transformers", model=str(checkpoint)), said.append) == "transformers"
+    assert len(said) == 1
+
+
+def test_a_model_that_was_pulled_is_run_here_where_no_server_is(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from agent.config import RunConfig
+    from agent.errors import EndpointUnreachable
+    from agent.harmony.codec import Codec
+    from agent.model.local import is_pulled
+    from agent.model.open import open_model
+    from runtime import local
+
+    assert not is_pulled("nobody/nothing")
+    with pytest.raises(EndpointUnreachable, match="usual local ports"):
+        open_model(RunConfig(model="nobody/nothing"), ports={})
+    monkeypatch.setattr(local, "find_checkpoint", lambda _: checkpoint)
+    assert is_pulled("somebody/tiny")
+    said: list[str] = []
+    model = open_model(RunConfig(model="somebody/tiny", context_tokens=2048), said.append, ports={})
+    assert isinstance(model.codec, Codec)  # type: ignore[attr-defined]
+    model.close()
+    assert said[0].startswith("taking the ")
+    assert "no server is there, somebody/tiny was pulled, and " in said[0]

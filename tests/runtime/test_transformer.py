@@ -9,7 +9,7 @@ import torch
 
 from runtime.errors import RuntimeFault
 from runtime.kernels.base import StepInputs
-from runtime.kernels.open import NAMES, open_kernels
+from runtime.kernels.open import NAMES, best_kernels, open_kernels
 from runtime.kernels.reference import reference_kernels
 from runtime.model.random_weights import SCALE_BYTES, random_weights
 from runtime.model.tiny import tiny_config, tiny_weights
@@ -133,6 +133,21 @@ def test_random_weights_are_valid_spread_evenly_and_repeatable() -> None:
 def test_kernels_are_chosen_by_name() -> None:
     assert open_kernels("reference", CPU).name == "reference"
     assert open_kernels("auto", CPU).name == "reference"
+    assert best_kernels(CPU) == ("reference", "cpu is no CUDA GPU")
     with pytest.raises(RuntimeFault, match=r"no kernels called 'cutlass'.*auto, reference, triton"):
         open_kernels("cutlass", CPU)
     assert set(NAMES) == {"auto", "reference", "triton"}
+
+
+@pytest.mark.parametrize(
+    ("capability", "name", "why"),
+    [((7, 0), "reference", "older than Triton's kernels take"), ((9, 0), "triton", "there is a GPU, Some GPU")],
+)
+def test_a_gpu_that_is_too_old_gets_the_plain_kernels(
+    capability: tuple[int, int], name: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Some GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    found, because = best_kernels(torch.device("cuda"))
+    assert found == name
+    assert why in because

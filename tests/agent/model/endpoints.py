@@ -9,7 +9,7 @@ from typing import Any
 from agent.conversation import Channel, Message, Role
 from agent.harmony.tokens import CHANNEL
 from tests.agent.model.players import CHAT, RESPONSES
-from tests.servers import Reply, Request, document, stream
+from tests.servers import Reply, Request, document, head, line, stream
 
 ANALYSIS = 35644  # the word
 DONE = (Message(Role.ASSISTANT, "Hm.", Channel.ANALYSIS), Message(Role.ASSISTANT, "Done.", Channel.FINAL))
@@ -63,6 +63,13 @@ def gives_sglang(*answer: int) -> Handler:
     return lambda _: stream([{"text": "…", "output_ids": list(answer), "meta_info": about}])
 
 
+def gives_lines(*pieces: str) -> Handler:
+    """Ollama's own interface."""
+    lines = [{"model": "gpt-oss-20b", "response": piece, "done": False} for piece in pieces]
+    end = {"response": "", "done": True, "done_reason": "length", "prompt_eval_count": 100, "eval_count": len(pieces)}
+    return lambda body: [head(kind="application/x-ndjson"), *map(line, [*lines, {"model": body["model"], **end}])]
+
+
 CHATS: Handler = lambda _: CHAT.reply(DONE)  # noqa: E731
 RESPONDS: Handler = lambda body: RESPONSES.reply(DONE) if body else document({"detail": "input is missing"}, 422)  # noqa: E731
 
@@ -106,6 +113,18 @@ ENDPOINTS: dict[str, Callable[[], Endpoint]] = {
             "/v1/completions": refuses("invalid type for 'prompt' field"),
             "/v1/chat/completions": CHATS,
             "/api/ps": lambda _: document({"models": [{"name": "gpt-oss-20b", "context_length": 4096}]}),
+            "/api/tags": lambda _: document({"models": [{"name": "gpt-oss-20b", "model": "gpt-oss-20b"}]}),
+            "/api/generate": gives_lines("analysis", "Hm"),
+        }
+    ),
+    "old Ollama": lambda: Endpoint(
+        {
+            "/v1/models": models(owned_by="library"),
+            "/v1/completions": refuses("invalid type for 'prompt' field"),
+            "/v1/chat/completions": CHATS,
+            "/api/ps": lambda _: document({"models": [{"name": "gpt-oss-20b", "context_length": 4096}]}),
+            "/api/tags": lambda _: document({"models": [{"name": "gpt-oss-20b", "model": "gpt-oss-20b"}]}),
+            "/api/generate": gives_lines("<|channel|>", "analysis"),
         }
     ),
     "a gateway that strips control tokens": lambda: Endpoint(

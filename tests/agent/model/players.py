@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from agent.conversation import Channel, Message, Role
@@ -17,7 +17,7 @@ from agent.model.completions import CompletionsSource, Dialect
 from agent.model.open import Vocabulary
 from agent.model.raw import RawModel
 from agent.model.responses import responses_model
-from tests.servers import Reply, Step, document, event, head
+from tests.servers import Reply, Step, document, event, head, line
 
 PROMPT_TOKENS = 100_000  # more than any prompt of the tests has
 CACHED_TOKENS = 64
@@ -33,14 +33,20 @@ class Player:
     heard: Callable[[Any], str]  # what the request shows the model, as text
     sampling: Callable[[Any], tuple[float, float, int]]  # temperature, top_p and the answer's limit in a request
     length: Callable[[], list[bytes]]  # an answer cut off by its limit
+    frame: Callable[[Any], bytes] = event  # a JSON value or a text as one event of the stream
+    kind: str = "text/event-stream"
+    cached_tokens: int = CACHED_TOKENS
 
     def reply(self, messages: Sequence[Message]) -> Reply:
-        return [head(), *self.say(messages)]
+        return [self.head(), *self.say(messages)]
+
+    def head(self) -> bytes:
+        return head(kind=self.kind)
 
     def half(self, messages: Sequence[Message], last: Sequence[Step]) -> Reply:
         """The first half of an answer, and then ``last``."""
         events = self.say(messages)
-        return [head(), *events[: len(events) // 2], *last]
+        return [self.head(), *events[: len(events) // 2], *last]
 
 
 def call_of(messages: Sequence[Message]) -> Message | None:
@@ -137,6 +143,23 @@ def players(codec: Codec, vocabulary: Vocabulary) -> dict[str, Player]:
         events[-1]["meta_info"]["finish_reason"] = {"type": finish, **matched}
         return [*map(event, events), event("[DONE]")]
 
+    def ollama(ids: list[int], finish: str) -> list[bytes]:
+        """As up to 0.29: a line for each token, control tokens as their text, and never the one that ends an answer."""
+
+        def said(text: str, **more: Any) -> dict[str, Any]:
+            return {
+                "model": "gpt-oss-20b",
+                "created_at": "2026-01-15T12:00:00Z",
+                "response": text,
+                "done": False,
+                **more,
+            }
+
+        shown_ids = ids[:-1] if finish == "stop" else ids
+        counts = {"prompt_eval_count": PROMPT_TOKENS, "eval_count": len(ids), "total_duration": 7, "load_duration": 1}
+        pieces = [said(codec.decode(group)) for group in shown(shown_ids)]
+        return list(map(line, [*pieces, said("", done=True, done_reason=finish, **counts)]))
+
     return {
         player.name: player
         for player in (
@@ -144,6 +167,14 @@ def players(codec: Codec, vocabulary: Vocabulary) -> dict[str, Player]:
             raw("completions: llama.cpp", Dialect.LLAMA, llama),
             raw("completions: sglang", Dialect.SGLANG, sglang),
             raw("completions: text", Dialect.TEXT, text),
+            replace(
+                raw("completions: ollama", Dialect.OLLAMA, ollama),
+                heard=lambda body: body["prompt"],
+                sampling=lambda body: (*(body["options"][k] for k in ("temperature", "top_p", "num_predict")),),
+                frame=lambda value: value.encode() + b"\n" if isinstance(value, str) else line(value),
+                kind="application/x-ndjson",
+                cached_tokens=0,
+            ),
             RESPONSES,
             CHAT,
         )

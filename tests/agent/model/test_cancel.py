@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,30 +19,33 @@ from agent.model.client import Client, Endpoint
 from agent.model.open import Vocabulary
 from tests.agent.model.players import Player, players
 from tests.agent.model.test_wires import LOOK, PARAMS, TASK, WIRES
-from tests.servers import Pause, Step, document, head, serving
+from tests.servers import Pause, Server, Step, document, serving
 
 AT_ONCE_S = 0.5  # 2 ms, where nothing else runs
 SILENT_S = 20.0
 
 
 @contextmanager
-def timed_call(cancel: Cancel, after_s: float) -> Iterator[list[float]]:
-    """Call ``cancel`` after a while from another thread, and note when."""
-    called_s: list[float] = []
+def once_asked(server: Server, do: Callable[[], None]) -> Iterator[list[float]]:
+    """Do something from another thread, a moment after the server has read a request; and note when."""
+    done_s: list[float] = []
 
-    def call() -> None:
-        called_s.append(time.monotonic())
-        cancel.call()
+    def wait_and_do() -> None:
+        while not server.requests:
+            time.sleep(0.005)
+        time.sleep(0.1)
+        done_s.append(time.monotonic())
+        do()
 
-    timer = threading.Timer(after_s, call)
-    timer.start()
-    yield called_s
-    timer.join()
+    thread = threading.Thread(target=wait_and_do)
+    thread.start()
+    yield done_s
+    thread.join()
 
 
 def client(url: str) -> Client:
     found = Client(Endpoint(url, "gpt-oss-20b", silence_timeout_s=SILENT_S, patience_s=SILENT_S, shared=True))
-    found.openai()  # whose import takes as long as these tests wait
+    found.openai()  # whose import takes longer than these tests wait
     return found
 
 
@@ -53,12 +56,12 @@ def player(request: pytest.FixtureRequest, codec: Codec, cache_dir: Path) -> Pla
 
 @pytest.mark.parametrize("place", ["before the head", "behind the head", "inside"])
 def test_a_silent_endpoint_is_hung_up_on_at_once(player: Player, place: str) -> None:
-    starts: dict[str, Sequence[Step]] = {"before the head": [], "behind the head": [head()]}
+    starts: dict[str, Sequence[Step]] = {"before the head": [], "behind the head": [player.head()]}
     reply = [*starts[place], Pause(SILENT_S)] if place in starts else player.half(LOOK, [Pause(SILENT_S)])
     cancel = Cancel()
     with serving([reply]) as server:
         model = player.build(client(server.url))
-        with timed_call(cancel, 0.3) as called_s, pytest.raises(Cancelled):
+        with once_asked(server, cancel.call) as called_s, pytest.raises(Cancelled):
             list(model.sample(TASK, replace(PARAMS, cancel=cancel)))
         assert time.monotonic() - called_s[0] < AT_ONCE_S
         assert server.hung_up.wait(5)
@@ -70,7 +73,7 @@ def test_a_wait_before_the_next_attempt_is_ended(player: Player) -> None:
     cancel = Cancel()
     with serving([document({"error": "busy"}, 429, Retry_After="15")]) as server:
         model = player.build(client(server.url))
-        with timed_call(cancel, 0.3) as called_s, pytest.raises(Cancelled):
+        with once_asked(server, cancel.call) as called_s, pytest.raises(Cancelled):
             list(model.sample(TASK, replace(PARAMS, cancel=cancel)))
         assert time.monotonic() - called_s[0] < AT_ONCE_S
         model.close()
@@ -104,7 +107,7 @@ def test_one_that_is_cancelled_does_not_touch_the_others(player: Player) -> None
         seen: list[object] = []
         other = threading.Thread(target=lambda: seen.extend(model.sample(TASK, PARAMS)))
         other.start()
-        with timed_call(cancel, 0.2), pytest.raises(Cancelled):
+        with once_asked(server, cancel.call), pytest.raises(Cancelled):
             list(model.sample(TASK, replace(PARAMS, cancel=cancel)))
         other.join()
         assert type(seen[-1]).__name__ == "Sampled"
@@ -117,19 +120,11 @@ def test_ctrl_c_ends_the_wait_for_a_silent_endpoint(player: Player) -> None:
     assert threading.current_thread() is threading.main_thread()
     with serving([[Pause(SILENT_S)]]) as server:
         model = player.build(client(server.url))
-        sent_s: list[float] = []
-
-        def interrupt() -> None:
-            sent_s.append(time.monotonic())
-            signal.pthread_kill(main, signal.SIGINT)
-
-        timer = threading.Timer(0.3, interrupt)
-        timer.start()
-        with pytest.raises(KeyboardInterrupt):
-            list(model.sample(TASK, PARAMS))
-        assert time.monotonic() - sent_s[0] < AT_ONCE_S
+        with once_asked(server, lambda: signal.pthread_kill(main, signal.SIGINT)) as sent_s:
+            with pytest.raises(KeyboardInterrupt):
+                list(model.sample(TASK, PARAMS))
+            assert time.monotonic() - sent_s[0] < AT_ONCE_S
         assert server.hung_up.wait(5)
-        timer.join()
         model.close()
 
 

@@ -1,4 +1,4 @@
-"""The four dialects of raw completions, event by event, and the care with which text becomes ids."""
+"""The standard dialects of raw completions, event by event, and the care with which text becomes ids."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ from agent.harmony.codec import Codec
 from agent.harmony.tokens import CALL, CHANNEL, RETURN
 from agent.model.base import Chunk, SamplingParams
 from agent.model.client import Client, Clock, Endpoint
-from agent.model.completions import CompletionsSource, Dialect, Spelling, reader, request, text_ids
+from agent.model.completions import STANDARD, CompletionsSource, Dialect, choice_ids, reader, request
+from agent.model.spelling import Spelling
 from tests.servers import Pause, Reply, Request, document, event, head, serving, stream
 
 CONTROLS = {"<|channel|>": CHANNEL, "<|call|>": CALL, "<|return|>": RETURN}
-LETTERS = Spelling(lambda text: [ord(c) for c in text], CONTROLS.get)  # a vocabulary of characters
+NAMES = {token: name for name, token in CONTROLS.items()}
+# A vocabulary of characters.
+LETTERS = Spelling(
+    lambda text: [ord(c) for c in text], CONTROLS.get, lambda ids: "".join(NAMES.get(t) or chr(t) for t in ids)
+)
 STOP = (RETURN, CALL)
 PROMPT = (1, 2, 3)
 
@@ -45,9 +50,9 @@ def vllm(token_ids: list[int], finish: str | None = None, stop_reason: Any = Non
     }
 
 
-@pytest.mark.parametrize("dialect", Dialect)
+@pytest.mark.parametrize("dialect", STANDARD)
 def test_requests_leave_no_setting_to_the_server(dialect: Dialect) -> None:
-    path, body = request(dialect, "m", PROMPT, SamplingParams(0.5, 0.9, 77, 5), STOP)
+    path, body = request(dialect, "m", PROMPT, SamplingParams(0.5, 0.9, 77, 5), STOP, LETTERS)
     flat = {**body, **body.get("sampling_params", {})}
     assert flat.get("prompt", flat.get("input_ids")) == [1, 2, 3]
     assert (flat["temperature"], flat["top_p"], flat["min_p"]) == (0.5, 0.9, 0.0)
@@ -61,9 +66,9 @@ def test_requests_leave_no_setting_to_the_server(dialect: Dialect) -> None:
     assert path == {"llama.cpp": "//completion", "sglang": "//generate"}.get(dialect, "/completions")
 
 
-@pytest.mark.parametrize("dialect", Dialect)
+@pytest.mark.parametrize("dialect", STANDARD)
 def test_no_limit_is_said_aloud_and_no_seed_not_at_all(dialect: Dialect) -> None:
-    _, body = request(dialect, "m", PROMPT, SamplingParams(), STOP)
+    _, body = request(dialect, "m", PROMPT, SamplingParams(), STOP, LETTERS)
     flat = {**body, **body.get("sampling_params", {})}
     limit = next(flat[key] for key in ("max_tokens", "n_predict", "max_new_tokens") if key in flat)
     assert limit == (-1 if dialect is Dialect.LLAMA else None)
@@ -225,17 +230,17 @@ FORGED = {
 @pytest.mark.parametrize("case", TEXTS)
 def test_text_becomes_ids(case: str) -> None:
     given_choice, wanted = TEXTS[case]
-    assert text_ids(given_choice, LETTERS) == wanted
+    assert choice_ids(given_choice, LETTERS) == wanted
 
 
 @pytest.mark.parametrize("case", FORGED)
 def test_a_control_token_that_the_server_does_not_prove_is_text(case: str) -> None:
-    assert not set(text_ids(FORGED[case], LETTERS)) & set(CONTROLS.values())
+    assert not set(choice_ids(FORGED[case], LETTERS)) & set(CONTROLS.values())
 
 
 @given(st.lists(st.sampled_from([*CONTROLS, "a", "<|", "|>", "channel", " "]), min_size=2, max_size=6))
 def test_no_longer_piece_forges_a_control_token(pieces: list[str]) -> None:
-    assert not set(text_ids(choice("".join(pieces)), LETTERS)) & set(CONTROLS.values()) or "".join(pieces) in CONTROLS
+    assert not set(choice_ids(choice("".join(pieces)), LETTERS)) & set(CONTROLS.values()) or "".join(pieces) in CONTROLS
 
 
 def test_the_real_vocabulary_proves_control_tokens_the_same_way(codec: Codec, cache_dir: Any) -> None:

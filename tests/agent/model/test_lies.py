@@ -24,9 +24,9 @@ from agent.model.base import SamplingParams
 from agent.model.client import Client, Clock, Endpoint
 from agent.model.open import Vocabulary
 from tests.agent.model.players import Player, players
-from tests.servers import Reply, Server, head, serving
+from tests.servers import Reply, Server, serving
 
-WIRES = ("ids", "llama.cpp", "sglang", "text", "responses", "chat")
+WIRES = ("ids", "llama.cpp", "sglang", "text", "ollama", "responses", "chat")
 NO_WAIT = Clock(sleep=lambda _: None)
 TOOL = ToolSpec("look", "Looks.", {"type": "object", "properties": {}})
 TASK = Conversation("Be brief.", (TOOL,), (Message(Role.USER, "Look."),))
@@ -109,7 +109,8 @@ def test_no_json_at_all_breaks_a_wire(wires, liar, wire: str, data: st.DataObjec
     path = data.draw(st.sampled_from([place for place in places(said) if place[1:] or said[place[0]] != "[DONE]"]))
     told = replaced(said, path, data.draw(st.sampled_from(ODD)))
     lines = [text if text == "[DONE]" else json.dumps(text) for text in told]
-    answers.reply = [head(), *(f"{n}data: {line}\n\n".encode() for n, line in zip(names, lines, strict=True))]
+    framed = "{}{}\n" if wire == "ollama" else "{}data: {}\n\n"
+    answers.reply = [player.head(), *(framed.format(*both).encode() for both in zip(names, lines, strict=True))]
     client = Client(Endpoint(server.url, "m", silence_timeout_s=5.0, patience_s=1.0), NO_WAIT)
     try:
         events = list(player.build(client).sample(TASK, SamplingParams(max_tokens=4000)))

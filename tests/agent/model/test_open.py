@@ -44,7 +44,7 @@ def test_the_only_gpt_oss_is_taken_among_others() -> None:
 def test_who_wants_calls_constrained_is_told_that_a_server_cannot() -> None:
     said = opened(listing({"id": "m"}), model="m", context_tokens=32_768, constrain="calls")[2]
     assert said == [
-        "calls are not constrained: only the model in this process (--wire local) can be told which tokens may come"
+        "calls are not constrained: only the engine in this process (--wire local) can be told which tokens may come"
     ]
 
 
@@ -151,6 +151,7 @@ TAKEN = {
     "llama.cpp": "completions, llama.cpp",
     "old SGLang": "completions, sglang",
     "Ollama": "chat",
+    "old Ollama": "completions, ollama",
     "a gateway that strips control tokens": "responses",
     "a server that runs tokens together": "chat",
     "another model": "chat",
@@ -164,20 +165,46 @@ def test_auto_takes_the_best_wire_that_is_offered(kind: str, cache_dir: Path) ->
         model = open_model(RunConfig(endpoint=server.url, cache_dir=cache_dir), said.append, clock=NO_WAIT)
         model.close()
     assert model.name.endswith(f"({TAKEN[kind]})")
-    if "completions" not in TAKEN[kind]:
-        assert f"taking the {TAKEN[kind]} wire, because" in said[-1]
+    name = "ollama" if kind == "old Ollama" else TAKEN[kind].split(",")[0]
+    assert sum(line.startswith(f"taking the {name} backend, because") for line in said) == 1
 
 
 @pytest.mark.parametrize("kind", ENDPOINTS)
 def test_a_wire_that_is_asked_for_is_taken_or_refused_with_the_reason(kind: str, cache_dir: Path) -> None:
     with serving(ENDPOINTS[kind]()) as server:
         config = RunConfig(endpoint=server.url, cache_dir=cache_dir, wire="completions")
-        if "completions" in TAKEN[kind]:
+        if "completions" in TAKEN[kind] and kind != "old Ollama":
             open_model(config, clock=NO_WAIT).close()
             return
         with pytest.raises(ModelUnfit, match="offers no raw completions for gpt-oss"):
             open_model(config, clock=NO_WAIT)
         assert not any(path.endswith(("chat/completions", "responses")) for path in (r.path for r in server.requests))
+
+
+@pytest.mark.parametrize("kind", ["Ollama", "old Ollama", "vLLM"])
+@pytest.mark.parametrize("root", ["/v1", ""])
+def test_ollama_is_taken_where_it_shows_its_control_tokens(kind: str, root: str, cache_dir: Path) -> None:
+    with serving(ENDPOINTS[kind]()) as server:
+        url = server.url.removesuffix("/v1") + root
+        config = RunConfig(
+            endpoint=url, cache_dir=cache_dir, wire="ollama", model="gpt-oss-20b" if kind == "vLLM" else None
+        )
+        if kind == "old Ollama":
+            model = open_model(config, clock=NO_WAIT)
+            assert (model.context_tokens, model.name.endswith("(completions, ollama)")) == (4096, True)
+            model.close()
+            assert server.posts()[0]["options"]["num_predict"] == 2
+            return
+        why = "since 0.30" if kind == "Ollama" else "404"
+        with pytest.raises(ModelUnfit, match=why):
+            open_model(config, clock=NO_WAIT)
+
+
+def test_a_script_says_that_it_was_taken_and_why(tmp_path: Path) -> None:
+    said: list[str] = []
+    (tmp_path / "s.json").write_text('{"turns": []}')
+    open_model(RunConfig(script=tmp_path / "s.json"), said.append)
+    assert said == ["taking the scripted backend, because a script was given"]
 
 
 @pytest.mark.parametrize("wire", ["chat", "responses"])

@@ -15,7 +15,7 @@ from agent.harmony.codec import Codec
 from agent.harmony.tokens import CHANNEL, MESSAGE, RETURN
 from agent.model.client import Clock
 from agent.model.probe import Observation, probe
-from tests.agent.model.endpoints import Endpoint, Handler, models, refuses
+from tests.agent.model.endpoints import Endpoint, Handler, gives_lines, models, refuses
 from tests.agent.model.players import CHAT
 from tests.servers import Reply, document, nobody, serving, stream
 
@@ -77,6 +77,7 @@ def chat(brain: Brain, cache_dir: Path, owner: str = "library", **entry: Any) ->
         "/v1/models": models(owned_by=owner, **entry),
         "/v1/completions": refuses("prompt must be a string"),
         "/v1/chat/completions": brain,
+        "/api/generate": gives_lines("analysis"),
     }
     return look(paths, cache_dir)
 
@@ -86,7 +87,7 @@ def test_a_good_chat_server(cache_dir: Path) -> None:
     assert {s: o.good for s, o in found.items()} == {
         "endpoint": True, "id prompts": False, "wire": True, "speed": True, "reasoning": True, "sampling": True, "window": True,
     }  # fmt: skip
-    assert "prompt must be a string" in found["id prompts"].seen
+    assert "Ollama strips them since 0.30" in found["id prompts"].seen
     assert "vLLM" in found["id prompts"].mend
     assert "(chat)" in found["wire"].seen
     assert "100000 tokens is read from its beginning" in found["window"].seen

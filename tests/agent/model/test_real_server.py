@@ -19,8 +19,9 @@ from agent.errors import ContextOverflow, EndpointRefused
 from agent.events import Delta, MessageAdded, Sampled
 from agent.model.base import Chunk, SamplingParams
 from agent.model.client import Client, Endpoint
-from agent.model.completions import CompletionsSource, Dialect, Spelling
+from agent.model.completions import CompletionsSource, Dialect
 from agent.model.open import open_model
+from agent.model.spelling import Spelling
 from agent.model.wires import raw_wires
 
 pytestmark = pytest.mark.real_server
@@ -71,7 +72,7 @@ def tokens(client: Client, text: str) -> list[int]:
 
 
 def spelled(client: Client) -> Spelling:
-    return Spelling(lambda text: tokens(client, text), lambda _: None)
+    return Spelling(lambda text: tokens(client, text), lambda _: None, lambda ids: "")
 
 
 def source(client: Client) -> CompletionsSource:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from agent.model.base import Model, ModelEvent, SamplingParams
 from agent.model.client import Client, Clock, Endpoint
 from agent.model.open import Vocabulary
 from agent.model.scripted import ScriptedModel
-from tests.agent.model.players import CACHED_TOKENS, OVERFLOW, Player, players
-from tests.servers import Pause, Reply, Reset, document, event, head, nobody, serving
+from tests.agent.model.players import OVERFLOW, Player, players
+from tests.servers import Pause, Reply, Reset, document, nobody, serving
 
 SHELL = ToolSpec("shell", "Runs a command.", {"type": "object", "properties": {"command": {"type": "string"}}})
 TASK = Conversation("Be useful.", (SHELL,), (Message(Role.USER, "Fix it."),))
@@ -27,7 +27,15 @@ LOOK = (
     Message(Role.ASSISTANT, '{"command": "cat naïve 🙂"}', Channel.COMMENTARY, "functions.shell"),
 )
 DONE = (Message(Role.ASSISTANT, "All is well now.", Channel.ANALYSIS), Message(Role.ASSISTANT, "Fixed.", Channel.FINAL))
-WIRES = ("completions: ids", "completions: llama.cpp", "completions: sglang", "completions: text", "responses", "chat")
+WIRES = (
+    "completions: ids",
+    "completions: llama.cpp",
+    "completions: sglang",
+    "completions: text",
+    "completions: ollama",
+    "responses",
+    "chat",
+)
 NO_WAIT = Clock(sleep=lambda _: None)
 
 
@@ -73,7 +81,7 @@ def test_an_answer_is_given_whole_after_it_was_shown(player: Player, answer: Seq
         assert "".join(e.text for e in events if isinstance(e, Delta) and e.channel is channel) == wanted
     ended = events[-1]
     assert isinstance(ended, Sampled)
-    assert (ended.finish, ended.cached_tokens) == (finish, CACHED_TOKENS)
+    assert (ended.finish, ended.cached_tokens) == (finish, player.cached_tokens)
     assert ended.prompt_tokens > 0
     assert ended.completion_tokens > 0
     assert 0 <= ended.first_token_s <= ended.duration_s
@@ -100,18 +108,19 @@ def test_sampling_is_always_explicit(player: Player) -> None:
     assert player.sampling(body) == (1.0, 1.0, 512)
 
 
-FAULTS: dict[str, Sequence[Any]] = {
-    "reset": [Reset()],
-    "cut": [],
-    "error inside": [event({"error": {"message": "CUDA error", "code": 500}})],
-    "garbage inside": [event("{broken")],
-    "silence inside": [Pause(5)],
+FAULTS: dict[str, Callable[[Player], Sequence[Any]]] = {
+    "reset": lambda _: [Reset()],
+    "cut": lambda _: [],
+    "error inside": lambda player: [player.frame({"error": {"message": "CUDA error", "code": 500}})],
+    "garbage inside": lambda player: [player.frame("{broken")],
+    "silence inside": lambda _: [Pause(5)],
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_half_an_answer_is_dropped_and_asked_again(player: Player, fault: str) -> None:
-    events, bodies = play(player, [player.half(LOOK, FAULTS[fault]), player.reply(DONE)], silence_timeout_s=0.5)
+    half = player.half(LOOK, FAULTS[fault](player))
+    events, bodies = play(player, [half, player.reply(DONE)], silence_timeout_s=0.5)
     assert said(events) == shape(DONE)
     retried = [n for n, e in enumerate(events) if isinstance(e, Retried)]
     assert len(retried) == 1
@@ -128,7 +137,7 @@ def test_a_request_that_failed_is_asked_again(player: Player, reply: Reply) -> N
 
 
 def test_a_limit_is_told(player: Player) -> None:
-    events, _ = play(player, [[head(), *player.length()]])
+    events, _ = play(player, [[player.head(), *player.length()]])
     ended = events[-1]
     assert isinstance(ended, Sampled)
     assert ended.finish == "length"

@@ -1,0 +1,204 @@
+"""Hugging Face's transformers as an engine: one request at a time, in a thread of its own.
+
+It is there to compare with, and for devices that the engine's kernels do not know. What one request left in the cache is kept,
+and used by the next one whose prompt goes on from it, as the next turn of a conversation does.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+
+from runtime.errors import CheckpointError, EngineStopped, RequestRefused, RuntimeFault
+from runtime.request import Request, Sampling, TokenOut
+
+
+@dataclass(slots=True)
+class _Run:
+    """A request under way. ``unwanted`` is looked at before each token."""
+
+    outs: SimpleQueue[TokenOut | RuntimeFault] = field(default_factory=SimpleQueue)
+    unwanted: threading.Event = field(default_factory=threading.Event)
+
+
+class TransformersWorker:
+    """A model of transformers, as a stream of tokens for each request. Requests wait for each other."""
+
+    def __init__(self, model: Any) -> None:  # noqa: ANN401 - transformers has no types for what it gives
+        self._model = model
+        self._lock = threading.Lock()
+        self._turn = threading.Lock()  # held by the request that runs; what follows is its own
+        self._runs: dict[str, _Run] = {}
+        self._closed = False
+        self._cache: Any = None
+        self._cached: tuple[int, ...] = ()  # the ids whose keys and values the cache holds
+
+    def stream(self, request: Request, unwanted: Callable[[], bool] = lambda: False) -> Generator[TokenOut]:
+        """Yield the request's tokens as they are sampled; see ``runtime.worker.Worker.stream``."""
+        if request.mask is not None or request.sampling.logprobs:
+            raise RequestRefused(
+                "transformers is asked here without masks and without logprobs: use the engine for them"
+            )
+        run = _Run()
+        with self._lock:
+            if self._closed:
+                raise EngineStopped("the model was closed")
+            if request.id in self._runs:
+                raise RequestRefused(f"a request with the id {request.id!r} is already running")
+            self._runs[request.id] = run
+        if unwanted():
+            self.cancel(request.id)
+        threading.Thread(target=self._work, args=(request, run), name="transformers", daemon=True).start()
+        finish: str | None = None
+        try:
+            while finish is None:
+                out = run.outs.get()
+                if isinstance(out, RuntimeFault):
+                    raise out
+                finish = out.finish
+                yield out
+        finally:
+            run.unwanted.set()
+            with self._lock:
+                del self._runs[request.id]
+
+    def cancel(self, request_id: str) -> None:
+        """End a stream from another thread, at once; the model stops behind the token under way."""
+        with self._lock:
+            run = self._runs.get(request_id)
+        if run is not None:
+            run.unwanted.set()
+            run.outs.put(TokenOut(request_id, None, "cancelled"))
+
+    def close(self) -> None:
+        """End what runs and give the memory back. May be called twice."""
+        with self._lock:
+            self._closed = True
+            running = list(self._runs)
+        for request_id in running:
+            self.cancel(request_id)
+        with self._turn:
+            self._model = self._cache = None
+
+    def _work(self, request: Request, run: _Run) -> None:
+        with self._turn:
+            if run.unwanted.is_set():
+                return
+            try:
+                self._generate(request, run)
+            except RuntimeError as error:  # torch's, out of memory among them: the cache is in no known state
+                self._cache, self._cached = None, ()
+                run.outs.put(EngineStopped(f"transformers failed: {error}"))
+
+    def _generate(self, request: Request, run: _Run) -> None:
+        import transformers
+
+        held = len(self._cached)
+        if not 0 < held < len(request.prompt) or request.prompt[:held] != self._cached:
+            self._cache, held = transformers.DynamicCache(config=self._model.config), 0
+        said: list[int] = []
+
+        def say(token: int) -> None:
+            said.append(token)
+            finish = "stop" if token in request.stop else "length" if len(said) >= request.max_tokens else None
+            run.outs.put(TokenOut(request.id, token, finish, cached_tokens=held))
+
+        ids = torch.tensor([request.prompt], device=self._model.device)
+        with _seeded(request.sampling.seed, self._model.device), torch.inference_mode():
+            self._model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                past_key_values=self._cache,
+                generation_config=_settings(request),
+                stopping_criteria=transformers.StoppingCriteriaList([_Stop(run.unwanted)]),
+                streamer=_Streamer(say),
+            )
+        self._cached = (*request.prompt, *said)[: self._cache.get_seq_length()]
+
+
+class _Streamer:
+    """What generate tells its tokens to: first the prompt, then one at a time."""
+
+    def __init__(self, say: Callable[[int], None]) -> None:
+        self._say = say
+        self._begun = False
+
+    def put(self, ids: torch.Tensor) -> None:
+        if self._begun:
+            self._say(int(ids[0]))
+        self._begun = True
+
+    def end(self) -> None:
+        """The last token said so already."""
+
+
+class _Stop:
+    """A stopping criterion: whether the answer is still wanted."""
+
+    def __init__(self, unwanted: threading.Event) -> None:
+        self._unwanted = unwanted
+
+    def __call__(self, ids: torch.Tensor, _scores: object, **_more: object) -> torch.Tensor:
+        return torch.full((len(ids),), self._unwanted.is_set(), device=ids.device)
+
+
+def open_transformers(
+    folder: Path, device: torch.device, dtype: torch.dtype, context_tokens: int | None
+) -> tuple[TransformersWorker, int]:
+    """Load a checkpoint in Hugging Face's layout; return the worker and the window in tokens.
+
+    The CPU computes with the weights unpacked; a GPU as transformers chooses. Raises CheckpointError when it cannot be
+    loaded, ModuleNotFoundError without transformers.
+    """
+    import transformers
+
+    transformers.logging.set_verbosity_error()  # its progress and advice would stand between the lines of ours
+    transformers.logging.disable_progress_bar()
+    unpacked = {"quantization_config": transformers.Mxfp4Config(dequantize=True)} if device.type == "cpu" else {}
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, **unpacked
+        )
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise CheckpointError(f"transformers cannot load {folder}: {error}") from error
+    model.to(device)
+    model.generation_config = (
+        transformers.GenerationConfig()
+    )  # a checkpoint's own would fill in what a request leaves out
+    longest = int(model.config.max_position_embeddings)
+    return TransformersWorker(model), min(longest, context_tokens or longest)
+
+
+def _settings(request: Request) -> Any:  # noqa: ANN401 - a transformers.GenerationConfig
+    import transformers
+
+    sampling: Sampling = request.sampling
+    chosen: dict[str, Any] = {"do_sample": False}
+    if sampling.temperature > 0:
+        chosen = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    return transformers.GenerationConfig(
+        max_new_tokens=request.max_tokens,
+        eos_token_id=sorted(request.stop) or None,
+        pad_token_id=0,  # there is nothing to pad; unset, it is advised about
+        use_cache=True,
+        **chosen,
+    )
+
+
+@contextmanager
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Within the block, sampling follows the seed; outside of it nobody notices. generate takes no generator of its own."""
+    if seed is None:
+        yield
+        return
+    kind, numbers = ("cuda", []) if device.type == "cpu" else (device.type, [device.index or 0])
+    with torch.random.fork_rng(numbers, device_type=kind):
+        torch.manual_seed(seed)
+        yield
