@@ -97,6 +97,7 @@ class Engine:
             record=record,
         )
         self._launched: Launched | None = None
+        self._measured = False  # what guesses cost
 
     @property
     def idle(self) -> bool:
@@ -123,9 +124,16 @@ class Engine:
     def prepare(self) -> bool:
         """Record one more graph that later steps are likely to want, in a tenth of a second; False when none is left.
 
-        For whoever has nothing else to do: without it a prompt's kernels are launched one by one.
+        For whoever has nothing else to do: without it a prompt's kernels are launched one by one, and what a guess costs is
+        not known of this device and model.
         """
-        return self.runner.prepare()
+        if self.runner.prepare():
+            return True
+        if not self._measured:
+            self._measured = True
+            given = self.limits.speculation.costs
+            self.scheduler.guess_costs = given or self.runner.guess_costs() or self.scheduler.guess_costs
+        return False
 
     def step(self) -> Sequence[TokenOut]:
         """Plan, run, record. Returns at most one token for each running request; empty when idle.

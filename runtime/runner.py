@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,7 @@ from runtime.batch import Counts, Layout
 from runtime.errors import RequestRefused
 from runtime.graphs import Graph, Record
 from runtime.kernels.base import LayerCache, Sample, StepInputs
+from runtime.lookup import Costs
 from runtime.sampler import SamplingInputs, logprob, pick
 from runtime.scheduler import Work
 
@@ -26,6 +28,8 @@ BATCHES = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 CONTEXTS = (512, 1024, 2048, 4096, 131072)
 """...and to one of these bounds of the context, because the bound chooses how attention is split over the chip. From 4096 on
 it is split no further."""
+
+NOT_AHEAD_S = 150e-6  # that the device waits for the host before and after a step that no other is launched behind
 
 GUESSES = (4, 8, 16, 32)
 """A sequence that verifies a guess, alone, is padded up to one of these many tokens, its guess included."""
@@ -219,6 +223,31 @@ class Runner:
             with torch.inference_mode():
                 self._recorded[size] = self._new_graph(self._record, size)
         return size is not None
+
+    def guess_costs(self) -> Costs | None:
+        """Time what ``prepare`` recorded: steps that verify a guess, in plain steps; None where no graphs are there.
+
+        The tokens are random, so they choose more different experts than those of a text do, and guesses seem dearer
+        than they are.
+        """
+        sizes = [_Size(_decode(1, CONTEXTS[-2], self._page_tokens), picks=True)]
+        sizes += [_Size(_alone(tokens, tokens, self._page_tokens), picks=True) for tokens in GUESSES]
+        if not all(size in self._recorded for size in sizes):
+            return None
+        plain_s, *guesses_s = [self._time_s(self._recorded[size]) for size in sizes]
+        return tuple((n, (seconds + NOT_AHEAD_S) / plain_s) for n, seconds in zip(GUESSES, guesses_s, strict=True))
+
+    def _time_s(self, recorded: _Recorded, times: int = 4) -> float:
+        """Seconds a replay on random tokens takes, which go where padding goes."""
+        with torch.inference_mode():
+            recorded.buffer.copy_(self._pack([], recorded.laid))
+            recorded.inputs.token_ids.random_(0, self._vocabulary)
+            recorded.graph.output.cpu()
+            began = time.perf_counter()
+            for _ in range(times):
+                recorded.graph.replay()
+            recorded.graph.output.cpu()
+            return max(time.perf_counter() - began, 1e-6) / times
 
     def _graph_for(self, works: Sequence[Work], counts: Counts, choice: _Choice) -> _Recorded | None:
         """Return the graph that stands for such a step. One for decode or a guess is recorded when it is first needed."""

@@ -16,7 +16,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from runtime.errors import RequestRefused
-from runtime.lookup import Lookup, Speculation
+from runtime.lookup import H100_COSTS, Lookup, Speculation
 from runtime.pages import ROOT, PagePool
 from runtime.request import Mask, Request, TokenOut
 
@@ -93,6 +93,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in order of arrival
         self.preemptions = 0
+        self.guess_costs = limits.speculation.costs or H100_COSTS
 
     @property
     def idle(self) -> bool:
@@ -200,8 +201,6 @@ class Scheduler:
             sequence.computed += 1
         if not outs or outs[-1].finish is None:
             self._publish(sequence)
-        if work.draft and sequence.lookup is not None:
-            sequence.lookup.account(len(outs), len(sequence.tokens))
         return outs
 
     def _take(self, sequence: Sequence, token: int, logprob: float | None) -> TokenOut:
@@ -257,7 +256,7 @@ class Scheduler:
 
     def _guess(self, sequence: Sequence) -> tuple[int, ...]:
         if sequence.lookup is None:
-            sequence.lookup = Lookup(self.limits.speculation)
+            sequence.lookup = Lookup(self.limits.speculation, self.guess_costs)
         return sequence.lookup.draft(sequence.tokens)
 
     def _admit(self, sequence: Sequence, budget: int) -> Work | None:

@@ -13,6 +13,7 @@ import torch
 from runtime.engine import Engine, EngineOptions
 from runtime.graphs import Graph
 from runtime.kernels.base import LayerCache, StepInputs
+from runtime.lookup import Costs, Speculation
 from runtime.request import Request, TokenOut
 from runtime.runner import Launched, Runner
 from runtime.sampler import SamplingInputs, pick, uniform
@@ -20,6 +21,11 @@ from runtime.scheduler import Limits, Work
 
 VOCABULARY = 97
 PAGE = 4
+
+
+def always(draft_tokens: int, ngram: int = 1) -> Speculation:
+    """Guess that many tokens whenever there is anything to guess from, whatever it earns."""
+    return Speculation(draft_tokens, ngram, ((draft_tokens + 1, 0.01),))
 
 
 @cache
@@ -208,6 +214,9 @@ class SlowRunner:
         while self._queue:
             self._queue.pop(0).run()
         return self.runner.prepare()
+
+    def guess_costs(self) -> Costs | None:
+        return self.runner.guess_costs()
 
     def run_up_to(self, step: Later) -> None:
         while step.done is None:

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from runtime import runner
 from runtime.errors import DoesNotFit, EngineStopped, RequestRefused
 from runtime.kernels.base import LayerCache, StepInputs
-from runtime.lookup import Speculation
+from runtime.lookup import H100_COSTS, Speculation
 from runtime.request import Request, Sampling, TokenOut
 from runtime.runner import Launched
 from runtime.scheduler import Work
 from runtime.worker import Worker
-from tests.runtime.arithmetic import VOCABULARY, ByRule, Recorder, bits, drain, engine, room, tokens, truth
+from tests.runtime.arithmetic import VOCABULARY, ByRule, Recorder, always, bits, drain, engine, room, tokens, truth
 
 
 @settings(max_examples=60, deadline=None)
@@ -220,7 +220,7 @@ def test_masked_steps_are_launched_ahead_and_free_ones_sampled_with_them() -> No
 def test_guesses_go_on_under_a_mask() -> None:
     seeded = Request("x", (1, 2, 3, 1, 2, 3), 60, sampling=Sampling(seed=1))
     three = replace(seeded, mask=lambda: ByRule(lambda _: bits({1, 2, 3}), lambda _: False))
-    guessing, got = watch(three, Speculation(5, ngram=1, cost=0.0))
+    guessing, got = watch(three, always(5))
     plain, same = watch(three, Speculation(draft_tokens=0))
     assert got == same == truth(three, 200)
     assert guessing.guessed > 0
@@ -250,7 +250,7 @@ def test_recorded_steps_give_the_truth_also_beyond_the_last_bound(monkeypatch: p
     monkeypatch.setattr(runner, "BATCHES", (1, 4, 6))
     monkeypatch.setattr(runner, "CONTEXTS", (8, 24, 60))
     recorder = Recorder()
-    speculation = Speculation(draft, ngram=1, cost=0.0)
+    speculation = always(draft)
     samplings = (Sampling(0.0), Sampling(1.0, seed=1), Sampling(1.0, 0.6, seed=2), Sampling(1.0, seed=3, logprobs=True))
     tested = engine(recorder=recorder, speculation=speculation)
     for count in (1, 2, 5, 7):
@@ -272,6 +272,7 @@ def test_prepared_prompts_give_the_truth(monkeypatch: pytest.MonkeyPatch, step_t
     tested = engine(recorder=recorder, step_tokens=step_tokens, speculation=Speculation(0))
     while tested.prepare():
         assert not recorder.replays
+    recorder.replays = 0  # those that timed guesses
     steps = 0
     launch = tested.runner.launch
 
@@ -295,6 +296,25 @@ def test_prepared_prompts_give_the_truth(monkeypatch: pytest.MonkeyPatch, step_t
             assert tokens(drain(tested, [request])["x"]) == truth(request, 200)
     if all_replayed:
         assert steps - recorder.replays == before, "the same graphs, however they are sampled"
+
+
+def test_what_a_guess_costs_is_measured_once_unless_it_is_given() -> None:
+    for costs in (None, ((4, 1.5), (8, 2.0))):
+        tested = engine(recorder=Recorder(), speculation=Speculation(costs=costs))
+        assert tested.scheduler.guess_costs == (costs or H100_COSTS)
+        while tested.prepare():
+            pass
+        measured = tested.scheduler.guess_costs
+        assert not tested.prepare()
+        assert tested.scheduler.guess_costs is measured
+        if costs is None:
+            assert tuple(tokens for tokens, _ in measured) == runner.GUESSES
+            assert all(cost > 0 for _, cost in measured)
+            assert measured != H100_COSTS
+        else:
+            assert measured == costs
+        request = Request("x", (1, 2, 3, 4, 5) * 4, 20, sampling=Sampling(0.0))
+        assert tokens(drain(tested, [request])["x"]) == truth(request, 200)
 
 
 def test_a_thread_prepares_while_nobody_asks() -> None:
@@ -324,7 +344,7 @@ def test_guesses_leave_the_distribution_as_it_is() -> None:
         return weights.log().expand(len(inputs.sample_rows), -1)
 
     for top_p, kept in ((1.0, 6), (0.75, 3)):
-        tested = engine(speculation=Speculation(5, ngram=1, cost=0.0))
+        tested = engine(speculation=always(5))
         tested.runner._forward = fixed
         tested.vocabulary = 6
         drafted = 0

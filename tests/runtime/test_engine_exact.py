@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from runtime.engine import Engine, EngineOptions, open_engine
-from runtime.lookup import Speculation
 from runtime.model.transformer import Transformer
 from runtime.request import Request, Sampling, TokenOut
 from runtime.scheduler import Limits
+from tests.runtime.arithmetic import always
 from tests.runtime.ragged import run_chunks
 
 PAGE = 16
@@ -102,7 +102,7 @@ def test_a_cached_prefix_of_any_length_gives_the_true_tokens(
 def test_guessing_changes_no_token(model: Transformer, sampling: Sampling) -> None:
     """Guesses are forced (a 1-gram, whatever they earn) on a text that repeats, alone, so that most steps verify one."""
     request = Request("x", prompt(3, 9) * 5, 40, sampling=sampling)
-    plain, guessed = (engine(model, speculation=Speculation(draft, ngram=1, cost=0.0)) for draft in (0, 5))
+    plain, guessed = (engine(model, speculation=always(draft)) for draft in (0, 5))
     seen = []
     launch = guessed.runner.launch
     guessed.runner.launch = lambda works, *rest: seen.extend(w.draft for w in works) or launch(works, *rest)

@@ -10,9 +10,8 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from runtime.lookup import Speculation
 from runtime.request import Request, Sampling
-from tests.runtime.arithmetic import PAGE, VOCABULARY, ByRule, Recorder, bits, engine, room, truth
+from tests.runtime.arithmetic import PAGE, VOCABULARY, ByRule, Recorder, always, bits, engine, room, truth
 
 ALL = bits(range(VOCABULARY))
 ODD = bits(range(1, VOCABULARY, 2))
@@ -53,7 +52,7 @@ class Machine(RuleBasedStateMachine):
             step_tokens=step_tokens,
             sequences=sequences,
             context_tokens=48,
-            speculation=Speculation(draft, ngram=1, cost=0.0),
+            speculation=always(draft),
         )
         self.requests: dict[str, Request] = {}
         self.truth: dict[str, list[int]] = {}

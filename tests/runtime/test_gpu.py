@@ -28,7 +28,7 @@ from runtime.sampler import uniform
 from runtime.scheduler import Limits
 from runtime.scheduler import Sequence as Running
 from runtime.worker import Worker
-from tests.runtime.arithmetic import ByRule
+from tests.runtime.arithmetic import ByRule, always
 
 pytestmark = [
     pytest.mark.gpu,
@@ -143,7 +143,7 @@ def test_masks_are_obeyed_and_asked_while_the_device_computes(model: Transformer
         (512, {"step_tokens": 100}),
         (36, {}),
         (36, {"step_tokens": 70}),
-        (512, {"speculation": Speculation(7, ngram=1, cost=0.0), "sequences": 1}),
+        (512, {"speculation": always(7), "sequences": 1}),
     ],
 )
 def test_every_schedule_gives_the_largest_logit(model: Transformer, pages: int, limits: dict[str, object]) -> None:

@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.errors import RequestRefused
-from runtime.lookup import Lookup, Speculation
+from runtime.lookup import Speculation
 from runtime.pages import ROOT, PagePool
 from runtime.request import Request, Sampling, TokenOut
 from runtime.scheduler import Limits, Scheduler, Work
+from tests.runtime.arithmetic import always
 
 PAGE = 4
 NEVER = Speculation(draft_tokens=0)
@@ -85,7 +86,7 @@ def test_any_schedule_gives_the_tokens_that_one_by_one_gives(
     batch: list[tuple[int, ...]], pages: int, step_tokens: int, sequences: int, max_tokens: int, draft_tokens: int
 ) -> None:
     requests = [Request(str(i), prompt, max_tokens, frozenset({7})) for i, prompt in enumerate(batch)]
-    limits = Limits(step_tokens, sequences, 48, Speculation(draft_tokens, ngram=2, cost=0.0))
+    limits = Limits(step_tokens, sequences, 48, always(draft_tokens, 2))
     alone: dict[str, list[int | None]] = {}
     for request in requests:
         roomy = Scheduler(PagePool(64, PAGE), Limits(1 << 20, 64, 48, NEVER))
@@ -238,7 +239,7 @@ def test_copied_text_takes_fewer_steps_and_gives_the_same_tokens() -> None:
             return sampled
 
     taken, steps = [], []
-    for speculation in (NEVER, Speculation(draft_tokens=7)):
+    for speculation in (NEVER, always(7)):
         scheduler = Scheduler(PagePool(64, PAGE), Limits(speculation=speculation))
         scheduler.add(Request("copy", tuple(range(100, 120)), 64))
         echo, outs = Echo(), []
@@ -250,33 +251,6 @@ def test_copied_text_takes_fewer_steps_and_gives_the_same_tokens() -> None:
     assert taken[0] == taken[1] == [100 + i % 20 for i in range(64)]
     assert steps[0] == 64
     assert steps[1] <= 4 + 64 // 8 + 1
-
-
-def test_guesses_stop_when_they_do_not_pay_and_are_tried_again() -> None:
-    lookup = Lookup(Speculation(draft_tokens=4, ngram=2, cost=2.0, pause_tokens=10))
-    text = [1, 2, 3] * 20
-    assert lookup.draft(text) == (1, 2, 3, 1)
-    rounds = 0
-    while lookup.draft(text):
-        lookup.account(1, len(text))
-        rounds += 1
-    assert rounds < 6
-    assert lookup.draft([*text, *[1, 2, 3] * 3]) == ()
-    assert lookup.draft([*text, *[1, 2, 3] * 4]) != ()
-    before = lookup.pause
-    while lookup.resume <= 72:
-        lookup.account(1, 72)
-    assert lookup.pause == 2 * before
-
-
-def test_a_long_prompt_is_indexed_in_pieces() -> None:
-    lookup = Lookup(Speculation(draft_tokens=2, ngram=2, index_tokens=10))
-    text = [*range(100, 130), 100, 101]
-    assert lookup.draft(text) == (102, 103)  # the repeated beginning was in the first piece
-    assert len(lookup.seen) == 10
-    for _ in range(5):
-        lookup.draft(text)
-    assert len(lookup.seen) == len(text) - 2
 
 
 def test_a_page_let_go_twice_is_an_error() -> None:
