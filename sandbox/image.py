@@ -10,12 +10,12 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sandbox import scratch
+from sandbox import plumbing, scratch
 from sandbox.errors import ImageUnavailable
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 HOST = "host"
 DEFAULT = "python:3.12"
 NOBODY = 65534
+ENVIRONMENTS = (".venv", "venv", "env")
 REPOSITORY = "gpt-oss-agent/host"
 SYSTEM = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32")
 # What programs under /usr need of /etc to run at all; nothing there that names this machine or its people.
@@ -80,14 +81,17 @@ def choose(client: DockerClient, image: str | None, repository: Path, workspace:
 def host(client: DockerClient, repository: Path, workspace: str) -> Base:
     """Return an empty image with the host's programs, and what is installed in the repository, mounted read-only.
 
-    That is its virtual environment and its top ``node_modules``: ignored by git, and yet nothing can be tested without.
+    That is its virtual environment and its top ``node_modules``: ignored by git, and yet nothing can be tested without. What
+    git tracks is not installed: a repository that carries such a folder, or a link of that name, could have any folder
+    of this machine mounted.
     (Deeper ones are left out: the folders above a mount would be root's, and the workspace no longer its user's.)
 
     Raises ImageUnavailable where that cannot work: not on Linux, or with an engine on another machine.
     """
     if sys.platform != "linux" or not _is_local(client):
         raise ImageUnavailable("--image host needs Linux and an engine on this machine; name an image with --image")
-    environment = _environment(repository)
+    tracked = _tracked(repository)
+    environment = _environment(repository, tracked)
     prefix = _base_prefix(environment)
     mounts = [
         (f"/{name}", f"/{name}") for name in SYSTEM if Path("/", name).is_dir() and not Path("/", name).is_symlink()
@@ -103,7 +107,7 @@ def host(client: DockerClient, repository: Path, workspace: str) -> Base:
         mounts.append((str(environment), inside))
         env["VIRTUAL_ENV"] = inside
         path.insert(0, f"{inside}/bin")
-    if (repository / "node_modules").is_dir():
+    if "node_modules" not in tracked and (repository / "node_modules").is_dir():
         mounts.append((str(repository / "node_modules"), f"{workspace}/node_modules"))
     own = {} if _covered(repository, mounts) else {str(repository): workspace}  # an editable install names this path
     if repository.parent == Path("/"):  # no tmpfs can lie over the root: then the image has the link
@@ -206,10 +210,17 @@ def _is_local(client: DockerClient) -> bool:
     )
 
 
-def _environment(repository: Path) -> Path | None:
+def _tracked(repository: Path) -> set[str]:
+    """Return those of the names of installed folders that git tracks, whole or in part."""
+    listed = plumbing.attempt(["ls-files", "-z", "--", *ENVIRONMENTS, "node_modules"], repository).stdout
+    return {os.fsdecode(path).split("/")[0] for path in listed.split(b"\0")[:-1]}
+
+
+def _environment(repository: Path, tracked: Collection[str]) -> Path | None:
     """Return the virtual environment that the repository's tests run in, if there is one."""
     active = os.environ.get("VIRTUAL_ENV")
-    candidates = [repository / ".venv", repository / "venv", repository / "env", *([Path(active)] if active else [])]
+    own = [repository / name for name in ENVIRONMENTS if name not in tracked]
+    candidates = [*own, *([Path(active)] if active else [])]
     if sys.prefix != sys.base_prefix:
         candidates.append(Path(sys.prefix))
     return next((path for path in candidates if (path / "pyvenv.cfg").is_file()), None)
