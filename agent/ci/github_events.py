@@ -1,0 +1,114 @@
+"""GitHub's events as requests: an issue that was labelled, a comment that begins with the command word, a check that fails.
+
+Shapes: https://docs.github.com/en/webhooks/webhook-events-and-payloads. Pure.
+"""
+
+from __future__ import annotations
+
+from agent.ci.request import (
+    BRANCH_PREFIX,
+    FAILURES,
+    Ignored,
+    Request,
+    Rules,
+    at,
+    check_task,
+    issue_task,
+    number_at,
+    pull_task,
+    text_at,
+    title_of,
+    wish_in,
+)
+
+# Who may ask, by what GitHub says of the author. That they can really write is asked again before anything is published.
+ASSOCIATIONS = ("OWNER", "MEMBER", "COLLABORATOR")
+
+
+def read(name: str, data: object, rules: Rules) -> Request | Ignored:
+    """Return what the event called ``name`` asks for. Raises UsageError where it lacks what such an event has."""
+    if text_at(data, "sender", "type") == "Bot" and name in ("issues", "issue_comment"):
+        return Ignored(f"{text_at(data, 'sender', 'login')} is a bot: bots may not start one another")
+    match name:
+        case "issues":
+            return _labelled(data, rules)
+        case "issue_comment":
+            return _commented(data, rules)
+        case "workflow_run" | "check_run":
+            return _failed(data, name)
+        case _:
+            return Ignored(f"an event {name!r} asks for nothing")
+
+
+def _labelled(data: object, rules: Rules) -> Request | Ignored:
+    if text_at(data, "action") != "labeled" or text_at(data, "label", "name") != rules.label:
+        return Ignored(f"the issue was not given the label {rules.label!r}")
+    return _about_issue(data, "", text_at(data, "sender", "login"))
+
+
+def _commented(data: object, rules: Rules) -> Request | Ignored:
+    wish = wish_in(text_at(data, "comment", "body"), rules.word)
+    if text_at(data, "action") != "created" or wish is None:
+        return Ignored(f"no new comment that begins with {rules.word!r}")
+    author = text_at(data, "comment", "user", "login")
+    association = text_at(data, "comment", "author_association")
+    if association not in ASSOCIATIONS and author not in rules.allow:
+        return Ignored(
+            f"{author} may not ask: GitHub calls them {association or 'nothing'}, not one of {', '.join(ASSOCIATIONS)}"
+        )
+    if at(data, "issue", "pull_request") is None:
+        return _about_issue(data, wish, author)
+    return Request(
+        "github",
+        text_at(data, "repository", "full_name"),
+        "pull",
+        number_at(data, "issue", "number"),
+        title_of(text_at(data, "issue", "title")),
+        pull_task(text_at(data, "issue", "title"), text_at(data, "issue", "body"), wish),
+        author,
+        target=None,
+    )
+
+
+def _about_issue(data: object, wish: str, actor: str) -> Request:
+    title, body = text_at(data, "issue", "title"), text_at(data, "issue", "body")
+    return Request(
+        "github",
+        text_at(data, "repository", "full_name"),
+        "issue",
+        number_at(data, "issue", "number"),
+        title_of(title),
+        issue_task(title, body, wish),
+        actor,
+        text_at(data, "repository", "default_branch"),
+    )
+
+
+def _failed(data: object, name: str) -> Request | Ignored:
+    run = at(data, name)
+    branch = text_at(run, "head_branch") or text_at(run, "check_suite", "head_branch")
+    project = text_at(data, "repository", "full_name")
+    if text_at(data, "action") != "completed" or text_at(run, "conclusion") not in FAILURES:
+        return Ignored("the check did not fail")
+    # A check_run's suite names no repository where the head is a fork's, and then no branch either.
+    if (
+        not branch
+        or text_at(run, "head_repository", "full_name") not in (project, "")
+        or (name == "workflow_run" and not text_at(run, "head_repository", "full_name"))
+    ):
+        return Ignored("the check ran on a fork, where nothing can be published")
+    if branch.startswith(BRANCH_PREFIX):
+        return Ignored(f"{branch} is a branch of ours: what fails there is seen in its pull request")
+    pulls = at(run, "pull_requests") or []
+    output = "\n\n".join(filter(None, (text_at(run, "output", part) for part in ("title", "summary", "text"))))
+    return Request(
+        "github",
+        project,
+        "check",
+        number_at(run, "pull_requests", 0, "number") if pulls else None,
+        title_of(text_at(run, "name")),
+        check_task(text_at(run, "name"), output),
+        "",
+        branch,
+        text_at(run, "head_sha") or None,
+    )

@@ -1,0 +1,132 @@
+"""GitLab's webhooks, as a triggered pipeline gets them, as requests: an issue labelled, a comment, a pipeline that fails.
+
+Shapes: https://docs.gitlab.com/user/project/integrations/webhook_events/. A webhook does not say what its user may do: that is
+asked of GitLab before anything is published, and who may start a run by a comment is named with ``--allow``. Pure.
+"""
+
+from __future__ import annotations
+
+from agent.ci.request import (
+    BRANCH_PREFIX,
+    FAILURES,
+    Ignored,
+    Request,
+    Rules,
+    at,
+    check_task,
+    issue_task,
+    number_at,
+    pull_task,
+    text_at,
+    title_of,
+    wish_in,
+)
+
+
+def read(data: object, rules: Rules) -> Request | Ignored:
+    """Return what a webhook asks for. Raises UsageError where it lacks what such a webhook has."""
+    match text_at(data, "object_kind"):
+        case "issue":
+            return _labelled(data, rules)
+        case "note":
+            return _commented(data, rules)
+        case "pipeline":
+            return _failed(data)
+        case kind:
+            return Ignored(f"a webhook of kind {kind!r} asks for nothing")
+
+
+def _labelled(data: object, rules: Rules) -> Request | Ignored:
+    """An issue that was given the label by an update: who opens an issue may label it without any right to do so later."""
+    before, after = (
+        {text_at(label, "title") for label in at(data, "changes", "labels", when) or []}
+        for when in ("previous", "current")
+    )
+    if text_at(data, "object_attributes", "action") != "update" or rules.label not in after - before:
+        return Ignored(f"the issue was not given the label {rules.label!r}")
+    return _about_issue(data, at(data, "object_attributes"), "")
+
+
+def _commented(data: object, rules: Rules) -> Request | Ignored:
+    note = at(data, "object_attributes")
+    wish = wish_in(text_at(note, "note"), rules.word)
+    if text_at(note, "action") not in ("create", "") or wish is None:
+        return Ignored(f"no new comment that begins with {rules.word!r}")
+    author = text_at(data, "user", "username")
+    if author not in rules.allow:
+        return Ignored(f"{author} may not ask by a comment: name who may with --allow")
+    match text_at(note, "noteable_type"):
+        case "Issue":
+            return _about_issue(data, at(data, "issue"), wish)
+        case "MergeRequest":
+            return _about_merge_request(data, wish)
+        case kind:
+            return Ignored(f"a comment on a {kind} asks for nothing")
+
+
+def _about_issue(data: object, issue: object, wish: str) -> Request:
+    title = text_at(issue, "title")
+    return Request(
+        "gitlab",
+        str(number_at(data, "project", "id")),
+        "issue",
+        number_at(issue, "iid"),
+        title_of(title),
+        issue_task(title, text_at(issue, "description"), wish),
+        str(number_at(data, "user", "id")),
+        text_at(data, "project", "default_branch"),
+    )
+
+
+def _about_merge_request(data: object, wish: str) -> Request | Ignored:
+    merge_request = at(data, "merge_request")
+    if _is_from_fork(merge_request):
+        return Ignored("the merge request comes from a fork, where nothing can be published")
+    title = text_at(merge_request, "title")
+    return Request(
+        "gitlab",
+        str(number_at(data, "project", "id")),
+        "pull",
+        number_at(merge_request, "iid"),
+        title_of(title),
+        pull_task(title, text_at(merge_request, "description"), wish),
+        str(number_at(data, "user", "id")),
+        target=None,
+        commit=text_at(merge_request, "last_commit", "id") or None,
+    )
+
+
+def _failed(data: object) -> Request | Ignored:
+    pipeline, merge_request = at(data, "object_attributes"), at(data, "merge_request")
+    branch = text_at(pipeline, "ref")
+    if text_at(pipeline, "status") not in FAILURES or at(pipeline, "tag"):
+        return Ignored("no pipeline of a branch failed")
+    if merge_request is not None and _is_from_fork(merge_request):
+        return Ignored("the pipeline ran on a fork, where nothing can be published")
+    if merge_request is not None:
+        branch = text_at(merge_request, "source_branch")
+    if branch.startswith(BRANCH_PREFIX):
+        return Ignored(f"{branch} is a branch of ours: what fails there is seen in its merge request")
+    builds = at(data, "builds") or []
+    failed = [
+        f"- {text_at(build, 'name')} ({text_at(build, 'stage')}): {text_at(build, 'failure_reason') or 'failed'}"
+        for build in builds
+        if text_at(build, "status") in FAILURES and not at(build, "allow_failure")
+    ]
+    name = text_at(pipeline, "name") or "pipeline"
+    return Request(
+        "gitlab",
+        str(number_at(data, "project", "id")),
+        "check",
+        number_at(merge_request, "iid") if merge_request is not None else None,
+        title_of(name),
+        check_task(name, "\n".join(failed)),
+        "",
+        branch,
+        text_at(pipeline, "sha") or None,
+    )
+
+
+def _is_from_fork(merge_request: object) -> bool:
+    source, target = (at(merge_request, f"{side}_project_id") for side in ("source", "target"))
+    return source is None or source != target

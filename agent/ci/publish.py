@@ -1,0 +1,132 @@
+"""The job that holds the token: it believes the service and its own checkout, and nothing that the other job says.
+
+What was asked is read from the event again, that who asked may write is asked of the service, the patch is checked and
+applied to this checkout's commit, and texts are rendered anew. Only then something is written, each step so that it can be
+done again: the branch (only over a commit of ours), the pull request, and one comment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from agent.ci import artifacts, words
+from agent.ci.artifacts import Found
+from agent.ci.request import Request
+from agent.ci.rest import persist
+from agent.ci.service import Proposal, Service
+from agent.errors import PolicyRefused
+from agent.events import Outcome
+from agent.model.client import Clock
+from sandbox import protected, remote, scratch
+from sandbox import snapshot as snapshots
+from sandbox.errors import DiffRefused, WorktreeError
+from sandbox.remote import Remote
+from sandbox.snapshot import Snapshot
+from sandbox.worktree import Worktree
+
+T = TypeVar("T")
+Say = Callable[[str], None]
+# What is good enough to be proposed; all else is answered with a comment, and its patch stays in the artifact.
+PROPOSED = (Outcome.PASSED, Outcome.UNVERIFIED)
+
+
+@dataclass(frozen=True, slots=True)
+class Publisher:
+    """What publishing needs: the service, the repository there, and a checkout of the commit that was mended."""
+
+    service: Service
+    remote: Remote
+    repository: Path
+    say: Say
+    clock: Clock
+
+    def publish(self, asked: Request, folder: Path) -> Proposal | None:
+        """Publish what the other job left in ``folder``; return the pull request, None where there is none.
+
+        Raises PolicyRefused and DiffRefused where a rule forbids it, ServiceError and WorktreeError where it fails.
+        """
+        self._admit(asked)
+        try:
+            found = artifacts.read(folder)
+            if found is not None and found.outcome == artifacts.IGNORED:
+                self.say(f"nothing to publish: {found.reason}")
+                return None
+            proposed = None
+            if found is not None and found.outcome in PROPOSED:
+                proposed = self._propose(asked, found)
+        except (PolicyRefused, DiffRefused) as error:
+            self._answer(asked, words.answer(asked, None, None, refused=str(error)))
+            raise
+        self._answer(asked, words.answer(asked, found, proposed.link if proposed else None))
+        return proposed
+
+    def _admit(self, asked: Request) -> None:
+        if asked.actor and not self._persist(lambda: self.service.may_write(asked.actor)):
+            raise PolicyRefused(f"{asked.actor} may not write to {asked.project}: nothing is published for them")
+
+    def _propose(self, asked: Request, found: Found) -> Proposal:
+        if not found.patch or found.story is None:
+            raise PolicyRefused(f"the artifact says {found.outcome} and holds no patch")
+        with scratch.folder("publish") as folder:
+            snapshot = snapshots.take(self.repository, folder, include_uncommitted=False)
+            if found.story.base_commit != snapshot.commit:
+                raise PolicyRefused(
+                    f"the change is for the commit {found.story.base_commit[:40]!r}, and {snapshot.commit} is checked out here"
+                )
+            target = self._target(asked, snapshot)
+            self._push(asked, found, snapshot)
+        title, body = words.title(asked), words.proposal(asked, found)
+        proposed = self._persist(lambda: self.service.propose(asked.branch, target, title, body))
+        self.say(f"{'opened' if proposed.new else 'brought up to date'}: {proposed.url or proposed.link}")
+        return proposed
+
+    def _target(self, asked: Request, snapshot: Snapshot) -> str:
+        """Return the branch that the change is for: a pull request's own only where it still is what was mended."""
+        if asked.target is not None:
+            return asked.target
+        assert asked.number is not None
+        number = asked.number
+        pull = self._persist(lambda: self.service.pull(number))
+        if not pull.in_project:
+            raise PolicyRefused("the pull request comes from a fork, where nothing can be published")
+        if pull.commit != snapshot.commit:
+            raise PolicyRefused(
+                f"the pull request has moved to {pull.commit[:12]} since {snapshot.commit[:12]} was mended; ask again"
+            )
+        return pull.branch
+
+    def _push(self, asked: Request, found: Found, snapshot: Snapshot) -> None:
+        """Bring the branch to the change, unless somebody else has worked on it."""
+        try:
+            applied = Worktree(snapshot).apply(found.patch)
+        except WorktreeError as error:
+            raise PolicyRefused(f"the patch does not fit the commit that it says it is for: {error}") from error
+        protected.admit(applied.paths)
+        if not applied.changes:
+            raise PolicyRefused("the patch changes nothing")
+        branch = asked.branch
+        moved = PolicyRefused(
+            f"somebody else has worked on the branch {branch}: it is left alone. Delete or rename it to have a new change"
+        )
+        theirs = remote.look(snapshot, self.remote, branch)
+        if theirs is not None and not theirs.ours:
+            raise moved
+        if theirs is not None and (theirs.tree, theirs.base) == (applied.tree, snapshot.commit):
+            self.say(f"{branch} holds this change already")
+            return
+        message = f"{words.title(asked)}\n\n{words.about(asked, mended=False)}"
+        commit = remote.seal(snapshot, applied, message)
+        if not remote.push(snapshot, self.remote, branch, commit, theirs.commit if theirs else None):
+            raise moved
+        self.say(f"pushed {commit[:12]} to {branch}")
+
+    def _answer(self, asked: Request, body: str) -> None:
+        number = asked.number
+        if number is not None:
+            self._persist(lambda: self.service.comment(asked.kind, number, asked.marker, body))
+
+    def _persist(self, work: Callable[[], T]) -> T:
+        return persist(work, self.clock, self.say)

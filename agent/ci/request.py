@@ -1,0 +1,161 @@
+"""What an event asks for: who asked, where the answer goes, and the task in the words of people we do not know. Pure."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from agent.errors import UsageError
+
+BRANCH_PREFIX = "agent/"
+TITLE_CHARS = 200
+TEXT_CHARS = 20_000
+FAILURES = ("failure", "failed", "timed_out")
+# What is not shown to a reader must not be read by a model: comments are kept only where they are code, and so visible.
+_HIDDEN = re.compile(
+    r"(?P<code>^ {0,3}(?P<fence>`{3,}|~{3,})[^\n]*\n.*?(?:^ {0,3}(?P=fence)[`~]*[ \t]*$|\Z)|(?<!`)(?P<tick>`+)(?!`)[^`\n]+(?P=tick)(?!`))"
+    r"|<!--.*?(?:-->|\Z)|(?P<image>!\[[^\]]*\]\([^)]*\)|<img\b[^>]*>)",
+    re.DOTALL | re.MULTILINE | re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What starts a run: a label, a word that begins a comment; ``allow`` names people where a service does not vouch."""
+
+    label: str = "agent"
+    word: str = "/agent"
+    allow: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What an event asks for. ``task`` is the words of strangers; all else is what the service itself says.
+
+    ``project`` is owner/name on GitHub, the project's number on GitLab. ``number`` is that of the issue or pull request
+    where the answer is written, None where there is none. ``actor`` is who asked (the login on GitHub, the user's
+    number on GitLab), "" where no person did. ``target`` is the branch that the change is for, None where only the
+    service knows (a pull request's own). ``commit`` is the one that the event is about, None for the checkout's.
+    """
+
+    service: str
+    project: str
+    kind: str  # issue, pull or check
+    number: int | None
+    title: str
+    task: str
+    actor: str
+    target: str | None
+    commit: str | None = None
+
+    @property
+    def key(self) -> str:
+        """What later events about the same thing have in common."""
+        return f"{self.kind}/{self.target if self.kind == 'check' else self.number}"
+
+    @property
+    def branch(self) -> str:
+        """The branch that is ours to write for it."""
+        return BRANCH_PREFIX + self.key
+
+    @property
+    def marker(self) -> str:
+        """What our comment about it begins with."""
+        return marker(self.key)
+
+
+@dataclass(frozen=True, slots=True)
+class Ignored:
+    """The event asks for nothing; ``reason`` says why."""
+
+    reason: str
+
+
+def marker(key: str) -> str:
+    """Return the line that a comment of ours begins with, so that the next one replaces it."""
+    return f"<!-- gpt-oss-agent:{quote(key, safe='/')} -->"
+
+
+def visible(text: str, most_chars: int = TEXT_CHARS) -> str:
+    """Return what a person sees of a Markdown text, and no more than ``most_chars`` of it."""
+
+    def seen(found: re.Match[str]) -> str:
+        return found["code"] or ("[image]" if found["image"] else "")
+
+    plain = _HIDDEN.sub(seen, text.replace("\r\n", "\n").replace("\r", "\n"))
+    plain = "".join(character for character in plain if _is_seen(character)).strip()
+    if len(plain) <= most_chars:
+        return plain
+    return f"{plain[:most_chars]}\n[{len(plain) - most_chars} more characters were left out]"
+
+
+def title_of(text: str) -> str:
+    """Return a title on one line."""
+    return " ".join(visible(text, TITLE_CHARS).split())
+
+
+def issue_task(title: str, body: str, wish: str = "") -> str:
+    """Return the task of an issue, with what was asked about it in a comment."""
+    asked = f"\n\nWhat was asked about it:\n\n{visible(wish)}" if wish.strip() else ""
+    return f"{title_of(title)}\n\n{visible(body)}{asked}".strip()
+
+
+def pull_task(title: str, body: str, wish: str) -> str:
+    """Return the task of a comment on a pull request, whose head is checked out."""
+    about = f"Do what was asked about a pull request. Its changes are in your workspace already.\n\nIts title: {title_of(title)}"
+    said = f"\n\nWhat it says of itself:\n\n{visible(body, TEXT_CHARS // 2)}" if body.strip() else ""
+    return f"{about}{said}\n\nWhat was asked:\n\n{visible(wish) or 'Mend what is wrong with it.'}"
+
+
+def check_task(name: str, details: str) -> str:
+    """Return the task of a check that fails."""
+    said = f"\n\nWhat it reports:\n\n{visible(details, TEXT_CHARS // 2)}" if details.strip() else ""
+    return f"The check {title_of(name)!r} fails. Find out why and mend the cause.{said}"
+
+
+def at(data: object, *path: str | int) -> Any:  # noqa: ANN401 - JSON of any shape
+    """Return what is at a path in JSON data, None where there is nothing."""
+    for step in path:
+        match data, step:
+            case Mapping(), str():
+                data = data.get(step)
+            case list(), int() if step < len(data):
+                data = data[step]
+            case _:
+                return None
+    return data
+
+
+def text_at(data: object, *path: str | int) -> str:
+    """Return a text in JSON data, "" where there is none."""
+    found = at(data, *path)
+    return found if isinstance(found, str) else ""
+
+
+def number_at(data: object, *path: str | int) -> int:
+    """Return a number that an event cannot be without. Raises UsageError."""
+    found = at(data, *path)
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+        raise UsageError(f"the event has no {'.'.join(map(str, path))}: it is not one of the service's own")
+    return found
+
+
+def wish_in(comment: str, word: str) -> str | None:
+    """Return what follows the command word of a comment, None where the comment does not begin with it."""
+    first, _, rest = comment.strip().partition("\n")
+    head, _, tail = first.strip().partition(" ")
+    return f"{tail}\n{rest}".strip() if head == word else None
+
+
+def _is_seen(character: str) -> bool:
+    if character in "\n\t" or 0x20 <= ord(character) < 0x7F:
+        return True
+    # U+E0100 … are variation selectors: nothing is seen of them, and a text can be spelled in them.
+    return (
+        unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+        and not 0xE0100 <= ord(character) <= 0xE01EF
+    )

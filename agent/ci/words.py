@@ -1,0 +1,60 @@
+"""What is written where people read it: made of our own words, and of others' only in code, where they do nothing.
+
+A commit's or a pull request's text acts: it closes issues, calls people, skips CI. So titles keep letters and digits of what
+a stranger wrote, and all else stands in the code of agent/report/markdown.py. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from agent.ci.request import Request
+from agent.events import Outcome
+from agent.report.markdown import code, story_markdown
+
+if TYPE_CHECKING:
+    from agent.ci.artifacts import Found
+
+SUBJECT_CHARS = 72
+FOOTER = "\n---\nMade by gpt-oss-agent. What was observed stands apart from what the model claims; review it as a stranger's patch.\n"
+NO_RESULT = "the job that was to mend this ended without a result; its log says more"
+
+
+def title(asked: Request) -> str:
+    """Return the subject of the commit and the title of the pull request: no #1, GH-1, @, URL or bracket that a service obeys."""
+    words = " ".join(re.sub(r"[^\w .,'()=+-]|\bGH-(?=\d)", " ", asked.title, flags=re.IGNORECASE).split())
+    subject = f"Mend {words}" if asked.kind == "check" else words
+    if len(subject) > SUBJECT_CHARS:
+        subject = subject[: SUBJECT_CHARS - 1].rsplit(" ", 1)[0] + "…"
+    return subject or f"Change for {asked.kind} {asked.number}"
+
+
+def about(asked: Request, *, mended: bool) -> str:
+    """Return how the change refers to what it is for. An issue is closed by it only where the checks say that it is mended."""
+    if asked.number is None:
+        return f"For the failing check on {code(asked.target or '')}."
+    sign = "!" if asked.service == "gitlab" and asked.kind != "issue" else "#"
+    return f"{'Fixes' if mended and asked.kind == 'issue' else 'For'} {sign}{asked.number}."
+
+
+def proposal(asked: Request, found: Found) -> str:
+    """Return the text of the pull request."""
+    assert found.story is not None
+    mended = found.outcome == Outcome.PASSED
+    return f"{asked.marker}\n{about(asked, mended=mended)}\n\n{story_markdown(found.story)}{FOOTER}"
+
+
+def answer(asked: Request, found: Found | None, proposed: str | None, refused: str | None = None) -> str:
+    """Return the comment where it was asked: where the change is, or why there is none."""
+    if refused is not None:
+        text = f"### ❌ refused: nothing was published\n\n- {code(refused)}\n"
+    elif found is None:
+        text = f"### ❌ {NO_RESULT}\n"
+    elif proposed is not None:
+        text = f"A change is proposed in {proposed}: {found.outcome}.\n\n- {code(found.reason)}\n"
+    elif found.story is not None:
+        text = story_markdown(found.story)
+    else:
+        text = f"### ❌ {found.outcome}: the run could not begin\n\n- {code(found.reason)}\n"
+    return f"{asked.marker}\n{text}"

@@ -1,0 +1,193 @@
+"""`agent ci` and `agent ci publish`: from an event to artifacts without rights, and from artifacts to a pull request with them."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import click
+from click.core import ParameterSource
+
+from agent.ci.event import Site, request, site
+from agent.ci.request import Ignored, Request, Rules
+from agent.cli.exits import exit_code, outcome_name
+from agent.cli.options import FLAGS, Command, config_options, configured_run, find_repository
+from agent.cli.signals import Interrupts
+from agent.config import RunConfig, process_environment
+from agent.errors import UsageError
+from agent.events import EXIT_CODES, Event, Outcome, RunEnded
+from agent.lines import one_line
+from agent.tally import Tally
+from agent.view import open_view, write
+
+# What a policy or the place decides is no flag here.
+OWN = ("branch", "worktree", "policy", "include_uncommitted", "sandbox", "network", "browser", "browser_url")
+TOKENS = {"github": "GITHUB_TOKEN", "gitlab": "GITLAB_TOKEN"}
+
+
+def event_options(command: Command) -> Command:
+    """Add what says which event it is and which ones count."""
+    command = click.option("--allow", multiple=True, metavar="USER", help="Who may ask by a comment although the service does not say so.")(command)  # fmt: skip
+    command = click.option("--word", default="/agent", show_default=True, help="What a comment that asks begins with.")(command)  # fmt: skip
+    command = click.option("--label", default="agent", show_default=True, help="The label that asks.")(command)
+    command = click.option("--repo", type=click.Path(path_type=Path), metavar="DIR", help="A folder in the repository (here).")(command)  # fmt: skip
+    command = click.option("--service", type=click.Choice(["auto", "github", "gitlab"]), default="auto", show_default=True, help="Whose event it is.")(command)  # fmt: skip
+    return click.option("--event", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="The event's JSON (what the job's variables name).")(command)  # fmt: skip
+
+
+@click.group(invoke_without_command=True)
+@event_options
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("agent-artifacts"), show_default=True, metavar="DIR", help="Where the artifacts go.")  # fmt: skip
+@config_options(*(key for key in FLAGS if key not in OWN))
+@click.pass_context
+def ci(
+    context: click.Context, /, event: Path | None, service: str, repo: Path | None, label: str, word: str,
+    allow: tuple[str, ...], out: Path, **flags: object,
+) -> int:  # fmt: skip
+    """Do what an event of GitHub or GitLab asks for, under --policy ci, and write artifacts.
+
+    An issue that was given the label, a comment that begins with the word, a check that failed. DIR gets result.json,
+    events.jsonl, patch.diff, report.html, summary.md and junit.xml; nothing else is written, and no token is needed:
+    `agent ci publish DIR` is for a job that has one. The exit code is that of `agent fix`; 0 also where nothing was asked.
+    """
+    if context.invoked_subcommand is not None:
+        misplaced = (key for key in context.params if context.get_parameter_source(key) is ParameterSource.COMMANDLINE)
+        if key := next(misplaced, None):
+            raise UsageError(f"--{key.replace('_', '-')} belongs behind `agent ci {context.invoked_subcommand}`")
+        return 0
+    from agent.ci import artifacts
+
+    place, asked = _asked(event, service, label, word, allow)
+    artifacts.prepare(out)
+    tally = Tally()
+    if isinstance(asked, Ignored):
+        record = tally.result(RunEnded(Outcome.NO_CHANGE, asked.reason))
+        artifacts.write(out, record | {"outcome": artifacts.IGNORED, "exit_code": 0}, None, None)
+        click.echo(f"agent: nothing to do: {one_line(asked.reason)}", err=True)
+        return 0
+    with _muted(place, sys.stderr), _recording(out, asked, tally) as done:
+        repository = find_repository(repo or Path.cwd())
+        given = {**flags, "policy": "ci", "deliver": "patch"}
+        given["trusted_commit"] = flags["trusted_commit"] or place.commit
+        config = configured_run(given, repository, acknowledged=False)
+        ended = _mend(asked, config, repository, tally, done)
+    return EXIT_CODES[ended.outcome]
+
+
+@ci.command()
+@event_options
+def commit(event: Path | None, service: str, repo: Path | None, label: str, word: str, allow: tuple[str, ...]) -> None:
+    """Print the commit that the event is about, if it says so: what the job is to check out."""
+    del repo
+    _, asked = _asked(event, service, label, word, allow)
+    if isinstance(asked, Request) and asked.commit:
+        click.echo(asked.commit)
+
+
+@ci.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@event_options
+@click.option("--token-env", metavar="NAME", help="The variable with the token (GITHUB_TOKEN or GITLAB_TOKEN).")
+@click.option("--author", metavar="LOGIN", help="Who our comments are by, where the token cannot ask.")
+def publish(
+    folder: Path, event: Path | None, service: str, repo: Path | None, label: str, word: str, allow: tuple[str, ...],
+    token_env: str | None, author: str | None,
+) -> int:  # fmt: skip
+    """Check the artifacts in DIR, push the branch, and open the pull request and its comment or bring them up to date.
+
+    For a job of its own, with a token that may write and a checkout of the same commit: what the other job says is not
+    believed. Running it again changes nothing that is as it should be. Exit code 3: the service cannot be reached or refuses;
+    7: a rule forbids it.
+    """
+    from agent.ci.open import open_service
+    from agent.ci.publish import Publisher
+    from agent.model.client import Clock
+    from sandbox.remote import Remote
+
+    place, asked = _asked(event, service, label, word, allow)
+    if isinstance(asked, Ignored):
+        click.echo(f"agent: nothing to publish: {one_line(asked.reason)}", err=True)
+        return 0
+    repository = find_repository(repo or Path.cwd())
+    name = token_env or TOKENS[place.service]
+    token = process_environment().get(name, "").strip()
+    if not token:
+        raise UsageError(f"{name} is not set: it holds the token that pushes and comments (--token-env names another)")
+    clock = Clock()
+    opened = open_service(place, token, author, clock)
+    try:
+        remote = Remote(place.clone_url, opened.git_user, token)
+        Publisher(opened, remote, repository, _say, clock).publish(asked, folder)
+    finally:
+        opened.close()
+    return 0
+
+
+def _asked(
+    event: Path | None, service: str, label: str, word: str, allow: tuple[str, ...]
+) -> tuple[Site, Request | Ignored]:
+    environ = process_environment()
+    place = site(service, environ)
+    return place, request(place, event, environ, Rules(label, word, allow))
+
+
+def _mend(
+    asked: Request, config: RunConfig, repository: Path, tally: Tally, done: Callable[[RunEnded, Path], None]
+) -> RunEnded:
+    from agent.ci.run import mend
+
+    view = open_view(sys.stderr)
+
+    def show(event: Event) -> None:
+        tally(event)
+        view(event)
+
+    with view, Interrupts():
+        ended = mend(asked, config, repository, show, view.say)
+        view.summary(ended)
+    done(ended, config.runs_dir / (tally.run or ""))
+    return ended
+
+
+@contextmanager
+def _recording(out: Path, asked: Request, tally: Tally) -> Iterator[Callable[[RunEnded, Path], None]]:
+    """Write the artifacts when the run has ended, and a record of what went wrong where none could."""
+    from agent.ci import artifacts
+
+    def done(ended: RunEnded, run: Path) -> None:
+        artifacts.write(out, tally.result(ended), asked, run)
+
+    def failed(ended: RunEnded, changes: dict[str, Any]) -> None:
+        artifacts.write(out, tally.result(ended) | changes, asked, None)
+
+    try:
+        yield done
+    except KeyboardInterrupt:
+        failed(RunEnded(Outcome.INTERRUPTED, "stopped by Ctrl-C or a signal"), {})
+        raise
+    except Exception as error:
+        changes = {"outcome": outcome_name(error), "exit_code": exit_code(error)}
+        failed(RunEnded(Outcome.INTERNAL, str(error) or repr(error)), changes)
+        raise
+
+
+@contextmanager
+def _muted(place: Site, stream: TextIO) -> Iterator[None]:
+    """Keep a runner of GitHub from obeying lines such as ``::add-path::`` that a model or a test prints."""
+    if place.service != "github":
+        yield
+        return
+    word = secrets.token_hex(16)
+    write(stream, f"::stop-commands::{word}\n")
+    try:
+        yield
+    finally:
+        write(stream, f"::{word}::\n")
+
+
+def _say(text: str) -> None:
+    click.echo(f"agent: {one_line(text, 1000)}", err=True)

@@ -1,0 +1,124 @@
+"""A branch on a server, written with a token: only one of ours, only over a commit of ours, and never through the checkout.
+
+git runs on our own bare repository (sandbox/snapshot.py), with no configuration but its own. The token goes to git in its
+environment, as a header for this one URL: it is in no argument, no URL, no file, and no redirect takes it elsewhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from sandbox import plumbing
+from sandbox.errors import WorktreeError
+from sandbox.snapshot import Snapshot
+from sandbox.worktree import BOT, Applied
+
+BASE_TRAILER = "Agent-Base"
+_THEIRS = "refs/agent/theirs"
+# What git says when the branch is not (any more) where we said it was.
+_LOST = re.compile(r"stale info|\[rejected\]|fetch first|non-fast-forward|cannot lock ref|incorrect old value")
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A repository on a server. ``user`` is the name that goes with the token."""
+
+    url: str
+    user: str
+    token: str = field(repr=False)
+
+    def environment(self) -> dict[str, str]:
+        """Return git's settings for it, as git reads them from an environment."""
+        header = base64.b64encode(f"{self.user}:{self.token}".encode()).decode()
+        settings = {
+            f"http.{self.url}.extraHeader": f"Authorization: Basic {header}",
+            "http.followRedirects": "false",
+            "credential.helper": "",
+        }
+        pairs = {f"GIT_CONFIG_KEY_{at}": key for at, key in enumerate(settings)}
+        pairs |= {f"GIT_CONFIG_VALUE_{at}": value for at, value in enumerate(settings.values())}
+        return {"GIT_CONFIG_COUNT": str(len(settings)), **pairs}
+
+
+def seal(snapshot: Snapshot, applied: Applied, message: str) -> str:
+    """Make a commit of ours on the snapshot's, in our own repository; return it."""
+    who = {
+        f"GIT_{role}_{what}": BOT[at] for role in ("AUTHOR", "COMMITTER") for at, what in enumerate(("NAME", "EMAIL"))
+    }
+    text = f"{message.rstrip()}\n\n{BASE_TRAILER}: {snapshot.commit}\n"
+    arguments = ["-c", "i18n.commitEncoding=UTF-8", "commit-tree", "-p", snapshot.commit, "-F", "-", applied.tree]
+    return plumbing.bare(snapshot.git_dir, arguments, who, text.encode("utf-8", "replace")).decode().strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Tip:
+    """Where a branch is on the server. ``ours``: one commit of ours is all it adds to ``base``, and nobody has touched it."""
+
+    commit: str
+    ours: bool
+    base: str
+    tree: str
+
+
+def look(snapshot: Snapshot, remote: Remote, branch: str) -> Tip | None:
+    """Return where a branch is on the server, None where there is none. Raises WorktreeError."""
+    commit = _commit(snapshot, remote, branch)
+    if commit is None:
+        return None
+    arguments = ["fetch", "--quiet", "--no-tags", "--no-recurse-submodules", "--no-write-fetch-head"]
+    _git(snapshot, remote, [*arguments, remote.url, f"+refs/heads/{branch}:{_THEIRS}"])
+    form = f"--format=%T%n%ce%n%P%n%(trailers:key={BASE_TRAILER},valueonly)"
+    shown = plumbing.bare(snapshot.git_dir, ["log", "-1", form, commit]).decode("utf-8", "replace")
+    tree, committer, parents, *base = shown.split("\n")
+    # Whoever adds, amends or rebases leaves a commit of their own, or one whose parent is not what it was made on.
+    return Tip(commit, committer == BOT[1] and [parents] == [line for line in base if line], parents, tree)
+
+
+def push(snapshot: Snapshot, remote: Remote, branch: str, commit: str, expected: str | None) -> bool:
+    """Set a branch from ``expected`` (None: there is none) to a commit; return False where it is elsewhere by now.
+
+    Raises WorktreeError with what the server said.
+    """
+    ref = f"refs/heads/{branch}"
+    lease = f"--force-with-lease={ref}:{expected or ''}"
+    arguments = [
+        "push",
+        "--porcelain",
+        "--no-verify",
+        "--no-follow-tags",
+        "--no-recurse-submodules",
+        lease,
+        remote.url,
+        f"{commit}:{ref}",
+    ]
+    done = _attempt(snapshot, remote, arguments)
+    if not done[0]:
+        return True
+    if _LOST.search(done[1]) and _commit(snapshot, remote, branch) != expected:
+        return False
+    raise WorktreeError(f"the branch {branch} could not be pushed to {remote.url}: {done[1]}")
+
+
+def _commit(snapshot: Snapshot, remote: Remote, branch: str) -> str | None:
+    ref = f"refs/heads/{branch}"
+    listed = _git(snapshot, remote, ["ls-remote", "--quiet", remote.url, ref]).decode("utf-8", "replace")
+    found = [line.split("\t") for line in listed.splitlines()]
+    return next((oid for oid, name in found if name == ref), None)
+
+
+def _git(snapshot: Snapshot, remote: Remote, arguments: Sequence[str]) -> bytes:
+    code, said, output = _attempt(snapshot, remote, arguments)
+    if code:
+        raise WorktreeError(f"git {arguments[0]} failed at {remote.url}: {said}")
+    return output
+
+
+def _attempt(snapshot: Snapshot, remote: Remote, arguments: Sequence[str]) -> tuple[int, str, bytes]:
+    """Run git with the token; return its exit code, what it said (without the token, whoever repeats it) and its output."""
+    env: Mapping[str, str] = {**plumbing.ISOLATED, **remote.environment(), "GIT_DIR": str(snapshot.git_dir)}
+    done = plumbing.attempt(arguments, snapshot.git_dir, env)
+    said = (done.stdout + b"\n" + done.stderr).decode("utf-8", "replace").replace(remote.token, "***").strip()
+    return done.returncode, said[-2000:], done.stdout
