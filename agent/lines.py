@@ -184,7 +184,7 @@ def check_line(check: CheckResult) -> str:
     )
     counts = {
         name: sum(1 for value in check.tests.values() if value == name)
-        for name in ("failed", "error", "passed", "skipped")
+        for name in ("failed", "error", "passed", "skipped", "xfailed")
     }
     tests = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
     return f"{one_line(check.command)}: {state}{': ' + tests if tests else ''} ({seconds(check.duration_s)})"

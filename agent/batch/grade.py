@@ -18,7 +18,7 @@ from typing import Any
 
 from agent.batch.checkout import lay_out
 from agent.batch.task import Suite, Task
-from agent.check import run_checks
+from agent.check import failing_tests, run_checks
 from agent.config import RunConfig
 from agent.errors import AgentError, UsageError
 from agent.saver import write_whole
@@ -35,20 +35,23 @@ OUTPUT_BYTES = 1 << 20
 SCHEMA_VERSION = 2
 REPORT_NAME = "report.json"
 OUTPUT_NAME = "test_output.txt"
-# As swebench has it: a test that is skipped has not been mended, and one that passed and is skipped is no regression.
-MENDS = frozenset({"passed"})
-KEEPS = frozenset({"passed", "skipped"})
+# As swebench finds it in what pytest prints: a skipped test is not there, and one that is expected to fail has passed.
+GOOD = frozenset({"passed", "xfailed"})
 
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """What a patch is worth. ``error`` says why it could not be graded, "" where it was; ``tests`` maps id to state."""
+    """What a patch is worth. ``tests`` maps id to state.
+
+    ``error`` says why it could not be graded, "" where it was; ``doubt`` why what the tests printed counts for nothing.
+    """
 
     task: str
     resolved: bool = False
     empty: bool = False
     applied: bool = False
     error: str = ""
+    doubt: str = ""
     tests: Mapping[str, str] = field(default_factory=dict)
     output: str = ""
 
@@ -125,13 +128,27 @@ def _by_tests(name: str, suite: Suite, sandbox: Sandbox, timeout_s: float) -> Gr
     wanted = (*suite.fail_to_pass, *suite.pass_to_pass)
     files = dict.fromkeys(test.partition("::")[0] for test in wanted)
     (done,) = run_checks([f"{suite.command} {shlex.join(files)}"], sandbox, timeout_s)
-    if not done.tests:
-        told = "ran out of time" if done.exit_code is None else f"exit code {done.exit_code}"
-        return Grade(name, applied=True, error=f"no test reported: {told}", output=done.output)
-    states = {test: done.tests.get(test, "missing") for test in wanted}
-    mended = all(states[test] in MENDS for test in suite.fail_to_pass)
-    kept = all(states[test] in KEEPS for test in suite.pass_to_pass)
-    return Grade(name, mended and kept, applied=True, tests=states, output=done.output)
+    if done.exit_code is None:
+        return Grade(name, applied=True, error="the tests ran out of time", output=done.output)
+    # As swebench: what ran none but skipped tests says nothing, and an exit code that no failing test explains speaks
+    # against a report, which the patch may have had a hand in. It then says that the patch was not applied; so do we.
+    if not any(state != "skipped" for state in done.tests.values()):
+        return Grade(name, doubt=f"no test ran: exit code {done.exit_code}", output=done.output)
+    if done.exit_code and not failing_tests(done):
+        return Grade(name, doubt=f"exit code {done.exit_code}, though no test is said to fail", output=done.output)
+    states = {test: _state(test, done.tests) for test in wanted}
+    return Grade(name, all(map(GOOD.__contains__, states.values())), applied=True, tests=states, output=done.output)
+
+
+def _state(test: str, states: Mapping[str, str]) -> str:
+    """Return what a test came to. Hundreds of ids in SWE-bench's sets are cut off within their parameters (its issue 290):
+
+    such a one is found by its beginning, where all that begin so agree.
+    """
+    if test in states or test.count("[") <= test.count("]"):
+        return states.get(test, "missing")
+    found = {state in GOOD: state for name, state in states.items() if name.startswith(test)}
+    return next(iter(found.values())) if len(found) == 1 else "missing"
 
 
 def report(task: Task, result: Grade) -> dict[str, Any]:
@@ -145,20 +162,22 @@ def report(task: Task, result: Grade) -> dict[str, Any]:
     }
     if task.tests is not None and result.tests:
         told["tests_status"] = {
-            "FAIL_TO_PASS": _sorted(task.tests.fail_to_pass, result.tests, MENDS),
-            "PASS_TO_PASS": _sorted(task.tests.pass_to_pass, result.tests, KEEPS),
+            "FAIL_TO_PASS": _sorted(task.tests.fail_to_pass, result.tests),
+            "PASS_TO_PASS": _sorted(task.tests.pass_to_pass, result.tests),
             "FAIL_TO_FAIL": {"success": [], "failure": []},
             "PASS_TO_FAIL": {"success": [], "failure": []},
         }
+    if result.doubt:
+        told["infra_failure_reason"] = result.doubt
     if result.error:
         told["error"] = result.error
     return {task.name: told}
 
 
-def _sorted(tests: Sequence[str], states: Mapping[str, str], good: frozenset[str]) -> dict[str, list[str]]:
+def _sorted(tests: Sequence[str], states: Mapping[str, str]) -> dict[str, list[str]]:
     return {
-        "success": [test for test in tests if states[test] in good],
-        "failure": [test for test in tests if states[test] not in good],
+        "success": [test for test in tests if states[test] in GOOD],
+        "failure": [test for test in tests if states[test] not in GOOD],
     }
 
 
@@ -172,8 +191,8 @@ def summary(tasks: Sequence[Task], grades: Mapping[str, Grade]) -> dict[str, Any
         "submitted": [each.task for each in every],
         "resolved": [each.task for each in every if each.resolved],
         "unresolved": [each.task for each in every if not each.resolved and not each.empty and not each.error],
-        "infra_failure": list[str](),  # swebench guesses these from logs; what could not be graded here is an error
-        "ambiguous_failure": list[str](),
+        "infra_failure": list[str](),  # swebench guesses these from logs
+        "ambiguous_failure": [each.task for each in every if each.doubt],
         "error": [each.task for each in every if each.error],
     }
     counted = [name for name in lists if name != "incomplete"]
@@ -181,7 +200,7 @@ def summary(tasks: Sequence[Task], grades: Mapping[str, Grade]) -> dict[str, Any
         {"total_instances": len(tasks)}
         | {f"{name}_instances": len(lists[name]) for name in counted}
         | {f"{name}_ids": names for name, names in lists.items()}
-        | {"failure_reasons": dict[str, str](), "schema_version": SCHEMA_VERSION}
+        | {"failure_reasons": {each.task: each.doubt for each in every if each.doubt}, "schema_version": SCHEMA_VERSION}
     )
 
 

@@ -154,7 +154,8 @@ def grade(
                 if result.error
                 else "unresolved"
             )
-            click.echo(f"{told:<10} {result.task}" + (f"  {clean(result.error)}" if result.error else ""))
+            why = clean(result.error or result.doubt)
+            click.echo(f"{told:<10} {result.task}" + (f"  {why}" if why else ""))
     report = grading.summary(found, grades)
     write_whole(folder / grading.REPORT_NAME, json.dumps(report, indent=1).encode())
     click.echo(

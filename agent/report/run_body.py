@@ -177,7 +177,7 @@ def _check_cell(check: CheckResult | None) -> Markup:
     if check is None:
         return element("td", "not run", class_="dim")
     told = "out of time" if check.exit_code is None else "passes" if check.exit_code == 0 else f"exit {check.exit_code}"
-    states = ("failed", "error", "passed", "skipped")
+    states = ("failed", "error", "passed", "skipped", "xfailed")
     counts = [(state, sum(found == state for found in check.tests.values())) for state in states]
     tests = ", ".join(f"{count:,} {state}" for state, count in counts if count)
     meta = element("small", " · ".join(filter(None, (tests, seconds(check.duration_s)))))
@@ -208,7 +208,9 @@ def _tests(before: CheckResult | None, after: CheckResult | None) -> Markup | No
 def _state(state: str | None) -> Markup:
     if state is None:
         return element("td", "not there", class_="dim")
-    return element("td", _mark(GOOD if state == "passed" else OPEN if state == "skipped" else BAD), f" {state}")
+    return element(
+        "td", _mark(GOOD if state == "passed" else OPEN if state in ("skipped", "xfailed") else BAD), f" {state}"
+    )
 
 
 def _change(story: Story) -> Markup | None:

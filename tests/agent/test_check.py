@@ -71,6 +71,7 @@ REPORT = b"""<?xml version="1.0" encoding="utf-8"?><testsuites><testsuite name="
 <testcase classname="tests.test_c" name="test_err" file="tests/test_c.py"><error message="x"/></testcase>
 <testcase classname="tests.test_c" name="test_err" file="tests/test_c.py"><skipped/></testcase>
 <testcase classname="tests.test_c" name="test_skip" file="tests/test_c.py"><skipped type="pytest.skip"/></testcase>
+<testcase classname="tests.test_c.TestA.TestB" name="test_deep" file="tests/test_c.py"><skipped type="pytest.xfail"/></testcase>
 <testcase classname="tests.test_d" name="test_old"/>
 </testsuite></testsuites>"""
 
@@ -81,6 +82,7 @@ def test_a_report_is_read_test_by_test() -> None:
         "tests/test_a.py::TestB::test_in[x-1]": "failed",
         "tests/test_c.py::test_err": "error",
         "tests/test_c.py::test_skip": "skipped",
+        "tests/test_c.py::TestA::TestB::test_deep": "xfailed",
         "tests.test_d::test_old": "passed",
     }
 

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from agent.batch.results import RESULTS_NAME
 from agent.log import LOG_NAME, read
 from agent.runs import is_running
 from tests.e2e.conftest import PLAIN, ROOT, Place
+from tests.runtime.fake_hub import FakeHub, serve
 
 PATCH = "*** Begin Patch\n*** Update File: calc.py\n@@\n-    return n + 2\n+    return n * 2\n*** End Patch\n"
 CHECK = "python3 -c 'import calc; assert calc.double(3) == 6'"
@@ -218,6 +220,30 @@ def test_what_a_batch_made_is_graded_on_the_patch_alone(place: Place, tmp_path: 
     assert json.loads((out / "grades/slugify/report.json").read_text())["slugify"]["resolved"] is True
     refused = place.agent("tasks", "grade", str(out), str(tasks), "--sandbox", "none")
     assert refused.returncode == 2
+
+
+def test_a_data_set_of_the_hub_is_run_and_graded_by_its_name(place: Place, script: Script, tmp_path: Path) -> None:
+    clone = tmp_path / "clones/ada/calc"
+    clone.mkdir(parents=True)
+    (clone / "calc.py").write_text("def double(n):\n    return n + 2\n")
+    git(clone, "init", "-q")
+    git(clone, "add", "-A")
+    git(clone, "-c", "user.name=A", "-c", "user.email=a@b.c", "commit", "-qm", "calc")
+    row = {
+        "instance_id": "ada__calc-1", "repo": "ada/calc", "base_commit": git(clone, "rev-parse", "HEAD"),
+        "problem_statement": "double(3) is 5", "FAIL_TO_PASS": '["test_calc.py::test_three"]', "PASS_TO_PASS": "[]",
+        "test_patch": "diff --git a/test_calc.py b/test_calc.py\nnew file mode 100644\n--- /dev/null\n+++ b/test_calc.py\n"
+        "@@ -0,0 +1,5 @@\n+import calc\n+\n+\n+def test_three():\n+    assert calc.double(3) == 6\n",
+        "test_cmd": f"{sys.executable} -m pytest -q",
+    }  # fmt: skip
+    out, flags = tmp_path / "out", ("--repositories", str(tmp_path / "clones"), *PLAIN)
+    with serve(FakeHub("ada/tasks", {"data/test.jsonl": json.dumps(row).encode()}, kind="datasets")) as hub:
+        place.env.update(HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "hf"), HF_HUB_DISABLE_XET="1")
+        done = place.agent("tasks", "run", "ada/tasks", "--out", str(out), *flags, *script([MEND, DONE]))
+        assert done.returncode == 0, done.stderr
+        assert "there is no ada/tasks here, so the split test of the data set ada/tasks is taken" in done.stderr
+        graded = place.agent("tasks", "grade", str(out), "hf:ada/tasks", *flags)
+    assert graded.stdout == "resolved   ada__calc-1\n", graded.stderr
 
 
 def git(folder: Path, *arguments: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.batch.grade import OUTPUT_NAME, REPORT_NAME, Grade, grade, read_patches, report, summary
+from agent.batch.grade import GOOD, OUTPUT_NAME, REPORT_NAME, Grade, _state, grade, read_patches, report, summary
 from agent.batch.task import Suite, Task, read_folder
 from agent.config import RunConfig
 from agent.errors import UsageError
@@ -199,13 +199,46 @@ def test_the_report_over_all_has_the_shape_of_swebenchs() -> None:
     }
 
 
-def test_a_skipped_test_is_kept_but_not_mended() -> None:
-    """As swebench's test_failed (FAIL_TO_PASS) and test_maintained (PASS_TO_PASS)."""
-    suite = Suite("", ("a", "d"), ("b", "c"))
-    states = {"a": "passed", "b": "skipped", "c": "missing", "d": "skipped"}
-    told = report(Task("t", "Mend.", "/r", tests=suite), Grade("t", applied=True, tests=states))["t"]["tests_status"]
-    assert told["FAIL_TO_PASS"] == {"success": ["a"], "failure": ["d"]}
-    assert told["PASS_TO_PASS"] == {"success": ["b"], "failure": ["c"]}
+@pytest.mark.parametrize(
+    ("state", "good"), [("passed", True), ("xfailed", True), ("skipped", False), ("failed", False), ("missing", False)]
+)
+def test_what_counts_as_good(state: str, good: bool) -> None:
+    """As swebench finds it in what pytest prints, where a skipped test has no name (tests/agent/batch/test_swebench.py)."""
+    task = Task("t", "Mend.", "/r", tests=Suite("", ("a",), ("b",)))
+    told = report(task, Grade("t", applied=True, tests={"a": state, "b": state}))["t"]["tests_status"]
+    assert told["FAIL_TO_PASS"] == {"success": ["a"] * good, "failure": ["a"] * (not good)}
+    assert told["PASS_TO_PASS"] == {"success": ["b"] * good, "failure": ["b"] * (not good)}
+
+
+def test_what_says_nothing_is_unresolved_and_named(tmp_path: Path, swe: Task, config: RunConfig) -> None:
+    assert swe.tests is not None
+    data = patch_that_changes_nothing_of_worth()
+    for number, (command, said) in enumerate(
+        [
+            (f"{PYTEST} --deselect tests", "no test ran: exit code 5"),
+            ("true", "no test ran: exit code 0"),
+            (f"{PYTEST} -k test_two; exit 3; :", "exit code 3, though no test is said to fail"),
+        ]
+    ):
+        task = replace(swe, tests=replace(swe.tests, command=command))
+        result = grade(task, data, config, tmp_path / str(number))
+        assert (result.resolved, result.error, result.doubt) == (False, "", said)
+        whole = summary([task], {task.name: result})
+        assert whole["unresolved_ids"] == whole["ambiguous_failure_ids"] == [task.name]
+        assert whole["failure_reasons"] == {task.name: said}
+
+
+def test_ids_that_were_cut_off_are_found_by_their_beginning() -> None:
+    states = {
+        "t[a b]": "passed",
+        "t[a c]": "xfailed",
+        "t[d e]": "passed",
+        "t[d f]": "failed",
+        "t[g]": "failed",
+        "tx": "error",
+    }
+    wanted = {"t[a": "good", "t[d": "missing", "t[g]": "failed", "t[h": "missing", "t": "missing", "tx": "error"}
+    assert {name: "good" if (found := _state(name, states)) in GOOD else found for name in wanted} == wanted
 
 
 def test_predictions_come_in_three_forms(tmp_path: Path) -> None:
