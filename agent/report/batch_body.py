@@ -132,6 +132,7 @@ def _table(batch: Batch) -> Markup | None:
         "p",
         element("label", "Find ", element("input", id="find", type="search", autocomplete="off")),
         element("output", "", id="found"),
+        element("button", "Show all", type="button", id="more", hidden=True),
         class_="switch",
         hidden=True,
     )

@@ -7,10 +7,28 @@ for (const button of document.querySelectorAll("[data-fold]")) {
   });
 }
 
-for (const table of document.querySelectorAll(".tasks")) {
+const table = document.querySelector(".tasks");
+if (table) {
   const body = table.tBodies[0];
   const heads = [...table.tHead.rows[0].cells];
+  const find = document.querySelector("#find");
+  const more = document.querySelector("#more");
   const key = (row, column) => row.cells[column].dataset.v ?? row.cells[column].textContent;
+  const words = new Map([...body.rows].map((row) => [row, row.textContent.toLowerCase()]));
+  let most = 500; // laying out ten thousand rows takes seconds
+
+  const show = () => {
+    const wanted = find.value.toLowerCase();
+    let found = 0;
+    for (const row of body.rows) {
+      const fits = words.get(row).includes(wanted);
+      found += fits ? 1 : 0;
+      row.hidden = !fits || found > most;
+    }
+    more.hidden = found <= most;
+    document.querySelector("#found").textContent = more.hidden ? `${found} shown` : `${most} of ${found} shown`;
+  };
+
   heads.forEach((head, column) => {
     head.querySelector("button").addEventListener("click", () => {
       const numbers = head.classList.contains("number");
@@ -21,19 +39,13 @@ for (const table of document.querySelectorAll(".tasks")) {
       head.setAttribute("aria-sort", up ? "ascending" : "descending");
       const order = (a, b) => (numbers ? key(a, column) - key(b, column) : key(a, column).localeCompare(key(b, column)));
       body.append(...[...body.rows].sort((a, b) => (up ? order(a, b) : order(b, a))));
+      show();
     });
   });
-}
-
-const find = document.querySelector("#find");
-if (find) {
-  find.addEventListener("input", () => {
-    const wanted = find.value.toLowerCase();
-    let shown = 0;
-    for (const row of document.querySelectorAll(".tasks tbody tr")) {
-      row.hidden = !row.textContent.toLowerCase().includes(wanted);
-      shown += row.hidden ? 0 : 1;
-    }
-    document.querySelector("#found").textContent = `${shown} shown`;
+  find.addEventListener("input", show);
+  more.addEventListener("click", () => {
+    most = Infinity;
+    show();
   });
+  show();
 }

@@ -170,3 +170,23 @@ def test_the_policy_lets_nothing_in(page: Page, run_file: Path) -> None:
     page.ask("new Promise(done => setTimeout(done, 200))")
     assert page.ask("window.ran") is None
     assert len([each for each in page.complaints if "Content Security Policy" in each]) >= 4
+
+
+def test_ten_thousand_tasks_are_a_page_that_opens(page: Page, tmp_path: Path) -> None:
+    rows = [row | {"task": f"{row['task']}-{number}"} for number in range(100) for row in many_records(100)]
+    out = write_batch(tmp_path / "out", rows, runs=False)
+    (out / "report.html").write_text(batch_page(out), encoding="utf-8")
+    assert page.open((out / "report.html").as_uri()) < 10.0
+    shown = "[...document.querySelectorAll('.tasks tbody tr')].filter(row => !row.hidden).length"
+    said = "document.querySelector('#found').textContent"
+    assert (page.ask(shown), page.ask(said)) == (500, "500 of 10000 shown")
+    page.ask(
+        "document.querySelector('#find').value = 'task-007-'; document.querySelector('#find').dispatchEvent(new Event('input'))"
+    )
+    assert (page.ask(shown), page.ask(said)) == (100, "100 shown")
+    page.ask(
+        "document.querySelector('#find').value = 'task-00'; document.querySelector('#find').dispatchEvent(new Event('input'))"
+    )
+    assert page.ask(said) == "500 of 1000 shown"
+    page.ask("document.querySelector('#more').click()")
+    assert (page.ask(shown), page.ask(said)) == (1000, "1000 shown")
