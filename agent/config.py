@@ -223,6 +223,34 @@ class RunConfig:
             )
         ),
     )
+    price_input: float | None = field(
+        default=None,
+        metadata=_rule(
+            Rule(
+                "number",
+                "What a million tokens cost that the model reads, in your currency; reports then say what a run cost.",
+                low=0,
+                optional=True,
+                personal=True,
+            )
+        ),
+    )
+    price_cached: float | None = field(
+        default=None,
+        metadata=_rule(
+            Rule(
+                "number",
+                "The same for those that it reads from its cache (price_input, if not set).",
+                low=0,
+                optional=True,
+                personal=True,
+            )
+        ),
+    )
+    price_output: float | None = field(
+        default=None,
+        metadata=_rule(Rule("number", "The same for those that it writes.", low=0, optional=True, personal=True)),
+    )
     otel: bool = field(
         default=False,
         metadata=_rule(

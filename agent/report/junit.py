@@ -54,7 +54,7 @@ def _outcome(story: Story) -> Xml.Element:
         "turns": len(story.answers),
         "prompt_tokens": story.prompt_tokens,
         "completion_tokens": story.completion_tokens,
-    }
+    } | ({} if story.cost is None else {"cost": f"{story.cost:.6f}"})
     for name, value in told.items():
         Xml.SubElement(properties, "property", name=name, value=_text(str(value)))
     case = _case(suite, one_line(story.task), "agent.run", story.duration_s)

@@ -105,7 +105,8 @@ def _facts(story: Story) -> str:
             lines.append(f"- branch: {code(story.ended.branch)}")
     turns = "1 turn" if len(story.answers) == 1 else f"{len(story.answers)} turns"
     tokens = f"{story.prompt_tokens:,} tokens read, {story.completion_tokens:,} written"
-    lines.append(f"- run {code(story.run)}: {turns}, {seconds(story.duration_s)}, {tokens}")
+    cost = "" if story.cost is None else f", cost {story.cost:,.4f}"
+    lines.append(f"- run {code(story.run)}: {turns}, {seconds(story.duration_s)}, {tokens}{cost}")
     return "\n".join(lines)
 
 

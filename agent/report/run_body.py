@@ -100,6 +100,7 @@ def _head(story: Story) -> Markup:
         "Turns": f"{len(story.answers):,}",
         "Calls": f"{len(story.calls):,}",
         "Tokens": _tokens(story),
+        "Cost": None if story.cost is None else f"{story.cost:,.4f}",
     }
     rows = [element("div", element("dt", name), element("dd", value)) for name, value in facts.items() if value]
     return element(

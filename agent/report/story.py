@@ -132,6 +132,17 @@ class Story:
     patch: bytes = b""
 
     @property
+    def cost(self) -> float | None:
+        """What the tokens cost, in the currency of the prices that the run was told; None without prices."""
+        read, written = self.config.get("price_input"), self.config.get("price_output")
+        if read is None or written is None:
+            return None
+        cached = self.config.get("price_cached")
+        fresh_tokens = max(self.prompt_tokens - self.cached_tokens, 0)
+        spent = fresh_tokens * read + self.cached_tokens * (read if cached is None else cached)
+        return float(spent + self.completion_tokens * written) / 1e6
+
+    @property
     def calls(self) -> tuple[Call, ...]:
         """Every call, oldest first."""
         return tuple(item for turn in self.turns for item in turn.items if isinstance(item, Call))
@@ -217,6 +228,8 @@ class _Teller:
             case MessageAdded(message):
                 self._said(message)
             case Sampled():
+                if self._sampled is not None:  # the one before came to nothing
+                    self._close()
                 self._sampled = event
             case ToolStarted(call, tool) if call in self._open:
                 place = self._open[call]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,9 @@ from agent.events import (
 )
 from agent.log import LOG_NAME, Log
 from agent.record import Entry
+from agent.report.junit import story_junit
+from agent.report.markdown import story_markdown
+from agent.report.page import story_page
 from agent.report.story import Call, Note, Said, Seen, Story, Thought, read_story, tell
 from tests.agent.report.stories import AFTER, BEFORE, PATCH, entries, run_events, write_run
 
@@ -125,6 +129,28 @@ def test_tokens_and_times_are_summed() -> None:
     assert whole.turns[0].checks_s == BEFORE.duration_s
 
 
+@pytest.mark.parametrize(
+    ("prices", "cost"),
+    [
+        ({}, None),
+        ({"price_input": 1.0}, None),
+        ({"price_output": 1.0}, None),
+        ({"price_input": 2.0, "price_output": 10.0}, (200 * 2 + 20 * 10) / 1e6),
+        ({"price_input": 2.0, "price_output": 10.0, "price_cached": 0.5}, (100 * 2 + 100 * 0.5 + 20 * 10) / 1e6),
+        ({"price_input": 0.0, "price_output": 0.0}, 0.0),
+    ],
+)
+def test_what_a_run_cost_is_said_where_prices_are(prices: dict[str, float], cost: float | None) -> None:
+    found = tell(entries([replace(STARTED, config=prices), SAMPLED, SAMPLED]))
+    assert found.cost == (None if cost is None else pytest.approx(cost))
+    for shown, word in (
+        (story_page(found), "<dt>Cost</dt>"),
+        (story_markdown(found), ", cost "),
+        (story_junit(found), '"cost"'),
+    ):
+        assert (word in shown) == (cost is not None)
+
+
 def test_a_run_on_the_disk_with_its_change(tmp_path: Path) -> None:
     found = read_story(write_run(tmp_path / "r", run_events()))
     assert (found.state, found.patch, len(found.answers)) == ("passed", PATCH.encode(), 4)
@@ -171,6 +197,6 @@ def test_any_log_has_a_story_that_leaves_nothing_out(events: list[Durable]) -> N
     assert [item.text for item in items if isinstance(item, Thought | Said)] == [
         m.text for m in messages if not m.is_call
     ]
-    assert len(found.answers) <= sum(isinstance(event, Sampled) for event in events)
+    assert len(found.answers) == sum(isinstance(event, Sampled) for event in events)
     assert [turn.number for turn in found.turns] == list(range(1, len(found.turns) + 1))
     assert found.duration_s == sum(not isinstance(event, Resumed) for event in events[1:])
