@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 import click
 
-from agent.config import REPOSITORY_FILE, RULES, Loaded, Rule, RunConfig, load
+from agent.config import REPOSITORY_FILE, RULES, Loaded, RunConfig, load
 from agent.errors import UsageError
+from agent.rules import Rule
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

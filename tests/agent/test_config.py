@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.config import GIB, RULES, RunConfig, debug_wanted, load, public, restore, user_file
+from agent.config import RULES, RunConfig, debug_wanted, load, public, restore, user_file
 from agent.errors import ConfigError
+from agent.rules import GIB
 
 SECRET = "sk-very-secret"
 
