@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, TypeVar
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from agent.config import load  # noqa: E402
+from agent.config import RunConfig  # noqa: E402
 from agent.harmony.constrain import Guide, Guides, open_guides, token_bytes  # noqa: E402
 from agent.harmony.tokens import CALL, CHANNEL, CONSTRAIN, MESSAGE, OPENING, VOCABULARY_SIZE  # noqa: E402
 from agent.tools.open import declare, open_tools  # noqa: E402
@@ -77,7 +77,7 @@ def call_ids(encode: Encode, recipient: str, body: str) -> list[int]:
 
 
 def guide(guides: Guides, opening: Sequence[int]) -> Guide:
-    return guides.guide(declare(open_tools(load(environ={}).config), "trained"), (*OPENING, *opening))
+    return guides.guide(declare(open_tools(RunConfig()), "trained"), (*OPENING, *opening))
 
 
 def percentiles(title: str, seconds: Sequence[float]) -> None:

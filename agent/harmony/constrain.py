@@ -114,7 +114,9 @@ class Guide:
         if self.is_free(draft):
             return (None,) * (len(draft) + 1)
         rows = [self._row()]
-        ahead = self._fork() if draft else self
+        if not draft:
+            return rows
+        ahead = self._fork()
         for token in draft:
             before = rows[-1]
             if before is not None and not before[token // 8] >> token % 8 & 1:

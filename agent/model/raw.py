@@ -162,7 +162,6 @@ class RawModel:
             guide = None if self._guides is None else self._guides.guide(conversation.tools, opening)
             request = _Request(prompt, opening, replace(mine, guide=guide), recipients(conversation.tools))
             heard = yield from self._listen(request, tally, began)
-            repairs += tuple(repaired(Kind.LET_GO, why) for why in (guide.let_go if guide is not None else ()))
             finish = heard.finish
             spent = budget is not None and heard.new_ids >= budget and heard.cut is None
             verdict = take_all(heard.parsed) if spent else decide(heard.parsed, finish, heard.cut, tries)
@@ -173,7 +172,7 @@ class RawModel:
                 continue
             kept += verdict.messages
             repairs += heard.parsed.repairs + ((repaired(heard.cut),) if heard.cut else ())
-            repairs += verdict.repairs
+            repairs += verdict.repairs + tuple(repaired(Kind.LET_GO, why) for why in (guide.let_go if guide else ()))
             if isinstance(verdict, Take):
                 break
             opening, tries = verdict.opening, verdict.left

@@ -10,7 +10,7 @@ from threading import Thread
 
 import pytest
 
-from agent.config import load
+from agent.config import RunConfig
 from agent.conversation import Conversation, Message, Role, ToolSpec
 from agent.events import MessageAdded, Repaired
 from agent.harmony.codec import Codec, open_codec, recipients
@@ -25,7 +25,7 @@ from agent.model.raw import RawModel
 from agent.tools.open import declare, open_tools
 from tests.agent.harmony.guided import forbidden
 
-TOOLS = declare(open_tools(load(environ={}).config), "trained")
+TOOLS = declare(open_tools(RunConfig()), "trained")
 SWITCH = ToolSpec(
     "switch",
     "Switch it.",
@@ -184,8 +184,7 @@ def test_each_sample_has_a_guide_of_its_own_that_stands_behind_its_opening(codec
 
 
 def test_the_setting_gives_the_local_model_guides(checkpoint: Path, cache_dir: Path) -> None:
-    environ = {"AGENT_WIRE": "local", "AGENT_MODEL": str(checkpoint), "AGENT_CONTEXT_TOKENS": "1024"}
-    config = replace(load(environ=environ).config, cache_dir=cache_dir)
+    config = RunConfig(wire="local", model=str(checkpoint), context_tokens=1024, cache_dir=cache_dir)
     params = SamplingParams(seed=1, max_tokens=30)
     for constrain in ("calls", "off"):
         model = open_model(replace(config, constrain=constrain))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent.config import load
+from agent.config import RunConfig
 from agent.conversation import Message, ToolSpec
 from agent.errors import ModelUnfit
 from agent.harmony.codec import Codec, recipients
@@ -27,7 +27,7 @@ from tests.agent.harmony.faults import faults, stream
 from tests.agent.harmony.guided import babble, forbidden, may_come
 from tests.agent.harmony.streams import STREAMS
 
-TOOLS = open_tools(load(environ={}).config)
+TOOLS = open_tools(RunConfig())
 TRAINED = declare(TOOLS, "trained")
 GENERIC = declare(TOOLS, "generic")
 SLOW = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -339,7 +339,7 @@ def test_what_does_not_fit_is_let_go_and_said_until_the_next_message(guides: Gui
 def test_where_nothing_may_come_everything_may(guides: Guides, codec: Codec) -> None:
     guide = guides.guide(TRAINED, begun(codec, "<|channel|>commentary to=container.exec<|message|>"))
     guide._matcher.consume_token(RETURN)  # type: ignore[union-attr]  # what no mask allows: the library is in error now
-    assert guide.allowed(()) == (None,) or list(guide.allowed(())) == [None]
+    assert list(guide.allowed(())) == [None]
     assert len(guide.let_go) == 1
     assert guide.is_free((None,))
 
