@@ -1,21 +1,24 @@
 """How fast the whole engine is on this GPU: scheduling, graphs, sampling and the host's own work included.
 
-    python benchmarks/engine.py --model 20b [--parts check,decode,batch,prefix,load] [--folder DIR]
+    python -m benchmarks.engine [check decode batch prefix sampler guess load] [--model 20b] [--folder DIR] [--texts FILE]
+    python -m benchmarks.engine host | simulate | texts        (these need no GPU; the last writes FILE for `guess`)
 
-Random weights at the true shapes are made on the GPU. First the engine's greedy tokens (captured graphs, steps launched
-ahead, chunked prefill) are checked: recomputed in one plain prefill, each must be within bf16 rounding of the largest logit.
-Where one is not, nothing is timed and the exit status is 1. Times are of the host's clock around Engine.step().
+Random weights at the true shapes are made on the GPU. First the engine's greedy tokens (recorded graphs, steps launched
+ahead, chunked prefill, guesses) are checked: recomputed in one plain prefill, each must be within bf16 rounding of the largest
+logit. Where one is not, nothing is timed and the exit status is 1. Times are of the host's clock around Engine.step().
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
+import itertools
 import random
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,8 +29,12 @@ import triton
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.engine_guess import show_measured, show_simulated, write_texts  # noqa: E402
+from benchmarks.engine_host import show_host  # noqa: E402
 from runtime.commands import all_logits  # noqa: E402
 from runtime.engine import Engine, EngineOptions, open_engine  # noqa: E402
+from runtime.graphs import CudaRecorder  # noqa: E402
+from runtime.kernels import reference  # noqa: E402
 from runtime.kernels.open import open_kernels  # noqa: E402
 from runtime.model.checkpoint import load_weights, open_checkpoint, save_weights  # noqa: E402
 from runtime.model.config import gpt_oss_20b, gpt_oss_120b  # noqa: E402
@@ -36,8 +43,14 @@ from runtime.model.transformer import Transformer, build_transformer  # noqa: E4
 from runtime.model.weights import Layout  # noqa: E402
 from runtime.request import Request, Sampling, TokenOut  # noqa: E402
 from runtime.scheduler import Limits  # noqa: E402
+from runtime.scheduler import Sequence as Running  # noqa: E402
 
 MODELS = {"20b": gpt_oss_20b, "120b": gpt_oss_120b}
+NO_GPU: dict[str, Callable[[Path], None]] = {
+    "host": lambda _: show_host(),
+    "simulate": lambda _: show_simulated(),
+    "texts": write_texts,
+}
 GREEDY = Sampling(temperature=0.0)
 SAMPLED = Sampling(seed=1)
 ROUNDING = 0.1  # of a logit row's standard deviation: how far below the largest a greedy token may be found
@@ -69,12 +82,30 @@ def worst_choice(model: Transformer, request: Request, tokens: Sequence[int]) ->
     return float(((answers.max(-1).values - chosen) / answers.std(-1)).max())
 
 
+def guessed(engine: Engine, request: Request, said: Sequence[int]) -> list[int]:
+    """The answer with guesses handed in: what was said, but every fifth token wrong."""
+    guess = engine.scheduler._guess
+    lengths = itertools.cycle((3, 7, 15, 2))
+
+    def handed(sequence: Running) -> tuple[int, ...]:
+        following = said[sequence.sampled : sequence.sampled + next(lengths)]
+        return tuple(token ^ (place % 5 == 4) for place, token in enumerate(following, sequence.sampled))
+
+    engine.scheduler._guess = handed  # type: ignore[method-assign]
+    outs = drain(engine, [request])[request.id]
+    engine.scheduler._guess = guess  # type: ignore[method-assign]
+    return [out.token for out in outs if out.token is not None]
+
+
 def check(model: Transformer, engine: Engine) -> float:
     separate_experts(model.weights)
     requests = [Request(f"c{n}", prompt(n, n), 24, sampling=GREEDY) for n in (1, 63, 64, 65, 127, 129, 700, 3000)]
     outs = drain(engine, requests)
+    said = {request.id: [out.token for out in outs[request.id] if out.token is not None] for request in requests}
     plain = dataclasses.replace(model, kernels=open_kernels("reference", model.device))
-    worst = max(worst_choice(plain, r, [o.token for o in outs[r.id] if o.token is not None]) for r in requests)
+    worst = max(worst_choice(plain, request, said[request.id]) for request in requests)
+    for request in requests:
+        worst = max(worst, worst_choice(plain, request, guessed(engine, request, said[request.id])))
     for layer in model.weights.layers:
         layer.router_bias.zero_()
     engine.scheduler.pool.clear()  # what the cache holds was computed with other routers
@@ -146,12 +177,21 @@ def load(model: Transformer, folder: Path) -> list[float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", default=["check", "decode", "batch", "prefix"])
     parser.add_argument("--model", choices=MODELS, default="20b")
-    parser.add_argument("--parts", default="check,decode,batch,prefix")
+    parser.add_argument(
+        "--texts", type=Path, default=Path("engine-texts.json"), help="what `texts` writes, `guess` reads"
+    )
     parser.add_argument("--folder", type=Path, help="where `load` writes its checkpoint (13 GiB for 20b)")
     parser.add_argument("--page", type=int, default=64)
     given = parser.parse_args()
-    parts = given.parts.split(",")
+    parts = given.parts
+    if unknown := set(parts) - {*NO_GPU, "check", "decode", "batch", "prefix", "sampler", "guess", "load"}:
+        parser.error(f"there is no part {', '.join(sorted(unknown))}")
+    for part in (part for part in NO_GPU if part in parts):
+        NO_GPU[part](given.texts)
+    if set(parts) <= NO_GPU.keys():
+        return 0
     device = torch.device("cuda")
     print(
         f"{given.model} engine on {torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__},"
@@ -184,11 +224,38 @@ def main() -> int:
     if "batch" in parts:
         for batch in (8, 32, 64):
             show(f"batch {batch}, context 1024, temperature 1", decode_rate(engine, batch, 1024, SAMPLED), "tokens/s")
+    if "sampler" in parts:
+        show_sampler(model)
+    if "guess" in parts:
+        show_measured(engine, given.texts)
     if "prefix" in parts:
         for cached, new in ((30_000, 300), (0, 2048), (0, 8192)):
             name = f"first token, {cached} cached, {new} new"
             show(name, first_token(engine, cached, new) if cached else cold(engine, new), "ms")
     return 0
+
+
+def show_sampler(model: Transformer) -> None:
+    """Time one sampling in a graph, ours and plain torch's, on logits that a model of this size could give; compare first."""
+    for rows in (1, 8, 64):
+        logits = torch.randn(rows, model.config.vocabulary, device=model.device) * 3
+        heat = torch.ones(rows, device=model.device)
+        number = torch.rand(rows, dtype=torch.float64, device=model.device)
+        kernels = {"one kernel": model.kernels.sample, "plain torch": reference.sample}
+        picked = [sample(logits, heat, number) for sample in kernels.values()]
+        differ = int((picked[0] != picked[1]).sum())
+        assert differ <= rows // 32, f"{differ} of {rows} rows differ"
+        for name, sample in kernels.items():
+            graph = CudaRecorder(model.device)(functools.partial(sample, logits, heat, number))
+            times = []
+            for _ in range(5):
+                torch.cuda.synchronize()
+                began = time.perf_counter()
+                for _ in range(200):
+                    graph.replay()
+                torch.cuda.synchronize()
+                times.append((time.perf_counter() - began) / 200 * 1e6)
+            show(f"sampling {rows} rows, {name}", times, "us")
 
 
 def cold(engine: Engine, count: int) -> list[float]:

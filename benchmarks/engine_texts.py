@@ -1,7 +1,7 @@
 """What agents copy: patches of this repository's history and of the sample tasks, behind the files that they change.
 
-A text is a prompt (the files as a tool gives them to the model) and the answer (the patch in the form that apply_patch reads),
-in the tokens of gpt-oss.
+A text is a prompt (the files as a tool gives them to the model) and the answer (the patch in the form that apply_patch reads, or
+a file as it is afterwards), in the tokens of gpt-oss.
 """
 
 from __future__ import annotations
@@ -33,22 +33,24 @@ def task_texts() -> list[Text]:
     for folder in sorted((ROOT / "tasks").iterdir()):
         diff = (folder / "reference.patch").read_text(encoding="utf-8")
         files = {path: (folder / "repo" / path).read_text(encoding="utf-8") for path in _changed(diff)}
-        found.append((folder.name, files, diff))
+        found.append((folder.name, files, patch_of(diff)))
     return _encoded(found)
 
 
-def history_texts(repository: Path = ROOT, commits: int = 150) -> list[Text]:
-    """Commits of a history that change a few files and create none, where there is a history."""
+def history_texts(repository: Path = ROOT, commits: int = 150) -> tuple[list[Text], list[Text]]:
+    """Commits of a history that change a few files and create none: the patch, and the first file written anew."""
     log = _git(repository, "log", "--no-merges", f"-{commits}", "--format=%h").split()
-    found = []
+    patches, rewrites = [], []
     for commit in log:
         if _git(repository, "diff-tree", "--root", "--no-commit-id", "-r", "--diff-filter=AD", "--name-only", commit):
             continue
         diff = _git(repository, "show", "--format=", "--no-color", commit)
         files = {path: _git(repository, "show", f"{commit}~:{path}") for path in _changed(diff)}
         if 0 < len(files) <= FILES:
-            found.append((commit, files, diff))
-    return _encoded(found)
+            patches.append((commit, files, patch_of(diff)))
+            path = next(iter(files))
+            rewrites.append((commit, {path: files[path]}, _git(repository, "show", f"{commit}:{path}")))
+    return _encoded(patches), _encoded(rewrites)
 
 
 def patch_of(diff: str) -> str:
@@ -80,7 +82,7 @@ def _encoded(found: list[tuple[str, dict[str, str], str]]) -> list[Text]:
         def ids(text: str) -> tuple[int, ...]:
             return tuple(encoding.encode(text, allowed_special=set(), disallowed_special=()))
 
-        texts = [Text(name, tuple(_prompt(ids, files)), ids(patch_of(diff))) for name, files, diff in found]
+        texts = [Text(name, tuple(_prompt(ids, files)), ids(answer)) for name, files, answer in found]
     return [text for text in texts if len(text.answer) in ANSWER_TOKENS and len(text.prompt) <= PROMPT_TOKENS]
 
 

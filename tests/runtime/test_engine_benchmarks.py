@@ -1,0 +1,68 @@
+"""The benchmarks of the engine that need no GPU, and what they would measure on one, over a device that takes no time."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from agent.patch.parse import parse
+from agent.patch.plan import plan
+from benchmarks.engine_guess import Gain, read_texts, seconds, show_measured, simulate
+from benchmarks.engine_host import host_steps, host_turn, idle_engine
+from benchmarks.engine_texts import Text, patch_of, task_texts
+from runtime.lookup import H100_COSTS
+from runtime.scheduler import Limits
+from tests.runtime.arithmetic import always
+
+COPY = Text("copy", tuple(range(1000, 1400)), (7, 8, *range(1050, 1250)))
+FRESH = Text("fresh", tuple(range(1000, 1400)), tuple(range(5000, 5300)))
+
+
+def test_copying_gains_and_writing_loses_nothing() -> None:
+    copied, fresh = (simulate([text], H100_COSTS) for text in (COPY, FRESH))
+    assert copied.tokens / copied.cost > 3
+    assert fresh == Gain(300, 300.0, 0, 0, 0)
+
+
+def test_patches_of_tasks_are_patches_that_apply() -> None:
+    root = Path(__file__).resolve().parents[2] / "tasks"
+    for folder in sorted(root.iterdir()):
+        diff = (folder / "reference.patch").read_text()
+        patch = parse(patch_of(diff))
+        files = {path: (folder / "repo" / path).read_bytes() for path in patch.paths}
+        assert plan(patch, files).changes
+    texts = task_texts()
+    assert len(texts) == len(list(root.iterdir()))
+    assert all(len(text.prompt) > len(text.answer) / 4 for text in texts)
+
+
+def test_an_engine_that_is_told_its_answers_says_them_with_guesses_and_without() -> None:
+    for speculation in (always(0), always(7, 3), always(31, 3)):
+        engine = idle_engine(Limits(speculation=speculation))
+        drafts = []
+        launch = engine.runner.launch
+        engine.runner.launch = lambda works, *rest: drafts.extend(w.draft for w in works) or launch(works, *rest)  # type: ignore[method-assign]  # noqa: B023
+        assert seconds(engine, [COPY, FRESH]) > 0
+        assert any(drafts) == (speculation.draft_tokens > 0)
+        assert len(drafts) < 400 or not speculation.draft_tokens
+
+
+def test_what_is_printed_names_both_speeds_and_what_was_expected(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "texts.json"
+    file.write_text('{"copies": [{"name": "x", "prompt": [1, 2, 3, 4, 5, 6, 7], "answer": [9, 3, 4, 5, 6, 7, 1, 2]}]}')
+    assert read_texts(file) == {"copies": [Text("x", (1, 2, 3, 4, 5, 6, 7), (9, 3, 4, 5, 6, 7, 1, 2))]}
+    show_measured(idle_engine(Limits(speculation=always(7))), file)
+    printed = capsys.readouterr().out
+    assert re.search(r"guesses, copies +\d+\.\d+ x: \d+ -> \d+ tokens/s; expected +\d+\.\d+ x", printed)
+
+
+def test_the_hosts_share_is_told_by_parts() -> None:
+    step = host_steps(2, 100, guesses=True, steps=40)
+    assert {"whole", "ahead", "_pack", "launch", "record"} <= step.keys()
+    assert all(0 < micros < 1e6 for micros in step.values())
+    turn = host_turn(500, 20)
+    assert turn["whole"] > turn["launch"] > turn["_pack"] > 0
