@@ -27,6 +27,9 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 )
 @click.option("--request-timeout", type=click.FloatRange(1), default=3600.0, metavar="S", help="Longest answer (3600).")
 @click.option(
+    "--grace", type=click.FloatRange(0), default=10.0, metavar="S", help="How long answers may go on at the end (10)."
+)
+@click.option(
     "--web-search",
     type=click.Choice(["auto", "exa", "youcom"]),
     help="Let callers' models search the web, through the service that this machine has a key for (off).",
@@ -43,6 +46,7 @@ def serve(
     max_requests: int,
     max_body: int,
     request_timeout: float,
+    grace: float,
     web_search: str | None,
     code_interpreter: bool,
     interpreters: int,
@@ -70,7 +74,7 @@ def serve(
     if not local and key is None:
         click.echo(f"agent: anybody who reaches {host} may use this server: --api-key asks for a key", err=True)
     config = configured(flags, None).config
-    limits = Limits(requests=max_requests, body_bytes=max_body, request_timeout_s=request_timeout)
+    limits = Limits(max_requests, max_body, request_timeout_s=request_timeout, shutdown_s=grace)
     access = Access(key, loopback_only=local)
     equipment = equipped(config, web_search, interpreters if code_interpreter else 0, _tell)
     with listen(host, port) as listener, equipment as builtins:

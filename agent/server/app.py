@@ -89,11 +89,11 @@ class Service:
         handlers: Mapping[Any, Any] = {HTTPException: _no_such_place, Exception: _broken}
         return Starlette(routes=routes, exception_handlers=handlers)
 
-    async def drain(self) -> None:
-        """Take no more requests, give those that run some time, and end the rest."""
+    async def drain(self, is_urgent: Callable[[], bool] = lambda: False) -> None:
+        """Take no more requests, give those that run some time, unless it is urgent meanwhile, and end the rest."""
         self.slots.closing = True
         ends_s = time.monotonic() + self.limits.shutdown_s
-        while self.slots.taken and time.monotonic() < ends_s:
+        while self.slots.taken and time.monotonic() < ends_s and not is_urgent():
             await asyncio.sleep(0.02)
         for flight in list(self._flights.values()):
             flight.stop(Refusal(503, "This server is shutting down.", kind="server_error", code="shutting_down"))
@@ -106,7 +106,7 @@ class Service:
 
     async def responses(self, request: Request) -> Response:
         """POST /v1/responses."""
-        body = await read_body(request, self.limits.body_bytes)
+        body = await read_body(request, self.limits)
         asked = read_responses(body, self.store, self._effort, self._builtins.offer)
         bench = self._bench(asked.wanted, asked.places)
         writer = ResponseWriter(self.backend.id, asked.echo, int(time.time()), asked.include)
@@ -151,7 +151,7 @@ class Service:
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        body = await read_body(request, self.limits.body_bytes)
+        body = await read_body(request, self.limits)
         asked = read_chat(body, self.store, self._effort, self._builtins.offer)
         bench = self._bench(asked.wanted, Places())
         writer = ChatWriter(self.backend.id, int(time.time()), asked.usage)
@@ -166,7 +166,7 @@ class Service:
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
         source, codec = self.backend.source, self.backend.codec
-        asked = read_completion(await read_body(request, self.limits.body_bytes), codec)
+        asked = read_completion(await read_body(request, self.limits), codec)
         assert source is not None
         assert codec is not None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 from collections.abc import Mapping
@@ -17,10 +18,14 @@ LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one server takes. ``requests`` run at a time; the next one is turned away with 429."""
+    """What one server takes. ``requests`` run at a time; the next one is turned away with 429.
+
+    A request has ``body_s`` to arrive whole. ``shutdown_s`` is how long answers may go on once the server shall end.
+    """
 
     requests: int = 256
     body_bytes: int = 32 << 20
+    body_s: float = 60.0
     request_timeout_s: float = 3600.0
     keep_alive_s: float = 10.0
     shutdown_s: float = 10.0
@@ -71,8 +76,9 @@ def _host(header: str) -> str:
     return header.partition(":")[0].lower()
 
 
-async def read_body(request: Request, most_bytes: int) -> Fields:
-    """Return the request's JSON object. Raises Refusal, without having read more than ``most_bytes``."""
+async def read_body(request: Request, limits: Limits) -> Fields:
+    """Return the request's JSON object. Raises Refusal, without having read more than ``body_bytes``, or for longer than ``body_s``."""
+    most_bytes = limits.body_bytes
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # which a web page cannot send to another site without asking first
         raise Refusal(415, "The request must be application/json.", code="unsupported_media_type")
@@ -81,12 +87,16 @@ async def read_body(request: Request, most_bytes: int) -> Fields:
         raise too_large
     body = bytearray()
     try:
-        async for piece in request.stream():
-            body += piece
-            if len(body) > most_bytes:
-                raise too_large
+        async with asyncio.timeout(limits.body_s):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > most_bytes:
+                    raise too_large
     except ClientDisconnect as error:
         raise BadRequest("The request did not arrive whole.") from error
+    except TimeoutError as error:
+        said = f"The request did not arrive whole within {limits.body_s:g} seconds."
+        raise Refusal(408, said, code="request_timeout") from error
     try:
         return Fields(json.loads(bytes(body)))
     except (ValueError, RecursionError) as error:

@@ -172,7 +172,8 @@ class Played(Response, Generic[Item]):
         if fault is None and self.flight.cancelled:
             self.flight.writer.cancel()
         body = sse.document(self.flight.writer.document() if fault is None else fault.body())
-        await self._head(send, 200 if fault is None else fault.status, b"application/json", *retry_header(fault))
+        headers = (b"content-length", b"%d" % len(body)), *retry_header(fault)
+        await self._head(send, 200 if fault is None else fault.status, b"application/json", *headers)
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def _head(self, send: Send, status: int, kind: bytes, *more: tuple[bytes, bytes]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -29,13 +30,17 @@ class _Server(uvicorn.Server):
         self._ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Finish what can be finished in time and tell the others, then close the connections."""
-        draining = asyncio.create_task(self._service.drain())
+        """Finish what can be finished in time and tell the others, then close the connections. A second Ctrl-C does not wait."""
+        draining = asyncio.create_task(self._service.drain(lambda: self.force_exit))
         await super().shutdown(sockets)
         await draining
 
 
-def listen(host: str, port: int) -> socket.socket:
+# How long a client may take nothing of what is sent to it, or be silent on a line that may be dead, before it counts as gone.
+PATIENCE_S = 120.0
+
+
+def listen(host: str, port: int, patience_s: float = PATIENCE_S) -> socket.socket:
     """Return a listening socket; port 0 takes a free one. Raises UsageError when it cannot be had."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -43,6 +48,7 @@ def listen(host: str, port: int) -> socket.socket:
         # The protocol is named so that asyncio knows the connections for TCP and turns Nagle's delay off: it costs 40 ms.
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _be_patient(listener, patience_s)
         listener.bind(address)
         listener.listen(2048)
     except OSError as error:
@@ -51,6 +57,15 @@ def listen(host: str, port: int) -> socket.socket:
             "--port 0 takes a free one."
         ) from error
     return listener
+
+
+def _be_patient(listener: socket.socket, patience_s: float) -> None:
+    """Have the kernel end connections whose client is gone without a word, or does not read. What it accepts inherits it."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if sys.platform == "linux":
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(int(patience_s / 2), 1))
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(int(patience_s / 8), 1))
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(patience_s * 1000))
 
 
 def url_of(listener: socket.socket) -> str:
