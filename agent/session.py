@@ -39,7 +39,8 @@ from agent.loop import run as loop
 from agent.model.base import Model, SamplingParams
 from agent.position import HARNESS, open_call
 from agent.prompt import instructions, task_message
-from agent.telemetry.open import Telemetry, open_telemetry
+from agent.telemetry.base import Telemetry
+from agent.telemetry.open import open_telemetry
 from agent.tools.base import Tool
 from agent.tools.open import declare, open_tools
 from agent.workshop import SNAPSHOT_NAME, Workshop, last_words

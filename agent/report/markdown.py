@@ -22,17 +22,23 @@ from agent.report.tasks import read_batch
 
 CLAIM_LINES = 60
 CLAIM_COLUMNS = 100
-PATCH_CHARS = 20_000
-OUTPUT_LINES = 30
+PATCH_CHARS = 16_000
+OUTPUT_LINES, OUTPUT_CHARS = 30, 6000
+FAILING = 2  # checks whose output is shown
+CHECKS = 20
+PLAN_LINES = 30
 SPAN_CHARS = 300
-PATHS = 20
+PATHS = 12
 TASKS = 100
 COMMENT = re.compile(r"<!(?=--)")
 LINE_START = re.compile(r"^(?=[ \t]*(?:/|`{3}|~{3}))", re.MULTILINE)
 
 
 def run_markdown(run: Path) -> str:
-    """Return the run in a folder as Markdown, at most some 30,000 characters. Raises LogError where its log is no log."""
+    """Return the run in a folder as Markdown, short enough for a comment on GitHub (65,536 characters).
+
+    Raises LogError where its log is no log.
+    """
     return story_markdown(read_story(run))
 
 
@@ -54,13 +60,17 @@ def story_markdown(story: Story) -> str:
     """Return a story as Markdown."""
     parts = [f"### {_headline(story)}", f"**Task** {code(story.task)}", _facts(story)]
     if story.ended and story.ended.claimed.strip():
-        parts += ["**What the model says** (a claim, not an observation)", fence(_prose(story.ended.claimed))]
+        asked = story.mode == "ask"
+        parts += [
+            "**Answer**" if asked else "**What the model says** (a claim, not an observation)",
+            fence(_prose(story.ended.claimed)),
+        ]
     if checks := _checks(story):
         parts += ["**Checks**", checks]
     if story.patch:
         parts.append(_change(story))
     if story.plan:
-        parts.append(_details("Plan", fence("\n".join(plan_lines(story.plan)))))
+        parts.append(_details("Plan", fence("\n".join(plan_lines(story.plan[:PLAN_LINES])))))
     return "\n\n".join(parts) + "\n"
 
 
@@ -128,12 +138,16 @@ def _prose(text: str) -> str:
 
 def _checks(story: Story) -> str:
     lines = [f"- {when}: {_check(check)}" for when, checks in _when(story) for check in checks]
+    lines = lines[:CHECKS] + [f"- and {len(lines) - CHECKS} more"] * (len(lines) > CHECKS)
     failing = [check for check in story.after or () if check.exit_code != 0 and check.output.strip()]
     return "\n\n".join(
         ["\n".join(lines)] * bool(lines)
         + [
-            _details(f"What fails: {_bare(check.command)}", fence("\n".join(tail(check.output, OUTPUT_LINES))))
-            for check in failing
+            _details(
+                f"What fails: {_bare(check.command)}",
+                fence("\n".join(tail(check.output, OUTPUT_LINES))[-OUTPUT_CHARS:]),
+            )
+            for check in failing[:FAILING]
         ]
     )
 

@@ -42,7 +42,7 @@ def run_body(story: Story) -> Markup:
     """Return the content of a run's page."""
     room = room_bytes([cost_bytes(text) for text in _texts(story)], TEXT_BYTES)
     sections = [
-        ("said", "What the model says", _claim(story)),
+        ("said", "The answer" if story.mode == "ask" else "What the model says", _claim(story)),
         ("checks", "Checks", _checks(story, room)),
         ("change", "Change", _change(story)),
         ("plan", "Plan", _plan(story)),
@@ -142,8 +142,8 @@ def _tokens(story: Story) -> str:
 def _claim(story: Story) -> Markup | None:
     if story.ended is None or not story.ended.claimed.strip():
         return None
-    note = element("p", "A claim; what was observed stands above and below.", class_="note")
-    return join([note, _text(story.ended.claimed.strip(), MOST_BYTES, "prose")])
+    claims = element("p", "A claim; what was observed stands above and below.", class_="note")
+    return join([None if story.mode == "ask" else claims, _text(story.ended.claimed.strip(), MOST_BYTES, "prose")])
 
 
 def _checks(story: Story, room: int) -> Markup | None:

@@ -60,7 +60,8 @@ def read_batch(out: Path) -> Batch:
     """Read a batch's folder. Raises UsageError where there are no results, LogError where they are broken."""
     records = read_results(out)
     grades = _json(out / GRADES / REPORT_NAME)
-    resolved = {name: name in grades.get("resolved_ids", ()) for name in grades.get("completed_ids", ())}
+    graded = [*grades.get("completed_ids", ()), *grades.get("empty_patch_ids", ())]
+    resolved = {name: name in grades.get("resolved_ids", ()) for name in graded}
     return tell_batch(out.absolute().name, records, _json(out / SETTINGS_NAME), resolved)
 
 

@@ -1,49 +1,12 @@
-"""Where spans go: nowhere, unless the person wants them; then by OTLP over HTTP to where OTEL_* variables say.
-
-The provider is this run's own, never the process's global one. A collector that is gone is said once, and holds a run
-up by at most FLUSH_S, at its end.
-"""
+"""Whether a run is traced: only if the person wants it. Nothing of OpenTelemetry is loaded otherwise."""
 
 from __future__ import annotations
 
-import logging
-import threading
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Protocol
 
 from agent.config import RunConfig
 from agent.errors import UsageError
-from agent.events import Event
-
-if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import SpanProcessor
-
-FLUSH_S = 5.0
-PACKAGE = "gpt-oss-agent"
-LOGGER = "opentelemetry"
-
-
-class Telemetry(Protocol):
-    """Whoever hears a run's events to trace them."""
-
-    def __call__(self, event: Event) -> None:
-        """Hear one event."""
-        ...
-
-    def close(self) -> None:
-        """End what is open and send what is left. May be called twice."""
-        ...
-
-
-class Silent:
-    """No telemetry."""
-
-    def __call__(self, event: Event) -> None:
-        """Hear nothing."""
-
-    def close(self) -> None:
-        """Nothing is open."""
+from agent.telemetry.base import Silent, Telemetry
 
 
 def open_telemetry(config: RunConfig, run: str, mode: str, say: Callable[[str], None]) -> Telemetry:
@@ -53,98 +16,10 @@ def open_telemetry(config: RunConfig, run: str, mode: str, say: Callable[[str], 
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+        from agent.telemetry.send import traced
     except ModuleNotFoundError as error:
         raise UsageError(
             f"otel is on, and the package {error.name} is not installed: pip install 'gpt-oss-agent[otel]', or turn it off."
         ) from error
     return traced(config, run, mode, say, BatchSpanProcessor(OTLPSpanExporter()))
-
-
-def traced(
-    config: RunConfig,
-    run: str,
-    mode: str,
-    say: Callable[[str], None],
-    processor: SpanProcessor,
-    flush_s: float = FLUSH_S,
-) -> Telemetry:
-    """Return what traces a run into a processor."""
-    from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
-    from opentelemetry.sdk.trace import TracerProvider
-
-    from agent.telemetry.spans import Spans
-
-    release = _release()
-    resource = Resource.create({SERVICE_VERSION: release})
-    if str(resource.attributes.get(SERVICE_NAME, "")).startswith(
-        "unknown_service"
-    ):  # what it is without OTEL_SERVICE_NAME
-        resource = resource.merge(Resource({SERVICE_NAME: PACKAGE}))
-    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    provider.add_span_processor(processor)
-    spans = Spans(provider.get_tracer(PACKAGE, release), config, run, mode, release)
-    return _Traced(spans, provider.shutdown, _Complaints(say), flush_s)
-
-
-def _release() -> str:
-    """Return the version of this program, "source" where it runs from a checkout that was not installed."""
-    try:
-        return version(PACKAGE)
-    except PackageNotFoundError:
-        return "source"
-
-
-class _Traced:
-    """Spans, and what sends them."""
-
-    def __init__(self, spans: Telemetry, shutdown: Callable[[], None], complaints: _Complaints, flush_s: float) -> None:
-        self._spans, self._shutdown, self._complaints, self._flush_s = spans, shutdown, complaints, flush_s
-        self._open = True
-
-    def __call__(self, event: Event) -> None:
-        """Hear one event."""
-        self._spans(event)
-
-    def close(self) -> None:
-        """End what is open and send what is left, for so long as that may take."""
-        if not self._open:
-            return
-        self._open = False
-        self._spans.close()
-        sender = threading.Thread(target=self._send, name="telemetry", daemon=True)
-        sender.start()
-        sender.join(self._flush_s)
-        if sender.is_alive():
-            self._complaints.say("the collector does not answer: the last spans of this run are lost")
-
-    def _send(self) -> None:
-        self._shutdown()
-        self._complaints.close()  # not before: what gives up late complains late
-
-
-class _Complaints(logging.Handler):
-    """What the packages log, said once instead of printed over the screen. Everything is as it was after ``close``."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        super().__init__(logging.WARNING)
-        self._say, self._said = say, False
-        self._logger = logging.getLogger(LOGGER)
-        self._propagates = self._logger.propagate
-        self._logger.addHandler(self)
-        self._logger.propagate = False
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Say the first."""
-        self.say(record.getMessage())
-
-    def say(self, text: str) -> None:
-        """Say it, if nothing was said before."""
-        if not self._said:
-            self._said = True
-            self._say(f"telemetry: {text}")
-
-    def close(self) -> None:
-        """Let the packages log as before."""
-        self._logger.removeHandler(self)
-        self._logger.propagate = self._propagates
-        super().close()

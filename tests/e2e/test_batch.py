@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -218,6 +219,11 @@ def test_what_a_batch_made_is_graded_on_the_patch_alone(place: Place, tmp_path: 
     assert (report["resolved_ids"], report["empty_patch_ids"]) == (["slugify"], ["rotate"])
     assert report["total_instances"] == 10
     assert json.loads((out / "grades/slugify/report.json").read_text())["slugify"]["resolved"] is True
+    reported = place.agent("report", str(out))
+    assert reported.stdout == f"{out}/report.html\n", reported.stderr
+    links = re.findall(r'href="(tasks/[^"]*)"', (out / "report.html").read_text())
+    assert len(links) == 2
+    assert all("<h1>" in (out / link).read_text() for link in links)
     refused = place.agent("tasks", "grade", str(out), str(tasks), "--sandbox", "none")
     assert refused.returncode == 2
 

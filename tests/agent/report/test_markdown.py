@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from agent.batch.attempt import Kind
-from agent.events import Checked, CheckResult, Outcome
+from agent.events import Checked, CheckResult, Outcome, PlanChanged, PlanStep, RunEnded
 from agent.report.markdown import batch_markdown, code, fence, run_markdown, story_markdown
 from agent.report.story import tell
 from tests.agent.report.hostile import texts
@@ -122,9 +123,25 @@ def test_the_outcome_is_the_headline(outcome: Outcome | None, head: str) -> None
 def test_long_changes_and_claims_are_cut_with_their_count(tmp_path: Path) -> None:
     patch = PATCH + "".join(f"+line {number}\n" for number in range(20_000))
     shown = run_markdown(write_run(tmp_path / "r", run_events(text="\nword" * 500), patch))
-    assert len(shown) < 40_000
     assert re.search(r"… 1[0-9]{4} more lines", shown)
     assert "… 441 more lines" in shown
+
+
+def test_the_longest_run_still_fits_a_comment() -> None:
+    long = "word@ " * 20_000
+    failing = CheckResult("make" + long, 1, 1.0, (long[:3000] + "\n") * 500)
+    events = [
+        replace(event, results=(failing,) * 50)
+        if isinstance(event, Checked)
+        else replace(event, steps=(PlanStep(long),) * 200)
+        if isinstance(event, PlanChanged)
+        else replace(event, claimed=(long + "\n") * 9, changed_paths=(long,) * 90, test_paths=(long,) * 90)
+        if isinstance(event, RunEnded)
+        else event
+        for event in run_events(1, text=long)
+    ]
+    story = replace(tell(entries(events)), patch=("+" + "`" * 900 + "\n").encode() * 900)
+    assert 40_000 < len(story_markdown(story)) < 60_000
 
 
 def test_a_batch(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from agent.batch.attempt import Kind
 from agent.errors import LogError, UsageError
-from agent.events import Checked, Outcome, Repaired, ToolResult
+from agent.events import Checked, Outcome, Repaired, RunStarted, ToolResult
 from agent.log import LOG_NAME
+from agent.report.markdown import story_markdown
 from agent.report.page import batch_page, run_page, story_page, tasks_page, write_run_pages
 from agent.report.story import Story, tell
 from agent.report.tasks import read_batch, tell_batch
@@ -100,6 +101,15 @@ def test_a_run_says_its_outcome_first_and_everything_after(tmp_path: Path) -> No
         at = found
 
 
+def test_a_question_has_an_answer_and_no_claim() -> None:
+    first, *rest = run_events(1, outcome=Outcome.ANSWERED)
+    assert isinstance(first, RunStarted)
+    story = tell(entries([replace(first, mode="ask"), *rest]))
+    assert "<h2>The answer</h2>" in story_page(story)
+    assert "A claim;" not in story_page(story)
+    assert "**Answer**" in story_markdown(story)
+
+
 def test_a_page_is_the_same_every_time(tmp_path: Path) -> None:
     run = write_run(tmp_path / "r", run_events(5))
     assert run_page(run) == run_page(run)
@@ -171,7 +181,7 @@ def test_grades_have_a_column_where_there_are_any(tmp_path: Path) -> None:
     out = write_batch(tmp_path / "out", [record(name, [attempt()]) for name in "abc"], runs=False)
     assert "Graded" not in batch_page(out)
     (out / "grades").mkdir()
-    (out / "grades" / "report.json").write_text('{"resolved_ids":["a"],"completed_ids":["a","b"]}')
+    (out / "grades" / "report.json").write_text('{"resolved_ids":["a"],"completed_ids":["a"],"empty_patch_ids":["b"]}')
     text = read(batch_page(out)).text
     assert "1 of 2 resolved" in text
     assert all(word in text for word in ("resolved", "unresolved", "not graded"))

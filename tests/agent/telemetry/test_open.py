@@ -23,7 +23,9 @@ from agent.config import RunConfig, load
 from agent.errors import ConfigError, UsageError
 from agent.events import Outcome, RunEnded, Sampled, ToolFinished
 from agent.session import fix, resume
-from agent.telemetry.open import FLUSH_S, Silent, open_telemetry, traced
+from agent.telemetry.base import Silent
+from agent.telemetry.open import open_telemetry
+from agent.telemetry.send import FLUSH_S, traced
 from tests.agent.test_session import BUGGY, CHECK, MEND, git, stop_at
 
 

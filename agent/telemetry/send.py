@@ -1,0 +1,109 @@
+"""Where spans go: by OTLP over HTTP to where OTEL_* variables say.
+
+The provider is this run's own, never the process's global one. A collector that is gone is said once, and holds a run
+up by at most FLUSH_S, at its end.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+
+from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+
+from agent.config import RunConfig
+from agent.events import Event
+from agent.telemetry.base import Telemetry
+from agent.telemetry.spans import Spans
+
+FLUSH_S = 5.0
+PACKAGE = "gpt-oss-agent"
+LOGGER = "opentelemetry"
+
+
+def traced(
+    config: RunConfig,
+    run: str,
+    mode: str,
+    say: Callable[[str], None],
+    processor: SpanProcessor,
+    flush_s: float = FLUSH_S,
+) -> Telemetry:
+    """Return what traces a run into a processor."""
+    release = _release()
+    resource = Resource.create({SERVICE_VERSION: release})
+    if str(resource.attributes.get(SERVICE_NAME, "")).startswith(
+        "unknown_service"
+    ):  # what it is without OTEL_SERVICE_NAME
+        resource = resource.merge(Resource({SERVICE_NAME: PACKAGE}))
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    provider.add_span_processor(processor)
+    spans = Spans(provider.get_tracer(PACKAGE, release), config, run, mode, release)
+    return _Traced(spans, provider.shutdown, _Complaints(say), flush_s)
+
+
+def _release() -> str:
+    """Return the version of this program, "source" where it runs from a checkout that was not installed."""
+    try:
+        return version(PACKAGE)
+    except PackageNotFoundError:
+        return "source"
+
+
+class _Traced:
+    """Spans, and what sends them."""
+
+    def __init__(self, spans: Telemetry, shutdown: Callable[[], None], complaints: _Complaints, flush_s: float) -> None:
+        self._spans, self._shutdown, self._complaints, self._flush_s = spans, shutdown, complaints, flush_s
+        self._open = True
+
+    def __call__(self, event: Event) -> None:
+        """Hear one event."""
+        self._spans(event)
+
+    def close(self) -> None:
+        """End what is open and send what is left, for so long as that may take."""
+        if not self._open:
+            return
+        self._open = False
+        self._spans.close()
+        sender = threading.Thread(target=self._send, name="telemetry", daemon=True)
+        sender.start()
+        sender.join(self._flush_s)
+        if sender.is_alive():
+            self._complaints.say("the collector does not answer: the last spans of this run are lost")
+
+    def _send(self) -> None:
+        self._shutdown()
+        self._complaints.close()  # not before: what gives up late complains late
+
+
+class _Complaints(logging.Handler):
+    """What the packages log, said once instead of printed over the screen. Everything is as it was after ``close``."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._say, self._said = say, False
+        self._logger = logging.getLogger(LOGGER)
+        self._propagates = self._logger.propagate
+        self._logger.addHandler(self)
+        self._logger.propagate = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say the first."""
+        self.say(record.getMessage())
+
+    def say(self, text: str) -> None:
+        """Say it, if nothing was said before."""
+        if not self._said:
+            self._said = True
+            self._say(f"telemetry: {text}")
+
+    def close(self) -> None:
+        """Let the packages log as before."""
+        self._logger.removeHandler(self)
+        self._logger.propagate = self._propagates
+        super().close()
