@@ -1,6 +1,6 @@
 """How fast the whole engine is on this GPU: scheduling, graphs, sampling and the host's own work included.
 
-    python -m benchmarks.engine [check decode batch prefix sampler guess load] [--model 20b] [--folder DIR] [--texts FILE]
+    python -m benchmarks.engine [check decode batch prefix sampler trace guess load] [--model 20b] [--folder DIR] [--texts FILE]
     python -m benchmarks.engine host | simulate | texts        (these need no GPU; the last writes FILE for `guess`)
 
 Random weights at the true shapes are made on the GPU. First the engine's greedy tokens (recorded graphs, steps launched
@@ -186,7 +186,7 @@ def main() -> int:
     parser.add_argument("--page", type=int, default=64)
     given = parser.parse_args()
     parts = given.parts
-    if unknown := set(parts) - {*NO_GPU, "check", "decode", "batch", "prefix", "sampler", "guess", "load"}:
+    if unknown := set(parts) - {*NO_GPU, "check", "decode", "batch", "prefix", "sampler", "trace", "guess", "load"}:
         parser.error(f"there is no part {', '.join(sorted(unknown))}")
     for part in (part for part in NO_GPU if part in parts):
         NO_GPU[part](given.texts)
@@ -226,6 +226,9 @@ def main() -> int:
             show(f"batch {batch}, context 1024, temperature 1", decode_rate(engine, batch, 1024, SAMPLED), "tokens/s")
     if "sampler" in parts:
         show_sampler(model)
+    if "trace" in parts:
+        for name, sampling in (("greedy", GREEDY), ("temperature 1", SAMPLED)):
+            show_trace(engine, 8192, name, sampling)
     if "guess" in parts:
         show_measured(engine, given.texts)
     if "prefix" in parts:
@@ -233,6 +236,40 @@ def main() -> int:
             name = f"first token, {cached} cached, {new} new"
             show(name, first_token(engine, cached, new) if cached else cold(engine, new), "ms")
     return 0
+
+
+def gaps(events: Sequence[tuple[int, int, str]]) -> list[tuple[str, int, float, float]]:
+    """Of (start, duration, name) in ns: for each name how often it came, its time, and how long nothing ran before it, in us."""
+    found: dict[str, list[float]] = {}
+    end = None
+    for start, duration, name in sorted(events):
+        entry = found.setdefault(name, [0, 0.0, 0.0])
+        entry[0] += 1
+        entry[1] += duration / 1e3
+        entry[2] += 0.0 if end is None else max(start - end, 0) / 1e3
+        end = max(start + duration, end or 0)
+    return sorted(((name, int(count), busy, idle) for name, (count, busy, idle) in found.items()), key=lambda e: -e[2])
+
+
+def show_trace(engine: Engine, context: int, title: str, sampling: Sampling, steps: int = 32) -> None:
+    """Where a decode step's time on the device goes, copies and waits included. Profiling itself slows the host."""
+    engine.add(Request("trace", prompt(context, 9), steps + 60, sampling=sampling))
+    for _ in range(20):
+        engine.step()
+    activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities) as profiler:
+        for _ in range(steps):
+            engine.step()
+        torch.cuda.synchronize()
+    engine.abort("trace")
+    events = [
+        (event.start_ns(), event.duration_ns(), event.name())
+        for event in profiler.profiler.kineto_results.events()
+        if event.device_type() == torch.autograd.DeviceType.CUDA
+    ]
+    print(f"one step of {steps} at context {context}, {title}: times, us, us of nothing before")
+    for name, count, busy, idle in gaps(events)[:40]:
+        print(f"{name[:70]:70} {count / steps:6.1f} {busy / steps:9.2f} {idle / steps:9.2f}")
 
 
 def show_sampler(model: Transformer) -> None:

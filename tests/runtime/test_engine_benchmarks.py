@@ -9,6 +9,7 @@ import pytest
 
 from agent.patch.parse import parse
 from agent.patch.plan import plan
+from benchmarks.engine import gaps
 from benchmarks.engine_guess import Gain, read_texts, seconds, show_measured, simulate
 from benchmarks.engine_host import host_steps, host_turn, idle_engine
 from benchmarks.engine_texts import Text, patch_of, task_texts
@@ -66,3 +67,8 @@ def test_the_hosts_share_is_told_by_parts() -> None:
     assert all(0 < micros < 1e6 for micros in step.values())
     turn = host_turn(500, 20)
     assert turn["whole"] > turn["launch"] > turn["_pack"] > 0
+
+
+def test_a_trace_is_summed_by_name_with_what_was_idle_before() -> None:
+    events = [(3000, 1000, "b"), (0, 2000, "a"), (3500, 1500, "a"), (9000, 500, "b")]
+    assert gaps(events) == [("a", 2, 3.5, 0.0), ("b", 2, 1.5, 5.0)]

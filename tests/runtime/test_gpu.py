@@ -24,6 +24,7 @@ from runtime.model.config import gpt_oss_20b
 from runtime.model.random_weights import random_weights, separate_experts
 from runtime.model.transformer import Transformer, build_transformer
 from runtime.request import Request, Sampling, TokenOut
+from runtime.runner import GUESSES
 from runtime.sampler import uniform
 from runtime.scheduler import Limits
 from runtime.scheduler import Sequence as Running
@@ -153,6 +154,20 @@ def test_every_schedule_gives_the_largest_logit(model: Transformer, pages: int, 
         for request in REQUESTS:
             assert worst(model, request, outs[f"{round_}-{request.id}"]) < ROUNDING
     assert (made.scheduler.preemptions > 0) == (pages == 36 and not limits)
+
+
+def test_prompts_replayed_as_graphs_give_the_largest_logit(model: Transformer) -> None:
+    made = engine(model)
+    while made.prepare():
+        pass
+    assert [tokens for tokens, _ in made.scheduler.guess_costs] == list(GUESSES)
+    assert all(0.9 < cost < 30 for _, cost in made.scheduler.guess_costs)
+    for request in REQUESTS:
+        assert worst(model, request, drain(made, [request])[request.id]) < ROUNDING
+    start = prompt(7, 4000)
+    for length in (1, 16, 17, 300, 1000, 2048, 2500):
+        request = Request(f"turn {length}", (*start, *prompt(length, length)), 20, sampling=GREEDY)
+        assert worst(model, request, drain(made, [request])[request.id]) < ROUNDING
 
 
 def test_sixty_four_at_a_time_beside_one_that_ends_and_one_that_is_aborted(model: Transformer) -> None:
