@@ -8,6 +8,7 @@
     └── SandboxLost          the container is gone or stopped answering
     DiffRefused              the diff that came out is not one that may be applied (names the path and the rule)
     WorktreeError            git on the host could not do what was asked
+    └── RemoteUnavailable    the server did not answer, or is busy: it may later
 """
 
 from __future__ import annotations
@@ -35,3 +36,7 @@ class DiffRefused(Exception):
 
 class WorktreeError(Exception):
     """Git on the host could not do what was asked."""
+
+
+class RemoteUnavailable(WorktreeError):
+    """A server that git speaks to did not answer, or is busy: asking again may help."""

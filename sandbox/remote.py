@@ -12,12 +12,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sandbox import plumbing
-from sandbox.errors import WorktreeError
+from sandbox.errors import RemoteUnavailable, WorktreeError
 from sandbox.snapshot import Snapshot
 from sandbox.worktree import BOT, Applied
 
 BASE_TRAILER = "Agent-Base"
 _THEIRS = "refs/agent/theirs"
+# What git (with libcurl) says where the same may work later.
+_LATER = re.compile(
+    r"returned error: (5\d\d|429)|HTTP (5\d\d|429) curl|Could not resolve|(Failed|Couldn't|couldn't) (to )?connect"
+    r"|Connection (reset|refused|timed out)|timed out|early EOF|unexpected disconnect|hung up|empty reply|Empty reply"
+)
+_REFUSED = re.compile(r"returned error: 40[13]|Authentication failed|could not read Username")
 # What git says when the branch is not (any more) where we said it was.
 _LOST = re.compile(r"stale info|\[rejected\]|fetch first|non-fast-forward|cannot lock ref|incorrect old value")
 
@@ -64,7 +70,7 @@ class Tip:
 
 
 def look(snapshot: Snapshot, remote: Remote, branch: str) -> Tip | None:
-    """Return where a branch is on the server, None where there is none. Raises WorktreeError."""
+    """Return where a branch is on the server, None where there is none. Raises WorktreeError, RemoteUnavailable among them."""
     commit = _commit(snapshot, remote, branch)
     if commit is None:
         return None
@@ -80,7 +86,8 @@ def look(snapshot: Snapshot, remote: Remote, branch: str) -> Tip | None:
 def push(snapshot: Snapshot, remote: Remote, branch: str, commit: str, expected: str | None) -> bool:
     """Set a branch from ``expected`` (None: there is none) to a commit; return False where it is elsewhere by now.
 
-    Raises WorktreeError with what the server said.
+    Raises WorktreeError with what the server said, RemoteUnavailable where it may say something else later: what was sent may
+    have arrived all the same.
     """
     ref = f"refs/heads/{branch}"
     lease = f"--force-with-lease={ref}:{expected or ''}"
@@ -99,7 +106,7 @@ def push(snapshot: Snapshot, remote: Remote, branch: str, commit: str, expected:
         return True
     if _LOST.search(done[1]) and _commit(snapshot, remote, branch) != expected:
         return False
-    raise WorktreeError(f"the branch {branch} could not be pushed to {remote.url}: {done[1]}")
+    raise _error(f"the branch {branch} could not be pushed to {remote.url}", done[1])
 
 
 def _commit(snapshot: Snapshot, remote: Remote, branch: str) -> str | None:
@@ -112,8 +119,15 @@ def _commit(snapshot: Snapshot, remote: Remote, branch: str) -> str | None:
 def _git(snapshot: Snapshot, remote: Remote, arguments: Sequence[str]) -> bytes:
     code, said, output = _attempt(snapshot, remote, arguments)
     if code:
-        raise WorktreeError(f"git {arguments[0]} failed at {remote.url}: {said}")
+        raise _error(f"git {arguments[0]} failed at {remote.url}", said)
     return output
+
+
+def _error(what: str, said: str) -> WorktreeError:
+    if _LATER.search(said):
+        return RemoteUnavailable(f"{what}: {said}")
+    mend = "; the token may not do this: give it the right to write contents" if _REFUSED.search(said) else ""
+    return WorktreeError(f"{what}: {said}{mend}")
 
 
 def _attempt(snapshot: Snapshot, remote: Remote, arguments: Sequence[str]) -> tuple[int, str, bytes]:

@@ -239,7 +239,8 @@ def _handler(forge: Forge) -> type[BaseHTTPRequestHandler]:
                         status, found = fault.status, fault.body
                     self.say(status, found, fault.headers if fault else {})
                 else:
-                    self.backend(parts.path, parts.query, data)
+                    lost = None if fault is None else (lambda: self.say(fault.status, fault.body, fault.headers))
+                    self.backend(parts.path, parts.query, data, lost)
 
         def body(self) -> bytes:
             if self.headers.get("Transfer-Encoding") != "chunked":
@@ -260,8 +261,8 @@ def _handler(forge: Forge) -> type[BaseHTTPRequestHandler]:
             handle = forge.github if version == "v3" else forge.gitlab
             return handle(self.command, unquote("/" + place), values, json.loads(data) if data else None)
 
-        def backend(self, path: str, query: str, data: bytes) -> None:
-            """git's own server for HTTP, for who has the token."""
+        def backend(self, path: str, query: str, data: bytes, lost: Callable[[], None] | None) -> None:
+            """git's own server for HTTP, for who has the token; ``lost`` answers in its place once it has done its work."""
             given = self.headers.get("Authorization", "").removeprefix("Basic ")
             allowed = {base64.b64encode(f"{user}:{TOKEN}".encode()).decode() for user in ("x-access-token", "oauth2")}
             if given not in allowed:
@@ -282,6 +283,9 @@ def _handler(forge: Forge) -> type[BaseHTTPRequestHandler]:
             if self.headers.get("Content-Encoding"):
                 env["HTTP_CONTENT_ENCODING"] = self.headers["Content-Encoding"]
             done = subprocess.run(["git", "http-backend"], env=env, input=data, capture_output=True, check=True)
+            if lost is not None:
+                lost()
+                return
             head, _, content = done.stdout.partition(b"\r\n\r\n")
             headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n"))
             self.send_response(int(headers.pop("Status", "200 OK").split()[0]))

@@ -41,7 +41,7 @@ JUNIT_NAME = "junit.xml"
 IGNORED = "ignored"
 OUTCOMES = (*(outcome.value for outcome in Outcome), "usage", IGNORED)
 MAX_RESULT_BYTES = 8 << 20
-MAX_LOG_BYTES = 256 << 20
+MAX_LOG_BYTES = 64 << 20
 MAX_PATCH_BYTES = 4 << 20
 REASON_CHARS = 2000
 

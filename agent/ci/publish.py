@@ -15,17 +15,17 @@ from typing import TypeVar
 from agent.ci import artifacts, words
 from agent.ci.artifacts import Found
 from agent.ci.request import Request
-from agent.ci.rest import persist
+from agent.ci.rest import Again, persist
 from agent.ci.service import Proposal, Service
 from agent.errors import PolicyRefused
 from agent.events import Outcome
 from agent.model.client import Clock
 from sandbox import protected, remote, scratch
 from sandbox import snapshot as snapshots
-from sandbox.errors import DiffRefused, WorktreeError
+from sandbox.errors import DiffRefused, RemoteUnavailable, WorktreeError
 from sandbox.remote import Remote
 from sandbox.snapshot import Snapshot
-from sandbox.worktree import Worktree
+from sandbox.worktree import Applied, Worktree
 
 T = TypeVar("T")
 Say = Callable[[str], None]
@@ -99,7 +99,7 @@ class Publisher:
         return pull.branch
 
     def _push(self, asked: Request, found: Found, snapshot: Snapshot) -> None:
-        """Bring the branch to the change, unless somebody else has worked on it."""
+        """Check the patch, and bring the branch to it unless somebody else has worked there."""
         try:
             applied = Worktree(snapshot).apply(found.patch)
         except WorktreeError as error:
@@ -107,20 +107,25 @@ class Publisher:
         protected.admit(applied.paths)
         if not applied.changes:
             raise PolicyRefused("the patch changes nothing")
-        branch = asked.branch
-        moved = PolicyRefused(
-            f"somebody else has worked on the branch {branch}: it is left alone. Delete or rename it to have a new change"
-        )
-        theirs = remote.look(snapshot, self.remote, branch)
-        if theirs is not None and not theirs.ours:
-            raise moved
-        if theirs is not None and (theirs.tree, theirs.base) == (applied.tree, snapshot.commit):
-            self.say(f"{branch} holds this change already")
-            return
         message = f"{words.title(asked)}\n\n{words.about(asked, mended=False)}"
         commit = remote.seal(snapshot, applied, message)
-        if not remote.push(snapshot, self.remote, branch, commit, theirs.commit if theirs else None):
-            raise moved
+        self._persist(lambda: self._set(asked.branch, commit, applied, snapshot))
+
+    def _set(self, branch: str, commit: str, applied: Applied, snapshot: Snapshot) -> None:
+        """Set the branch to the commit; done again, it finds what it has done."""
+        try:
+            at = remote.look(snapshot, self.remote, branch)
+            if at is not None and (at.ours, at.tree, at.base) == (True, applied.tree, snapshot.commit):
+                self.say(f"{branch} holds this change")
+                return
+            if (at is not None and not at.ours) or not remote.push(
+                snapshot, self.remote, branch, commit, at.commit if at else None
+            ):
+                raise PolicyRefused(
+                    f"somebody else has worked on the branch {branch}: it is left alone. Delete or rename it to have a new change"
+                )
+        except RemoteUnavailable as error:
+            raise Again(str(error)) from error
         self.say(f"pushed {commit[:12]} to {branch}")
 
     def _answer(self, asked: Request, body: str) -> None:

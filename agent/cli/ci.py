@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import secrets
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -62,6 +63,7 @@ def ci(
     from agent.ci import artifacts
 
     place, asked = _asked(event, service, label, word, allow)
+    _mute(place)
     artifacts.prepare(out)
     tally = Tally()
     if isinstance(asked, Ignored):
@@ -69,7 +71,7 @@ def ci(
         artifacts.write(out, record | {"outcome": artifacts.IGNORED, "exit_code": 0}, None, None)
         click.echo(f"agent: nothing to do: {one_line(asked.reason)}", err=True)
         return 0
-    with _muted(place, sys.stderr), _recording(out, asked, tally) as done:
+    with _recording(out, asked, tally) as done:
         repository = find_repository(repo or Path.cwd())
         given = {**flags, "policy": "ci", "deliver": "patch"}
         given["trusted_commit"] = flags["trusted_commit"] or place.commit
@@ -109,6 +111,7 @@ def publish(
     from sandbox.remote import Remote
 
     place, asked = _asked(event, service, label, word, allow)
+    _mute(place)
     if isinstance(asked, Ignored):
         click.echo(f"agent: nothing to publish: {one_line(asked.reason)}", err=True)
         return 0
@@ -175,18 +178,15 @@ def _recording(out: Path, asked: Request, tally: Tally) -> Iterator[Callable[[Ru
         raise
 
 
-@contextmanager
-def _muted(place: Site, stream: TextIO) -> Iterator[None]:
-    """Keep a runner of GitHub from obeying lines such as ``::add-path::`` that a model or a test prints."""
-    if place.service != "github":
-        yield
-        return
-    word = secrets.token_hex(16)
-    write(stream, f"::stop-commands::{word}\n")
-    try:
-        yield
-    finally:
-        write(stream, f"::{word}::\n")
+def _mute(place: Site) -> None:
+    """Keep a runner of GitHub from obeying lines such as ``::add-path::`` that a model, a test or an artifact brings.
+
+    To the end of the process: what is said of an error comes last.
+    """
+    if place.service == "github":
+        word = secrets.token_hex(16)
+        write(sys.stderr, f"::stop-commands::{word}\n")
+        atexit.register(write, sys.stderr, f"::{word}::\n")
 
 
 def _say(text: str) -> None:

@@ -418,6 +418,27 @@ def test_what_passes_is_asked_again_and_done_once(bench: Bench, where: str, afte
 
 
 @ON_GITHUB
+@pytest.mark.parametrize("where", ["GET .*upload-pack", "GET .*receive-pack", "POST .*receive-pack"])
+@pytest.mark.parametrize("after", [False, True])
+def test_a_push_that_fails_is_made_again_and_done_once(bench: Bench, where: str, after: bool) -> None:
+    bench.mended()
+    bench.forge.faults = [Fault(where, 503, after=after), Fault(where, 429)]
+    bench.publish()
+    assert bench.forge.git("rev-list", "--count", f"main..{BRANCH}") == "1"
+    assert bench.waited_s >= 1.0
+    assert len(bench.forge.pulls) == 1
+
+
+@ON_GITHUB
+def test_a_push_that_is_not_allowed_is_not_tried_again(bench: Bench) -> None:
+    bench.mended()
+    bench.forge.faults = [Fault("GET .*receive-pack", 403)]
+    with pytest.raises(WorktreeError, match=r"403(.|\n)*the right to write contents"):
+        bench.publish()
+    assert bench.waited_s == 0
+
+
+@ON_GITHUB
 def test_a_spent_rate_limit_is_waited_for(bench: Bench) -> None:
     bench.mended()
     bench.forge.faults = [
