@@ -306,8 +306,11 @@ def _same(engine: Engine, guides: Guides, opening: Sequence[int]) -> bool:
 
     free = Request("free", prompt(700, 3), 200, sampling=Sampling(seed=5))
     guided = replace(free, id="guided", mask=lambda: guide(guides, opening))
-    first, second = (drain(engine, [request])[request.id] for request in (free, guided))
-    same = [out.token for out in first] == [out.token for out in second]
+    answers = []
+    for request in (free, guided):
+        engine.scheduler.pool.clear()  # a prompt that is known in part takes other kernels, which round differently
+        answers.append([out.token for out in drain(engine, [request])[request.id]])
+    same = answers[0] == answers[1]
     print(f"free text is {'the same' if same else 'ANOTHER'} with a guide")
     return same
 
