@@ -10,16 +10,16 @@ from agent.telemetry.base import Silent, Telemetry
 
 
 def open_telemetry(config: RunConfig, run: str, mode: str, say: Callable[[str], None]) -> Telemetry:
-    """Return what traces a run. Raises UsageError where spans are wanted and the packages for them are not installed."""
+    """Return what traces a run.
+
+    Raises UsageError where spans are wanted and the packages for them are not installed, or a variable cannot be used.
+    """
     if not config.otel:
         return Silent()
     try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
-        from agent.telemetry.send import traced
+        from agent.telemetry.send import otlp, traced
     except ModuleNotFoundError as error:
         raise UsageError(
             f"otel is on, and the package {error.name} is not installed: pip install 'gpt-oss-agent[otel]', or turn it off."
         ) from error
-    return traced(config, run, mode, say, BatchSpanProcessor(OTLPSpanExporter()))
+    return traced(config, run, mode, say, otlp)

@@ -11,17 +11,27 @@ import threading
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from agent.config import RunConfig
+from agent.errors import UsageError
 from agent.events import Event
+from agent.lines import one_line
 from agent.telemetry.base import Telemetry
 from agent.telemetry.spans import Spans
 
 FLUSH_S = 5.0
 PACKAGE = "gpt-oss-agent"
 LOGGER = "opentelemetry"
+TOLD_CHARS = 240
+
+
+def otlp() -> SpanProcessor:
+    """Return what sends spans where the OTEL_ variables say. Raises ValueError where one of them cannot be used."""
+    return BatchSpanProcessor(OTLPSpanExporter())
 
 
 def traced(
@@ -29,20 +39,23 @@ def traced(
     run: str,
     mode: str,
     say: Callable[[str], None],
-    processor: SpanProcessor,
+    make: Callable[[], SpanProcessor],
     flush_s: float = FLUSH_S,
 ) -> Telemetry:
-    """Return what traces a run into a processor."""
+    """Return what traces a run into the processor that ``make`` makes. Raises UsageError where it cannot be made."""
+    complaints = _Complaints(say)
     release = _release()
-    resource = Resource.create({SERVICE_VERSION: release})
-    if str(resource.attributes.get(SERVICE_NAME, "")).startswith(
-        "unknown_service"
-    ):  # what it is without OTEL_SERVICE_NAME
-        resource = resource.merge(Resource({SERVICE_NAME: PACKAGE}))
-    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    provider.add_span_processor(processor)
+    try:
+        resource = Resource.create({SERVICE_VERSION: release})
+        if str(resource.attributes.get(SERVICE_NAME, "")).startswith("unknown_service"):  # without OTEL_SERVICE_NAME
+            resource = resource.merge(Resource({SERVICE_NAME: PACKAGE}))
+        provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        provider.add_span_processor(make())
+    except ValueError as error:
+        complaints.close()
+        raise UsageError(f"otel is on, and an OTEL_ variable cannot be used: {error}") from error
     spans = Spans(provider.get_tracer(PACKAGE, release), config, run, mode, release)
-    return _Traced(spans, provider.shutdown, _Complaints(say), flush_s)
+    return _Traced(spans, provider.shutdown, complaints, flush_s)
 
 
 def _release() -> str:
@@ -82,15 +95,13 @@ class _Traced:
 
 
 class _Complaints(logging.Handler):
-    """What the packages log, said once instead of printed over the screen. Everything is as it was after ``close``."""
+    """What the packages log, said once; logging prints over the screen what nobody handles."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         super().__init__(logging.WARNING)
         self._say, self._said = say, False
         self._logger = logging.getLogger(LOGGER)
-        self._propagates = self._logger.propagate
         self._logger.addHandler(self)
-        self._logger.propagate = False
 
     def emit(self, record: logging.LogRecord) -> None:
         """Say the first."""
@@ -100,10 +111,9 @@ class _Complaints(logging.Handler):
         """Say it, if nothing was said before."""
         if not self._said:
             self._said = True
-            self._say(f"telemetry: {text}")
+            self._say(f"telemetry: {one_line(text, TOLD_CHARS)}")
 
     def close(self) -> None:
         """Let the packages log as before."""
         self._logger.removeHandler(self)
-        self._logger.propagate = self._propagates
         super().close()

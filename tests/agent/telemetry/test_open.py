@@ -177,7 +177,7 @@ def test_a_collector_that_is_gone_is_said_once_and_holds_nothing_up(
 def _comes_back() -> None:
     """What was changed of the process's logging is as it was before, once the sender has given up."""
     logger, give_up_s = logging.getLogger("opentelemetry"), time.monotonic() + 20
-    while (logger.handlers, logger.propagate) != ([], True):
+    while logger.handlers:
         assert time.monotonic() < give_up_s
         time.sleep(0.02)
 
@@ -190,7 +190,7 @@ def test_a_collector_that_never_answers_is_not_waited_for(config: RunConfig) -> 
             answers.wait(20)
 
     said: list[str] = []
-    telemetry = traced(config, "r", "fix", said.append, Stuck(), flush_s=0.05)
+    telemetry = traced(config, "r", "fix", said.append, Stuck, flush_s=0.05)
     telemetry(Sampled(1, 1, "stop"))
     began_s = time.monotonic()
     telemetry.close()
@@ -204,10 +204,26 @@ def test_a_collector_that_never_answers_is_not_waited_for(config: RunConfig) -> 
 def test_without_the_packages_it_says_what_to_install(
     config: RunConfig, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delitem(sys.modules, "agent.telemetry.send")
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(UsageError, match=r"pip install 'gpt-oss-agent\[otel\]'"):
         fix(config, "Mend double.", repository, "fix", lambda _: None)
     assert not config.runs_dir.exists()
+
+
+def test_a_variable_that_cannot_be_used_is_said_before_the_run(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "1")
+    with pytest.raises(UsageError, match="an OTEL_ variable cannot be used: max_export_batch_size"):
+        open_telemetry(config, "r", "fix", lambda _: None)
+    _comes_back()
+
+
+def test_what_the_packages_complain_of_at_the_start_is_said(collector: Collector, config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "soon")
+    said: list[str] = []
+    open_telemetry(config, "r", "fix", said.append).close()
+    assert said == ["telemetry: Invalid timeout value 'soon', using default of 10 seconds"]
+    _comes_back()
 
 
 def test_it_is_off_unless_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
