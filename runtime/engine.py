@@ -129,10 +129,10 @@ class Engine:
         """
         if self.runner.prepare():
             return True
-        if not self._measured:
-            self._measured = True
-            given = self.limits.speculation.costs
-            self.scheduler.guess_costs = given or self.runner.guess_costs() or self.scheduler.guess_costs
+        if self.limits.speculation.costs is None and not self._measured:
+            costs = self.runner.guess_costs()
+            self._measured = costs is not None
+            self.scheduler.guess_costs = costs or self.scheduler.guess_costs
         return False
 
     def step(self) -> Sequence[TokenOut]:

@@ -29,14 +29,14 @@ CONTEXTS = (512, 1024, 2048, 4096, 131072)
 """...and to one of these bounds of the context, because the bound chooses how attention is split over the chip. From 4096 on
 it is split no further."""
 
-NOT_AHEAD_S = 150e-6  # that the device waits for the host before and after a step that no other is launched behind
-
 GUESSES = (4, 8, 16, 32)
 """A sequence that verifies a guess, alone, is padded up to one of these many tokens, its guess included."""
 
 PROMPTS = (*range(16, 64, 16), 64, 96, *range(128, 512, 64), *range(512, 2049, 128))
-"""A prompt, or a chunk of one, alone in its step, is padded up to one of these many tokens. A third of them would be too many for
-the kernels' time below 100 tokens to notice; above, padding costs 4 % on average (each token about 17 us of an H100, 20b)."""
+"""A prompt, or a chunk of one, alone in its step, is padded up to one of these many tokens. Up to about 100 tokens a step takes as
+long as reading all experts does; above, padding costs 4 % on average (a token about 17 us: gpt-oss-20b on an H100)."""
+
+NOT_AHEAD_S = 150e-6  # that the device waits for the host before and after a step that no other is launched behind
 
 
 @dataclass(frozen=True, slots=True)
