@@ -28,6 +28,7 @@ import httpx2
 from agent.conversation import Channel, Conversation, Message, Role
 from agent.events import Delta, MessageAdded, Sampled
 from agent.model.base import Model, ModelEvent, SamplingParams
+from agent.model.capabilities import OF_MESSAGES, Capabilities
 
 ROOT = Path(__file__).resolve().parents[1]
 STREAMS = 16
@@ -41,6 +42,7 @@ class Echo:
     pieces: int
     name: str = "echo"
     context_tokens: int | None = None
+    capabilities: Capabilities = OF_MESSAGES
 
     def sample(self, conversation: Conversation, params: SamplingParams) -> Iterator[ModelEvent]:  # noqa: ARG002 - a Model's
         told = conversation.messages[-1].text
@@ -61,6 +63,7 @@ class Clockwork:
     pause_s: float = 0.02
     name: str = "clockwork"
     context_tokens: int | None = None
+    capabilities: Capabilities = OF_MESSAGES
 
     def sample(self, conversation: Conversation, params: SamplingParams) -> Iterator[ModelEvent]:  # noqa: ARG002 - a Model's
         for _ in range(self.pieces):

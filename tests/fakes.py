@@ -10,6 +10,7 @@ from agent.check import verdict
 from agent.conversation import Channel, Conversation, Message, Role
 from agent.events import CheckResult, Outcome, RunEnded, RunStarted, State, ToolResult
 from agent.model.base import ModelEvent, SamplingParams
+from agent.model.capabilities import OF_MESSAGES, Capabilities
 from agent.world import Action
 
 
@@ -88,6 +89,7 @@ class FaultyModel:
     closed: int = 0
     name: str = "faulty"
     context_tokens: int | None = None
+    capabilities: Capabilities = OF_MESSAGES
 
     def sample(self, conversation: Conversation, params: SamplingParams) -> Iterator[ModelEvent]:
         answer = self.answers[len(self.asked)]

@@ -20,6 +20,7 @@ from agent.harmony.repair import Kind as Repair
 from agent.landing import remove_containers
 from agent.log import LOG_NAME, read
 from agent.model.base import Model, ModelEvent, SamplingParams
+from agent.model.capabilities import Capabilities
 from agent.record import Entry
 from agent.runs import PATCH_NAME, is_running
 from agent.saver import write_whole
@@ -282,6 +283,11 @@ class Gated:
     def context_tokens(self) -> int | None:
         """The model's own."""
         return self._model.context_tokens
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """The model's own."""
+        return self._model.capabilities
 
     def sample(self, conversation: Conversation, params: SamplingParams) -> Iterator[ModelEvent]:
         """Wait until a request is allowed, then sample."""

@@ -15,6 +15,7 @@ from agent.conversation import Channel, Conversation, Message, Role
 from agent.errors import ContextOverflow, EndpointRefused
 from agent.events import Delta, MessageAdded, Repaired, Sampled
 from agent.model.base import ModelEvent, SamplingParams
+from agent.model.capabilities import Capabilities
 from agent.model.client import Client, OpenAIResponse, persist
 from agent.model.faults import Transient, refused_field
 from agent.model.functions import Functions
@@ -69,6 +70,11 @@ class Api(Protocol):
         """The fields without which a request can do, wherever in it they are."""
         ...
 
+    @property
+    def capabilities(self) -> Capabilities:
+        """What can be asked by it."""
+        ...
+
     def body(
         self,
         model: str,
@@ -109,6 +115,11 @@ class ApiModel:
     def context_tokens(self) -> int | None:
         """The window in tokens, where it is known."""
         return self._context_tokens
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Those of the API."""
+        return self._api.capabilities
 
     def sample(self, conversation: Conversation, params: SamplingParams) -> Iterator[ModelEvent]:
         """Answer ``conversation``; see ``agent.model.base.Model``."""

@@ -9,6 +9,7 @@ from typing import Protocol
 from agent.conversation import Conversation
 from agent.events import Delta, MessageAdded, Repaired, Retried, Sampled
 from agent.model.cancel import Cancel
+from agent.model.capabilities import Capabilities
 
 ModelEvent = Delta | Retried | Repaired | MessageAdded | Sampled
 
@@ -77,6 +78,11 @@ class TokenSource(Protocol):
         """The window in tokens, where it is known."""
         ...
 
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do."""
+        ...
+
     def generate(self, prompt: Sequence[int], params: SamplingParams, stop: Sequence[int]) -> Iterator[Chunk | Retried]:
         """Continue ``prompt`` until one of ``stop`` was sampled or ``max_tokens`` are reached.
 
@@ -101,6 +107,11 @@ class Model(Protocol):
     @property
     def context_tokens(self) -> int | None:
         """The window in tokens, where it is known."""
+        ...
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do."""
         ...
 
     def sample(self, conversation: Conversation, params: SamplingParams) -> Iterator[ModelEvent]:

@@ -12,6 +12,7 @@ from agent.conversation import Channel, Conversation, Message, Role
 from agent.events import Delta, Repaired
 from agent.model.api import ApiModel, Made, called, cut_call
 from agent.model.base import SamplingParams
+from agent.model.capabilities import OF_MESSAGES
 from agent.model.client import Client, OpenAIResponse
 from agent.model.faults import cut, error_event
 from agent.model.functions import Functions, call_id, whole
@@ -48,6 +49,7 @@ class ChatApi:
     name = "chat"
     limit = "max_tokens"
     optional = _OPTIONAL
+    capabilities = OF_MESSAGES
 
     def __init__(self) -> None:
         self._fields: tuple[str, ...] = REASONING_FIELDS  # until the server shows which one is its own

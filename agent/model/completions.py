@@ -23,6 +23,7 @@ from agent.errors import ContextOverflow, ModelUnfit
 from agent.events import Retried
 from agent.model import ollama
 from agent.model.base import Chunk, SamplingParams
+from agent.model.capabilities import Capabilities
 from agent.model.client import Client, persist
 from agent.model.faults import Transient, cut, error_event
 from agent.model.spelling import Piece, Spelling, text_ids
@@ -47,6 +48,18 @@ class Dialect(StrEnum):
 STANDARD = (Dialect.IDS, Dialect.LLAMA, Dialect.SGLANG, Dialect.TEXT)
 
 
+_IDS = Capabilities(raw=True, ids_in=True, ids_out=True)
+_CAPABILITIES: Mapping[Dialect, Capabilities] = {
+    Dialect.IDS: _IDS,
+    Dialect.LLAMA: _IDS,
+    Dialect.SGLANG: replace(
+        _IDS, seed=False
+    ),  # it takes one, and heeds it only where it was started to be deterministic
+    Dialect.TEXT: replace(_IDS, ids_out=False),
+    Dialect.OLLAMA: Capabilities(raw=True, cached_tokens=False),
+}
+
+
 class CompletionsSource:
     """A TokenSource over a raw completions server."""
 
@@ -66,6 +79,11 @@ class CompletionsSource:
     def context_tokens(self) -> int | None:
         """The window in tokens, where it is known."""
         return self._context_tokens
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Those of the dialect: ids where ids go, a seed where it has a field for one that is heeded."""
+        return _CAPABILITIES[self._dialect]
 
     def generate(self, prompt: Sequence[int], params: SamplingParams, stop: Sequence[int]) -> Iterator[Chunk | Retried]:
         """Continue ``prompt``; see ``agent.model.base.TokenSource``."""

@@ -15,12 +15,19 @@ from agent.errors import ContextOverflow, ModelError, ModelUnfit
 from agent.events import Retried
 from agent.model.base import Chunk, SamplingParams
 from agent.model.cancel import Cancel
+from agent.model.capabilities import Capabilities
 
 if TYPE_CHECKING:
     from runtime.request import Streams
 
 Progress = Callable[[int, int], None]
 """(bytes loaded, bytes in all)"""
+
+
+ENGINE = Capabilities(raw=True, ids_in=True, ids_out=True)
+TRANSFORMERS = Capabilities(raw=True, ids_in=True, ids_out=True, parallel_requests=False)
+_SEEDS = 1 << 63
+_LEAST_TOP_P = 1e-9  # what is left of 0, which means the one likeliest token
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +47,14 @@ class LocalSource:
     """A TokenSource over an engine in this process. Any number of conversations may stream from it at a time."""
 
     def __init__(
-        self, name: str, worker: Streams, context_tokens: int, clock: Callable[[], float] = time.monotonic
+        self,
+        name: str,
+        worker: Streams,
+        context_tokens: int,
+        clock: Callable[[], float] = time.monotonic,
+        capabilities: Capabilities = ENGINE,
     ) -> None:
+        self._capabilities = capabilities
         self._clock = clock
         self._name = name
         self._worker = worker
@@ -57,6 +70,11 @@ class LocalSource:
     def context_tokens(self) -> int:
         """The window in tokens: the model's, or what its cache holds where that is less."""
         return self._context_tokens
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """The engine's, unless it is another's."""
+        return self._capabilities
 
     def generate(
         self, prompt: Sequence[int], params: SamplingParams, stop: Sequence[int]
@@ -75,13 +93,14 @@ class LocalSource:
             )
         began = self._clock()
         guide = params.guide
+        seed = None if params.seed is None else params.seed % _SEEDS
         try:
             request = Request(
                 id=f"local-{next(self._ids)}",
                 prompt=tuple(prompt),
                 max_tokens=left if params.max_tokens is None else min(left, params.max_tokens),
                 stop=frozenset(stop),
-                sampling=Sampling(params.temperature, params.top_p, params.seed),
+                sampling=Sampling(params.temperature, max(params.top_p, _LEAST_TOP_P), seed),
                 mask=None if guide is None else lambda: guide,
             )
             cancel = params.cancel or Cancel()
@@ -144,7 +163,8 @@ def open_local(
         raise ModelUnfit(str(fault)) from fault
     except ModuleNotFoundError as missing:
         raise _not_installed(name, missing, options.backend) from missing
-    return LocalSource(name, worker, context_tokens)
+    can = TRANSFORMERS if options.backend == "transformers" else ENGINE
+    return LocalSource(name, worker, context_tokens, capabilities=can)
 
 
 def is_pulled(name: str) -> bool:

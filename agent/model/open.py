@@ -63,6 +63,8 @@ def open_model(
             except BaseException:
                 client.close()
                 raise
+    if config.seed is not None and not model.capabilities.seed:
+        say(f"the seed is not used: {model.name} takes none")
     return model
 
 

@@ -20,6 +20,7 @@ from agent.harmony.parser import Parsed, Parser
 from agent.harmony.repair import Kind, repaired
 from agent.harmony.tokens import OPENING, STOPS
 from agent.model.base import ModelEvent, SamplingParams, TokenSource
+from agent.model.capabilities import Capabilities
 
 MIN_ANSWER_TOKENS = 256  # less room than this is a window that is full …
 MIN_ANSWER_SHARE = 8  # … and so is less than one in 8 of its tokens, if as many are wanted
@@ -139,6 +140,11 @@ class RawModel:
     def context_tokens(self) -> int | None:
         """The source's window in tokens, where it is known."""
         return self._source.context_tokens
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """The source's."""
+        return self._source.capabilities
 
     def sample(self, conversation: Conversation, params: SamplingParams) -> Iterator[ModelEvent]:
         """Answer; the repairs given are those of what is kept, and one for each answer that was dropped.

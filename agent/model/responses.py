@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from agent.conversation import Channel, Conversation, Message, Role
 from agent.events import Delta, Repaired
 from agent.model.api import ApiModel, Made, called, cut_call
 from agent.model.base import SamplingParams
+from agent.model.capabilities import OF_MESSAGES
 from agent.model.client import Client, OpenAIResponse
 from agent.model.faults import cut, error_event
 from agent.model.functions import Functions, call_id, whole
@@ -46,6 +47,7 @@ class ResponsesApi:
 
     name = "responses"
     limit = "max_output_tokens"
+    capabilities = replace(OF_MESSAGES, seed=False)
     optional = frozenset(("parallel_tool_calls", "top_k", "min_p", "include", "store"))
 
     def body(

@@ -20,6 +20,7 @@ from agent.errors import ScriptEnded, UsageError
 from agent.events import Delta, MessageAdded, Sampled
 from agent.log import LOG_NAME, read
 from agent.model.base import ModelEvent, SamplingParams
+from agent.model.capabilities import Capabilities
 
 Turns = Sequence[Sequence[Message]]
 MESSAGE_KEYS = frozenset({"text", "arguments", "channel", "recipient", "content_type"})
@@ -45,6 +46,11 @@ class ScriptedModel:
     def context_tokens(self) -> int | None:
         """The window it pretends to have, in tokens."""
         return self._context_tokens
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What is said with certainty stays what it is under any temperature, top_p and seed."""
+        return Capabilities(cached_tokens=False)
 
     def sample(self, conversation: Conversation, params: SamplingParams) -> Iterator[ModelEvent]:
         """Play what follows the conversation's own answers. Half a turn in the conversation is played to its end."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from agent.events import Retried
 from agent.model.base import Chunk, SamplingParams
+from agent.model.capabilities import Capabilities
 
 Script = Callable[[Sequence[int]], Sequence[int]]
 
@@ -34,6 +35,11 @@ class ScriptedTokens:
     def context_tokens(self) -> int | None:
         """The window that it plays, if it plays one."""
         return self._context_tokens
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What is said with certainty stays what it is under any temperature, top_p and seed."""
+        return Capabilities(raw=True, ids_in=True, ids_out=True, cached_tokens=False)
 
     def generate(self, prompt: Sequence[int], params: SamplingParams, stop: Sequence[int]) -> Iterator[Chunk | Retried]:
         """Play the script's continuation of ``prompt``."""

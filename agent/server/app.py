@@ -24,9 +24,11 @@ from agent.server.backend import Backend
 from agent.server.bench import Bench, Builtins
 from agent.server.bridge import Bridge
 from agent.server.builtin import Wanted
+from agent.server.capable import check_capable
 from agent.server.chat import ChatWriter, read_chat
 from agent.server.completions import CompletionWriter, Finished, Piece, complete, read_completion
 from agent.server.faults import NotThere, Refusal, refusal
+from agent.server.fields import Fields
 from agent.server.gate import LOOPBACK, Limits, Slots, check_access, read_body
 from agent.server.metrics import Metrics
 from agent.server.play import Flight, Played, retry_header
@@ -63,7 +65,8 @@ class Service:
         self.backend = backend
         self._builtins = builtins or Builtins()
         self.limits = limits or Limits()
-        self.slots = Slots(self.limits.requests)
+        can = backend.model.capabilities
+        self.slots = Slots(self.limits.requests if can.parallel_requests else 1)
         self.store = store or Store()
         self._effort = effort
         self._access = access or Access()
@@ -106,7 +109,7 @@ class Service:
 
     async def responses(self, request: Request) -> Response:
         """POST /v1/responses."""
-        body = await read_body(request, self.limits)
+        body = await self._body(request)
         asked = read_responses(body, self.store, self._effort, self._builtins.offer)
         bench = self._bench(asked.wanted, asked.places)
         writer = ResponseWriter(self.backend.id, asked.echo, int(time.time()), asked.include)
@@ -151,7 +154,7 @@ class Service:
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        body = await read_body(request, self.limits)
+        body = await self._body(request)
         asked = read_chat(body, self.store, self._effort, self._builtins.offer)
         bench = self._bench(asked.wanted, Places())
         writer = ChatWriter(self.backend.id, int(time.time()), asked.usage)
@@ -166,7 +169,7 @@ class Service:
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
         source, codec = self.backend.source, self.backend.codec
-        asked = read_completion(await read_body(request, self.limits), codec)
+        asked = read_completion(await self._body(request), codec)
         assert source is not None
         assert codec is not None
 
@@ -203,6 +206,11 @@ class Service:
         """GET /metrics."""
         del request
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def _body(self, request: Request) -> Fields:
+        body = await read_body(request, self.limits)
+        check_capable(body, self.backend.model.capabilities)
+        return body
 
     def _play(
         self,
@@ -267,6 +275,7 @@ class Service:
             "object": "model",
             "created": self._created_s,
             "owned_by": "gpt-oss-agent",
+            "capabilities": self.backend.model.capabilities.public(),
             **told,
         }
 

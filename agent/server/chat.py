@@ -37,8 +37,6 @@ _TEXT_KINDS = frozenset({"text", "input_text", "output_text", "refusal"})
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "n": (1,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "logit_bias": ({},),
     "frequency_penalty": (0, 0.0),
     "presence_penalty": (0, 0.0),

@@ -31,7 +31,6 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "echo": (False,),
     "suffix": ("",),
-    "logprobs": (0,),
     "logit_bias": ({},),
     "frequency_penalty": (0, 0.0),
     "presence_penalty": (0, 0.0),
@@ -77,7 +76,9 @@ def read_completion(body: Fields, codec: Codec | None) -> CompletionRequest:
     """Read a request. Raises BadRequest, which names the field."""
     if codec is None:
         raise BadRequest(
-            "The backend of this server has no raw tokens; use chat completions or responses.", code="unsupported"
+            "The backend of this server continues no raw text; use chat completions or responses.",
+            "prompt",
+            "unsupported_parameter",
         )
     body.refuse(_UNSUPPORTED)
     params = sampling(body, "max_tokens")

@@ -97,12 +97,12 @@ class Fields:
         """Return the error for a field."""
         return BadRequest(f"{self.path(name)} {why}.", self.path(name))
 
-    def refuse(self, unsupported: Mapping[str, tuple[Any, ...]]) -> None:
+    def refuse(self, unsupported: Mapping[str, tuple[Any, ...]], who: str = "this server") -> None:
         """Refuse fields that cannot be honoured, unless their value asks for nothing: never a silent drop."""
         for name, harmless in unsupported.items():
             if name in self and not any(type(self.raw(name)) is type(v) and self.raw(name) == v for v in harmless):
                 path = self.path(name)
-                raise BadRequest(f"{path} is not supported by this server.", path, "unsupported_parameter")
+                raise BadRequest(f"{path} is not supported by {who}.", path, "unsupported_parameter")
 
     def content(self, name: str, kinds: frozenset[str]) -> str:
         """Return a message's text: a string, or an array of parts of which only text can be read."""

@@ -31,14 +31,12 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "background": (False,),
     "conversation": (),
     "prompt": (),
-    "top_logprobs": (0,),
     "truncation": ("disabled",),
     "moderation": (),
 }
 # Items that say nothing to the model: what tools of other servers left in the history.
 _SILENT = frozenset({"file_search_call", "image_generation_call", "item_reference", "compaction"})
 _NOT_KEPT = "[The output of this call is not kept.]"
-_UNSUPPORTED_INCLUDES = frozenset({"message.output_text.logprobs"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +70,6 @@ def read_responses(body: Fields, store: Store, default_effort: str, offer: Offer
     """Read a request. Raises BadRequest, which names the field, and NotThere for a previous response that is not kept."""
     body.refuse(_UNSUPPORTED)
     include = body.list("include")
-    if _UNSUPPORTED_INCLUDES.intersection(map(str, include)):
-        raise body.wrong("include", "asks for logprobs, which this server does not give")
     previous = _previous(body, store)
     said = _input(body, previous, store)
     messages = store.recalled(said.messages, said.call_ids)

@@ -14,6 +14,7 @@ from agent.events import MessageAdded, Repaired
 from agent.harmony.codec import Codec
 from agent.harmony.tokens import OPENING
 from agent.model.base import Chunk, SamplingParams
+from agent.model.capabilities import Capabilities
 from agent.model.raw import RawModel
 from agent.tools.names import Resolved, resolve
 from agent.tools.open import open_tools
@@ -28,7 +29,7 @@ TASK = Conversation("Fix it.", TRAINED, (user("It breaks."),))
 class Damaged:
     """Plays the damaged stream once; whatever it is asked to continue after that, it continues as the model meant to."""
 
-    name, context_tokens = "damaged", None
+    name, context_tokens, capabilities = "damaged", None, Capabilities(raw=True)
 
     def __init__(self, origin: Stream, fault: Fault) -> None:
         self.origin, self.fault = origin, fault

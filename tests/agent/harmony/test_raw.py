@@ -15,6 +15,7 @@ from agent.harmony.codec import Codec
 from agent.harmony.ladder import ASK_FOR_A_CALL, ASK_FOR_AN_ANSWER
 from agent.harmony.tokens import END, OPENING, RETURN
 from agent.model.base import Chunk, ModelEvent, SamplingParams
+from agent.model.capabilities import Capabilities
 from agent.model.raw import RawModel
 from agent.model.scripted_tokens import ScriptedTokens
 from tests.agent.harmony.cases import TRAINED, user
@@ -37,6 +38,7 @@ class Server:
         self.closed = self.finished = 0
 
     name = "server"
+    capabilities = Capabilities(raw=True)
 
     @property
     def context_tokens(self) -> int | None:

@@ -272,3 +272,12 @@ def test_the_window_that_is_loaded_is_asked_where_the_server_tells_it(
         model.close()
     assert model.context_tokens == window
     assert bool(said) == (window is not None and window < 16_384)
+
+
+@pytest.mark.parametrize(("wire", "told"), [("responses", True), ("chat", False)])
+def test_a_seed_that_nobody_heeds_is_said_not_to_be_used(wire: str, told: bool) -> None:
+    said: list[str] = []
+    with serving([listing({"id": "m", "max_model_len": 40_960})]) as server:
+        model = open_model(RunConfig(endpoint=server.url, wire=wire, model="m", seed=3), said.append)
+        model.close()
+    assert said == ([f"the seed is not used: m at {server.url} (responses) takes none"] if told else [])

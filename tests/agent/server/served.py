@@ -18,6 +18,7 @@ from agent.events import Delta, MessageAdded, Sampled
 from agent.harmony.codec import Codec
 from agent.harmony.tokens import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, OPENING, RETURN
 from agent.model.base import Model, ModelEvent, SamplingParams
+from agent.model.capabilities import OF_MESSAGES, Capabilities
 from agent.model.raw import RawModel
 from agent.model.scripted import ScriptedModel
 from agent.model.scripted_tokens import ScriptedTokens
@@ -104,6 +105,7 @@ class Talker:
     times: int = 1  # how often each piece says its number
     name: str = "talker"
     context_tokens: int | None = 4096
+    capabilities: Capabilities = OF_MESSAGES
     asked: list[tuple[Conversation, SamplingParams]] = field(default_factory=list)
     closed: threading.Event = field(default_factory=threading.Event)
     closed_s: float = 0.0
@@ -131,6 +133,7 @@ class Player:
     answers: Sequence[Sequence[ModelEvent | Exception]]
     name: str = "player"
     context_tokens: int | None = None
+    capabilities: Capabilities = OF_MESSAGES
     asked: list[tuple[Conversation, SamplingParams]] = field(default_factory=list)
 
     def sample(self, conversation: Conversation, params: SamplingParams) -> Iterator[ModelEvent]:
