@@ -1,7 +1,7 @@
 """Runs and batches as JUnit XML, for CI systems that show tests.
 
 A run is a test suite for each of its checks: the tests that it reported after the change, or the command itself where it
-reported none. A batch is one suite, and each task a test. Failures are what the model is to blame for; errors are what
+reported none, or none that explains its exit code. A batch is one suite, and each task a test. Failures are what the model is to blame for; errors are what
 kept it from having a chance (an endpoint, a sandbox, a limit, a defect here).
 """
 
@@ -79,7 +79,8 @@ def _check(check: CheckResult, story: Story) -> Xml.Element:
         elif state != "passed":
             since = f"it was {earlier[name]} before the change" if name in earlier else "it was not there before"
             _wrong(case, "error" if state == "error" else "failure", state, since)
-    if not check.tests:
+    explained = any(state in ("failed", "error") for state in check.tests.values())
+    if not check.tests or (check.exit_code != 0 and not explained):
         case = _case(suite, one_line(check.command), "check", check.duration_s)
         if check.exit_code != 0:
             told = "ran out of time" if check.exit_code is None else f"exit code {check.exit_code}"

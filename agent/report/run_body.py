@@ -30,6 +30,8 @@ TEXT_BYTES, DIFF_BYTES = 1_000_000, 500_000
 LEAST_BYTES, MOST_BYTES = 400, 60_000
 OPEN_LINES = 300  # files whose diff is longer begin folded
 TESTS = 200
+PATHS = 20
+TITLE_CHARS = 200
 STEP_MARKS = {
     StepState.PENDING: ("○", "to do"),
     StepState.IN_PROGRESS: ("▸", "begun"),
@@ -86,10 +88,9 @@ def _texts(story: Story) -> Iterable[str]:
 
 
 def _head(story: Story) -> Markup:
-    title, _, rest = story.task.strip().partition("\n")
-    more = (
-        element("details", element("summary", "The whole task"), element("pre", story.task.strip())) if rest else None
-    )
+    task = story.task.strip()
+    title = one_line(task.partition("\n")[0], TITLE_CHARS)
+    whole = element("details", element("summary", "The whole task"), _text(task, MOST_BYTES, "prose"))
     facts = {
         "Model": model_line(dict(story.config)),
         "Repository": story.repository,
@@ -106,9 +107,9 @@ def _head(story: Story) -> Markup:
     return element(
         "header",
         element("p", f"agent {story.mode} · run {story.run}", class_="kicker"),
-        element("h1", one_line(title, 200)),
+        element("h1", title),
         _outcome(story),
-        more,
+        whole if title != task else None,
         element("dl", *rows, class_="facts"),
     )
 
@@ -119,7 +120,8 @@ def _outcome(story: Story) -> Markup:
         said = "It goes on; this is how far it was." if story.state == "running" else "agent resume goes on with it."
         return element("p", element("strong", story.state), " ", said, class_="outcome open")
     kind = "open" if ended.outcome is Outcome.UNVERIFIED else "good" if EXIT_CODES[ended.outcome] == 0 else "bad"
-    tests = f"Tests were changed: {', '.join(ended.test_paths[:20])}" if ended.test_paths else None
+    tests = ", ".join(one_line(path) for path in ended.test_paths[:PATHS])
+    more = f" and {len(ended.test_paths) - PATHS} more" if len(ended.test_paths) > PATHS else ""
     return join(
         [
             element(
@@ -129,7 +131,7 @@ def _outcome(story: Story) -> Markup:
                 class_=f"outcome {kind}",
             ),
             element("p", one_line(ended.reason, 1000)) if ended.reason else None,
-            element("p", tests, class_="warning") if tests else None,
+            element("p", f"Tests were changed: {tests}{more}", class_="warning") if tests else None,
         ]
     )
 
@@ -196,7 +198,12 @@ def _tests(before: CheckResult | None, after: CheckResult | None) -> Markup | No
     if not names:
         return None
     rows = [
-        element("tr", element("th", element("code", name), scope="row"), _state(old.get(name)), _state(new.get(name)))
+        element(
+            "tr",
+            element("th", element("code", one_line(name, 300)), scope="row"),
+            _state(old.get(name)),
+            _state(new.get(name)),
+        )
         for name in names[:TESTS]
     ]
     head = element("tr", *(element("th", name, scope="col") for name in ("Test", "Before", "After")))
@@ -226,7 +233,7 @@ def _change(story: Story) -> Markup | None:
         left -= len(shown)
         if left < 0:
             rest = [
-                element("li", element("code", each.path), " ", _sizes(each.added, each.removed))
+                element("li", element("code", one_line(each.path, 300)), " ", _sizes(each.added, each.removed))
                 for each in files[number:]
             ]
             parts += [

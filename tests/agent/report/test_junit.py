@@ -86,6 +86,11 @@ def test_a_check_that_reports_no_tests_is_one() -> None:
     assert late.find("testcase/failure").attrib["message"] == "ran out of time"  # type: ignore[union-attr]
 
 
+def test_an_exit_code_that_no_test_explains_is_a_failure_of_its_own() -> None:
+    _, check = read(after(CheckResult("make check", 2, 1.0, "lint", {"t.py::a": "passed"})))
+    assert verdicts(check) == {"a": "passed", "make check": "failure"}
+
+
 @pytest.mark.parametrize(
     ("outcome", "verdict"),
     [

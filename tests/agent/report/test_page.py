@@ -101,6 +101,13 @@ def test_a_run_says_its_outcome_first_and_everything_after(tmp_path: Path) -> No
         at = found
 
 
+def test_a_long_task_is_there_as_a_whole() -> None:
+    for task, folded in (("short", False), ("first\nsecond", True), ("word " * 100, True)):
+        page = story_page(tell(entries(run_events(1, task=task))))
+        assert ("The whole task" in page) == folded
+        assert f"<h1>{task.strip().partition(chr(10))[0][:199]}" in page
+
+
 def test_a_question_has_an_answer_and_no_claim() -> None:
     first, *rest = run_events(1, outcome=Outcome.ANSWERED)
     assert isinstance(first, RunStarted)
