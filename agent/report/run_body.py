@@ -217,7 +217,7 @@ def _state(state: str | None) -> Markup:
     if state is None:
         return element("td", "not there", class_="dim")
     return element(
-        "td", _mark(GOOD if state == "passed" else OPEN if state in ("skipped", "xfailed") else BAD), f" {state}"
+        "td", _mark(GOOD if state == "passed" else OPEN if state in ("skipped", "xfailed") else BAD), f"\u00a0{state}"
     )
 
 
@@ -289,10 +289,12 @@ def _switch() -> Markup:
 
 
 def _charts(turns: Sequence[Turn]) -> Markup | None:
+    longest_s = max(turn.model_s + turn.tools_s + turn.checks_s for turn in turns)
+    unit, unit_s = ("min", 60.0) if longest_s >= 300 else ("s", 1.0)
     spent = [
         Stack(
             f"Turn {turn.number}: model {seconds(turn.model_s)}, tools {seconds(turn.tools_s)}, checks {seconds(turn.checks_s)}",
-            (("model", turn.model_s), ("tools", turn.tools_s), ("checked", turn.checks_s)),
+            (("model", turn.model_s / unit_s), ("tools", turn.tools_s / unit_s), ("checked", turn.checks_s / unit_s)),
         )
         for turn in turns
     ]
@@ -310,12 +312,12 @@ def _charts(turns: Sequence[Turn]) -> Markup | None:
         if sampled
     ]
     plots = []
-    if len(turns) > 1 and any(value for stack in spent for _, value in stack.parts):
+    if len(turns) > 1 and longest_s > 0:
         plots.append(
             columns(
                 "Time by turn",
                 spent,
-                lambda value: f"{value:g} s",
+                lambda value: f"{value:g} {unit}",
                 [("model", "model"), ("tools", "tools"), ("checked", "checks")],
             )
         )
