@@ -279,7 +279,7 @@ def _started(config: RunConfig, run: str, task: str, mode: str, snapshot: Snapsh
     """Return the first event: the prompt is made here and never again."""
     checks = () if mode == "ask" else config.checks or _found_checks(snapshot)
     conversation = Conversation(
-        instructions(mode, checks, _rules(config, snapshot)),
+        instructions(mode, checks, _rules(config, snapshot), from_outside=config.policy == "ci"),
         declare(_tools(config, mode), config.tools),
         (Message(Role.USER, task_message(mode, task)),),
         config.effort,

@@ -21,7 +21,11 @@ def test_the_instructions_are_the_golden_ones() -> None:
 
 
 def render() -> str:
-    return instructions("fix", ("python -m pytest -q", "make lint"), "Use tabs.\n") + instructions("ask", (), "")
+    return (
+        instructions("fix", ("python -m pytest -q", "make lint"), "Use tabs.\n")
+        + instructions("ask", (), "")
+        + instructions("fix", (), "Use tabs.\n", from_outside=True)
+    )
 
 
 def test_nothing_in_them_moves() -> None:
@@ -34,6 +38,12 @@ def test_the_checks_are_named_and_their_absence_is_said() -> None:
     assert "- make lint\n" in instructions("fix", ("make lint",), "") + "\n"
     assert "none were found" in instructions("fix", (), "")
     assert "Checks" not in instructions("ask", ("make lint",), "")
+
+
+@pytest.mark.parametrize("mode", ["fix", "ask"])
+def test_a_task_from_outside_is_said_to_be_one(mode: str) -> None:
+    assert prompt.OUTSIDE in instructions(mode, (), "Use tabs.\n", from_outside=True)
+    assert prompt.OUTSIDE not in instructions(mode, (), "Use tabs.\n")
 
 
 def test_the_repositorys_rules_are_bounded_and_marked_as_its_own() -> None:

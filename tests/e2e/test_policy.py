@@ -31,6 +31,7 @@ def test_a_run_under_policy_is_the_same_run(runner: Place) -> None:
     events, result = results(done.stdout)
     assert (done.returncode, result["changed_paths"]) == (0, ["textkit/slug.py"]), done.stderr
     assert events[0]["config"]["policy"] == "ci"
+    assert "written by people from outside" in events[0]["conversation"]["instructions"]
     assert events[0]["config"]["include_uncommitted"] is False
     assert git(runner.repository, "rev-list", "--count", f"main..{result['branch']}") == "1"  # and nothing uncommitted
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from agent.ci import github_events, gitlab_events
 from agent.ci.event import MAX_EVENT_BYTES, Site, request, site
-from agent.ci.request import OUTSIDE, TEXT_CHARS, Ignored, Request, Rules, marker, visible, wish_in
+from agent.ci.request import TEXT_CHARS, Ignored, Request, Rules, marker, visible, wish_in
 from agent.errors import UsageError
 from tests.agent.ci.payloads import (
     BODY,
@@ -49,13 +49,13 @@ def test_a_labelled_issue_is_a_task_for_the_default_branch() -> None:
     asked = github("issues", labelled())
     assert (asked.service, asked.project, asked.kind, asked.number) == ("github", PROJECT, "issue", 12)
     assert (asked.actor, asked.target, asked.commit) == ("ada", "main", None)  # who labelled, not who wrote
-    assert asked.task == f"{TITLE}\n\n{BODY}\n\n{OUTSIDE}"
+    assert asked.task == f"{TITLE}\n\n{BODY}"
     assert (asked.branch, asked.marker) == ("agent/issue/12", "<!-- gpt-oss-agent:issue/12 -->")
 
 
 def test_a_comment_adds_what_is_asked() -> None:
     asked = github("issue_comment", commented("/agent only for\nASCII"))
-    assert asked.task == f"{TITLE}\n\n{BODY}\n\nWhat was asked about it:\n\nonly for\nASCII\n\n{OUTSIDE}"
+    assert asked.task == f"{TITLE}\n\n{BODY}\n\nWhat was asked about it:\n\nonly for\nASCII"
     assert asked.branch == github("issues", labelled()).branch, "both write to one branch and one comment"
 
 
@@ -76,7 +76,7 @@ def test_a_workflow_that_fails_is_for_its_branch() -> None:
 def test_a_check_that_fails_says_what_it_reports_and_where_to_answer() -> None:
     asked = github("check_run", check_failed("x", pull_requests=[{"number": 5}]))
     assert (asked.number, asked.target) == (5, "x")
-    assert asked.task.endswith("What it reports:\n\n2 errors\n\na.py: unused import\n\n" + OUTSIDE)
+    assert asked.task.endswith("What it reports:\n\n2 errors\n\na.py: unused import")
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_who_the_service_does_not_vouch_for_can_be_named() -> None:
 def test_gitlab_events_are_the_same_requests() -> None:
     asked = gitlab(gitlab_labelled(before=("bug",), after=("bug", "agent")))
     assert (asked.service, asked.project, asked.kind, asked.number) == ("gitlab", str(NUMBER), "issue", 12)
-    assert (asked.actor, asked.target, asked.task) == ("42", "main", f"{TITLE}\n\n{BODY}\n\n{OUTSIDE}")
+    assert (asked.actor, asked.target, asked.task) == ("42", "main", f"{TITLE}\n\n{BODY}")
     assert gitlab(noted("/agent only this")).branch == asked.branch
     asked = gitlab(noted("/agent mend it", on="MergeRequest"))
     assert (asked.kind, asked.number, asked.target, asked.commit) == ("pull", 100, None, "1" * 40)
