@@ -10,8 +10,10 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 from typing import Generic, TypeVar
 
+from agent.errors import Cancelled
 from agent.model.cancel import Cancel
 from agent.model.client import closing_iterator
 
@@ -81,7 +83,8 @@ class Bridge(Generic[Item]):
         self._wake()
 
     def _run(self, work: Callable[[Cancel], Iterator[Item]]) -> None:
-        with closing_iterator(work(self._cancel)) as items:
+        # Cancelled is our own doing: whoever closed the bridge knows what for.
+        with suppress(Cancelled), closing_iterator(work(self._cancel)) as items:
             for item in items:
                 if not self._give(item):
                     return

@@ -136,6 +136,25 @@ def test_a_client_that_goes_away_frees_its_slot_at_once_also_while_the_backend_i
             assert silent.hung_up.wait(5)
 
 
+def test_a_response_that_is_cancelled_while_the_backend_is_silent_ends_as_cancelled_and_not_as_a_fault() -> None:
+    with endpoint([[Pause(20)]]) as silent:
+        backend = chat_model(Client(Endpoint(silent.url, "m", shared=True)))
+        with serving(backend) as (url, service), open_stream(url, "/v1/responses", input="x") as stream:
+            stream.settimeout(10)
+            heard = b""
+            while b"response.in_progress" not in heard:
+                heard += stream.recv(65536)
+            (ident,) = service._flights
+            told = httpx2.post(f"{url}/responses/{ident}/cancel", json={}).json()
+            assert told["status"] == "cancelled"
+            while b"response.incomplete" not in heard:
+                piece = stream.recv(65536)
+                assert piece, heard[-500:]
+                heard += piece
+            assert b"response.failed" not in heard
+            until(lambda: service.slots.taken == 0)
+
+
 def test_a_client_that_does_not_read_holds_the_model_up() -> None:
     talker = Talker(pause_s=0.0, times=10_000)
     with serving(talker) as (url, service), open_stream(url):
