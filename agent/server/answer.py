@@ -10,7 +10,6 @@ A stream cannot take back what it has said, so this is where it is decided what 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -25,6 +24,7 @@ from agent.model.functions import Functions
 from agent.server.ask import Ask
 from agent.server.backend import Backend
 from agent.server.faults import InvalidAnswer
+from agent.server.schema import mismatch
 from agent.server.stops import StopFilter
 
 TRIES = 3  # an answer in the wrong form is sampled again
@@ -208,22 +208,8 @@ def _wrong(ask: Ask, attempt: _Attempt) -> str:
             return "it did not call the function that was demanded"
     if ask.format is not None and not calls:
         text = "".join(m.text for m in attempt.messages if m.is_final)
-        return _mismatch(text, ask.format.schema)
+        return mismatch(text, ask.format.schema)
     return ""
-
-
-def _mismatch(text: str, schema: Mapping[str, Any] | None) -> str:
-    import jsonschema
-
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return "its answer is not JSON"
-    if schema is None:
-        return "" if isinstance(value, dict) else "its answer is not a JSON object"
-    validator = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)(schema)
-    fault = next(iter(validator.iter_errors(value)), None)
-    return "" if fault is None else f"its answer does not fit the schema (at {fault.json_path})"
 
 
 def _again(backend: Backend, ask: Ask, params: SamplingParams, tried: int) -> SamplingParams:

@@ -12,6 +12,7 @@ from agent.model.base import SamplingParams
 from agent.model.cancel import Cancel
 from agent.model.functions import safe_name
 from agent.server.fields import Fields
+from agent.server.schema import wrong_with
 
 # OpenAI's efforts, and what harmony has for them.
 EFFORTS: Mapping[str, str] = {
@@ -153,6 +154,8 @@ def json_format(spec: Fields) -> Format | None:
             schema = spec.raw("schema")
             if not isinstance(schema, Mapping):
                 raise spec.wrong("schema", "must be a JSON schema object")
+            if wrong := wrong_with(schema):
+                raise spec.wrong("schema", wrong)
             return Format(spec.text("name", "answer"), spec.text("description", ""), schema)
         case _:
             return None

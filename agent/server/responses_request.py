@@ -19,6 +19,7 @@ from agent.server.ask import (
     sampling,
 )
 from agent.server.builtin import CODE, WEB, Offer, Wanted, read_builtin, tool_name
+from agent.server.echo import echo
 from agent.server.faults import NotThere
 from agent.server.fields import Fields
 from agent.server.responses import unsealed
@@ -91,7 +92,7 @@ def read_responses(body: Fields, store: Store, default_effort: str, offer: Offer
         body.flag("stream"),
         keep,
         frozenset(map(str, include)),
-        _echo(body, ask, wanted, keep=keep),
+        echo(body, ask, wanted, keep=keep),
         history,
         wanted,
         said.places,
@@ -224,32 +225,3 @@ def _choice(body: Fields, tools: tuple[ToolSpec, ...], wanted: Wanted) -> tuple[
     tools = tuple(tool for tool in tools if tool.name in allowed)
     choice = Choice(named.choice("mode", ("auto", "required"), "auto"))
     return check_choice(choice, tools, body, wanted.names), tools, wanted
-
-
-def _is_given(kind: str, wanted: Wanted) -> bool:
-    """Whether the model is given tools of this type: what was left out is not repeated in the response."""
-    return kind == "function" or tool_name(kind) in wanted.names
-
-
-def _echo(body: Fields, ask: Ask, wanted: Wanted, *, keep: bool) -> dict[str, Any]:
-    """What a response repeats of its request, with the defaults that were taken."""
-    reasoning = body.raw("reasoning") or {}
-    return {
-        "background": False,
-        "instructions": body.raw("instructions"),
-        "max_output_tokens": ask.params.max_tokens,
-        "max_tool_calls": wanted.most_calls,
-        "metadata": body.raw("metadata") or {},
-        "parallel_tool_calls": ask.parallel,
-        "previous_response_id": body.raw("previous_response_id"),
-        "reasoning": {"effort": ask.conversation.effort, "summary": reasoning.get("summary")},
-        "service_tier": "default",
-        "store": keep,
-        "temperature": ask.params.temperature,
-        "text": body.raw("text") or {"format": {"type": "text"}},
-        "tool_choice": body.raw("tool_choice") or "auto",
-        "tools": [tool for tool in body.list("tools") if _is_given(tool.get("type"), wanted)],
-        "top_p": ask.params.top_p,
-        "truncation": "disabled",
-        "user": body.raw("user"),
-    }

@@ -1,0 +1,85 @@
+"""Schemas that callers give, from right to hostile: none reaches out of itself, and none is a fault of the server."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx2
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.server.schema import mismatch, wrong_with
+from tests.agent.server.served import WEATHER, Player, final, said, serving
+from tests.servers import document
+from tests.servers import serving as watched
+
+ENDLESS = {"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}
+TREE = {"type": "object", "properties": {"inner": {"$ref": "#"}, "n": {"type": "integer"}}, "required": ["n"]}
+BROKEN: list[dict[str, Any]] = [
+    {"type": "nosuch"}, {"type": 5}, {"properties": 5}, {"pattern": "("}, {"$schema": 5}, {"allOf": {}}, {"required": 5},
+    {"minimum": "a"}, {"properties": {"city": {"minLength": "a"}}}, {"items": 5}, {"enum": 5}, {"not": 5}, {"$ref": 5},
+    {"$ref": "x"}, {"$ref": "http://127.0.0.1:9/x"}, {"$ref": "file:///etc/passwd"}, {"items": {"$dynamicRef": "other.json"}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("schema", BROKEN, ids=json.dumps)
+def test_what_is_no_schema_is_refused_by_name(schema: dict[str, Any]) -> None:
+    assert wrong_with(schema)
+    with serving(Player([said(final("{}"))])) as (url, _):
+        wanted = {"format": {"type": "json_schema", "name": "w", "schema": schema}}
+        answer = httpx2.post(f"{url}/responses", json={"input": "x", "text": wanted})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "text.format.schema")
+
+
+def test_a_reference_is_not_followed_out_of_the_schema() -> None:
+    """Neither when it is read nor when an answer is held to it: the server must not ask addresses for its callers."""
+    with watched(lambda _: document({"type": "object"})) as other:
+        outside = f"{other.url}/schema.json"
+        hidden = {"$id": outside, "properties": {"a": {"$ref": "#/nothing"}}}
+        for schema in ({"$ref": outside}, {"properties": {"a": {"items": {"$ref": outside}}}}):
+            assert "leads out of it" in wrong_with(schema)
+            mismatch('{"a": [1]}', schema)
+        mismatch('{"a": 1}', hidden)
+        assert other.requests == []
+
+
+def test_a_text_is_held_to_its_schema() -> None:
+    assert mismatch('{"city": "Oslo"}', WEATHER) == ""
+    assert "at $.city" in mismatch('{"city": 1}', WEATHER)
+    assert "not JSON" in mismatch('{"city"', WEATHER)
+    assert "not JSON" in mismatch("[" * 100_000, WEATHER)
+    assert mismatch("{}", None) == ""
+    assert "not a JSON object" in mismatch("[]", None)
+
+
+def test_a_schema_may_refer_to_itself() -> None:
+    assert wrong_with(TREE) == ""
+    assert mismatch('{"n": 1, "inner": {"n": 2}}', TREE) == ""
+    assert "$.inner" in mismatch('{"n": 1, "inner": {}}', TREE)
+    assert "without an end" in mismatch("1", ENDLESS)
+
+
+def test_a_schema_nested_too_deeply_is_refused() -> None:
+    schema: dict[str, Any] = {"type": "object"}
+    for _ in range(2000):
+        schema = {"properties": {"a": schema}}
+    assert "deeply" in wrong_with(schema)
+
+
+WORDS = st.sampled_from(
+    ["$ref", "$defs", "$id", "$schema", "type", "properties", "items", "allOf", "enum", "pattern", "a"]
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 2) | st.sampled_from(["#", "#/$defs/a", "a", "object", "x://y", "("]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(WORDS, VALUES, max_size=4), st.sampled_from(["{}", '{"a": {"a": 1}}', "[1]", '"a"', "null"]))
+@pytest.mark.filterwarnings("ignore:The metaschema specified by")
+def test_nothing_escapes_for_any_schema(schema: dict[str, Any], text: str) -> None:
+    if not wrong_with(schema):
+        assert isinstance(mismatch(text, schema), str)
