@@ -19,6 +19,7 @@ from agent.conversation import Conversation, Message
 from agent.events import Delta, MessageAdded, Sampled
 from agent.harmony.codec import Codec
 from agent.model.base import ModelEvent, SamplingParams
+from agent.model.capabilities import OF_MESSAGES
 from agent.server.gate import Limits
 from tests.agent.server.equipment import Web, equipment
 from tests.agent.server.served import WEATHER, Backend, call, final, ids, raw, serving, thought, web
@@ -155,6 +156,7 @@ class Answering:
 
     name = "answering"
     context_tokens: int | None = None
+    capabilities = OF_MESSAGES
 
     def sample(self, conversation: Conversation, params: SamplingParams) -> Iterator[ModelEvent]:
         names = [tool.name for tool in conversation.tools]
