@@ -179,5 +179,5 @@ def _details(summary: str, body: str) -> str:
 
 
 def _bare(text: str) -> str:
-    """The text within HTML and outside of code: letters, digits and little else."""
-    return " ".join(re.sub(r"[^\w.=+-]+", " ", one_line(text, 80)).split())
+    """The text within HTML and outside of code: letters, digits and little else (``GH-7`` would be a reference)."""
+    return " ".join(re.sub(r"[^\w.=+-]+|-(?=\d)", " ", one_line(text, 80)).split())

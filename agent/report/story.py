@@ -164,7 +164,10 @@ def read_story(run: Path) -> Story:
     story = tell(entries)
     if story.ended is None and is_running(log):
         story = replace(story, state="running")
-    return replace(story, patch=_bytes(run / PATCH_NAME) or _bytes(run / SNAPSHOT_NAME))
+    patch = _bytes(run / PATCH_NAME)
+    if not patch and story.ended is None:  # of a run that has ended, the saved copy may be older than its end
+        patch = _bytes(run / SNAPSHOT_NAME)
+    return replace(story, patch=patch)
 
 
 def _bytes(path: Path) -> bytes:

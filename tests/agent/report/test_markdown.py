@@ -85,14 +85,14 @@ def test_bots_that_read_the_raw_text_find_no_comment_and_no_command(text: str) -
 
 
 def test_a_check_that_fails_is_quoted_under_a_bare_name() -> None:
-    failing = CheckResult("make <b>@team</b> #1 | `x`", 1, 1.0, "</details>\nno rule\n```")
+    failing = CheckResult("make -j <b>@team</b> #1 | `x` GH-7", 1, 1.0, "</details>\nno rule\n```")
     events = [
         Checked("after", (failing,)) if isinstance(event, Checked) and event.when == "after" else event
         for event in run_events()
     ]
     shown = story_markdown(tell(entries(events)))
     assert (
-        "<details><summary>What fails: make b team b 1 x</summary>\n\n````\n</details>\nno rule\n\u200b```\n````"
+        "<details><summary>What fails: make -j b team b 1 x GH 7</summary>\n\n````\n</details>\nno rule\n\u200b```\n````"
         in shown
     )
 

@@ -163,6 +163,9 @@ def test_work_so_far_is_the_change_of_a_run_without_an_end(tmp_path: Path) -> No
     assert (read_story(folder).state, read_story(folder).patch) == ("stopped", b"so far")
     with Log(folder / LOG_NAME):
         assert read_story(folder).state == "running"
+    ended = write_run(tmp_path / "e", run_events(outcome=Outcome.NO_CHANGE), b"")
+    (ended / "snapshot.diff").write_bytes(b"undone since")
+    assert read_story(ended).patch == b""
 
 
 @pytest.mark.parametrize("content", [b"", b'{"seq":0', b'{"seq":0,"at":1,"event":"Resumed"}\n'])
