@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -35,6 +36,11 @@ GUESSES = (4, 8, 16, 32)
 PROMPTS = (*range(16, 64, 16), 64, 96, *range(128, 512, 64), *range(512, 2049, 128))
 """A prompt, or a chunk of one, alone in its step, is padded up to one of these many tokens. Up to about 100 tokens a step takes as
 long as reading all experts does; above, padding costs 4 % on average (a token about 17 us: gpt-oss-20b on an H100)."""
+
+MIXED = (8, 64)
+"""A step of prompts beside decode is padded up to one of these many sequences, and to one of ``PROMPTS`` tokens."""
+
+OFTEN = 6  # steps of one size with a prompt in them, before a graph of it is recorded that nobody prepared
 
 NOT_AHEAD_S = 150e-6  # that the device waits for the host before and after a step that no other is launched behind
 
@@ -138,6 +144,7 @@ class Runner:
         self._sample = sample
         self._record = record
         self._recorded: dict[_Size, _Recorded] = {}
+        self._met: Counter[_Size] = Counter()  # sizes with a prompt in them that were not recorded
         self._spare_page = caches[0].keys.shape[0] - 1
 
     def launch(self, works: Sequence[Work], after: Launched | None = None) -> Launched:
@@ -211,10 +218,7 @@ class Runner:
         return host.to(self._device, non_blocking=True)
 
     def prepare(self) -> bool:
-        """Record one more of the graphs that a conversation alone will want; False where none is left or memory runs short.
-
-        Prompts are replayed from here only: to record one costs three times what it saves.
-        """
+        """Record one more of the graphs that a conversation alone will want; False where none is left or memory runs short."""
         if self._record is None or not self._record.has_room():
             return False
         sizes = (size for size in _wanted(self._page_tokens) if size.counts.tokens <= self._context_tokens)
@@ -250,17 +254,26 @@ class Runner:
             return max(time.perf_counter() - began, 1e-6) / times
 
     def _graph_for(self, works: Sequence[Work], counts: Counts, choice: _Choice) -> _Recorded | None:
-        """Return the graph that stands for such a step. One for decode or a guess is recorded when it is first needed."""
+        """Return the graph that stands for such a step. One for decode or a guess is recorded when it is first needed.
+
+        One with a prompt in it costs what it saves in several uses, so that is only recorded here when it was met as often.
+        """
         if self._record is None:
             return None
         padded = _padded(works, counts, self._page_tokens)
         if padded is None or padded.tokens > self._context_tokens:
             return None
         is_prompt = any(work.samples != work.count for work in works)
-        size = _Size(padded, choice.inside and not is_prompt)
-        if size not in self._recorded and not is_prompt:
+        if len(works) > 1 and is_prompt and not choice.inside:
+            return None  # the logits of many rows would be kept for each such graph
+        size = _Size(padded, choice.inside and (len(works) > 1 or not is_prompt))
+        if size not in self._recorded and (not is_prompt or self._is_frequent(self._record, size)):
             self._recorded[size] = self._new_graph(self._record, size)
         return self._recorded.get(size)
+
+    def _is_frequent(self, record: Record, size: _Size) -> bool:
+        self._met[size] += 1
+        return self._met[size] > OFTEN and record.has_room()
 
     def _replay(
         self,
@@ -311,7 +324,9 @@ def _padded(works: Sequence[Work], counts: Counts, page_tokens: int) -> Counts |
     if counts.max_query_len == 1 and counts.samples == counts.sequences <= BATCHES[-1]:
         return _decode(_at_least(counts.sequences, BATCHES), _at_least(counts.max_context_len, CONTEXTS), page_tokens)
     if len(works) > 1:
-        return None
+        if len(works) > MIXED[-1] or counts.tokens > PROMPTS[-1]:
+            return None
+        return _mixed(_at_least(counts.tokens, PROMPTS), _at_least(len(works), MIXED), page_tokens)
     guess = counts.samples == counts.tokens
     sizes = GUESSES if guess else PROMPTS
     if counts.tokens > sizes[-1]:
@@ -332,6 +347,11 @@ def _decode(sequences: int, context: int, page_tokens: int) -> Counts:
 def _alone(tokens: int, samples: int, page_tokens: int) -> Counts:
     """Some new tokens of one sequence. Where they are many, attention is not split by the context, so one bound does."""
     return Counts(tokens, 1, -(-CONTEXTS[-1] // page_tokens), samples, tokens, CONTEXTS[-1])
+
+
+def _mixed(tokens: int, sequences: int, page_tokens: int) -> Counts:
+    """Prompts beside decode, or several prompts: whichever of the sequences has how many of the tokens."""
+    return Counts(tokens, sequences, -(-CONTEXTS[-1] // page_tokens), sequences, tokens, CONTEXTS[-1])
 
 
 def _wanted(page_tokens: int) -> Iterator[_Size]:

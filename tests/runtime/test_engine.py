@@ -298,6 +298,43 @@ def test_prepared_prompts_give_the_truth(monkeypatch: pytest.MonkeyPatch, step_t
         assert steps - recorder.replays == before, "the same graphs, however they are sampled"
 
 
+def test_frequent_steps_of_prompts_beside_decode_are_recorded_and_give_the_truth(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody prepares anything here: prompts arrive while others decode, alone, in chunks and several at a time."""
+    monkeypatch.setattr(runner, "PROMPTS", (4, 8, 16))
+    monkeypatch.setattr(runner, "MIXED", (2, 5))
+    monkeypatch.setattr(runner, "OFTEN", 2)
+    recorder = Recorder()
+    tested = engine(recorder=recorder, step_tokens=12, sequences=5, speculation=Speculation(0))
+    samplings = (Sampling(0.0), Sampling(1.0, seed=1), Sampling(2.0, seed=2), Sampling(1.0, 0.6, seed=3))
+    requests = [
+        Request(
+            str(i),
+            tuple((i * 31 + place) % VOCABULARY for place in range(1 + i * 7 % 23)),
+            9,
+            sampling=samplings[3 if i % 20 == 0 else i % 3],
+        )
+        for i in range(60)
+    ]
+    got: dict[str, list[int | None]] = {request.id: [] for request in requests}
+    waiting = list(requests)
+    while waiting or not tested.idle:
+        for _ in range(min(len(waiting), len(waiting) % 7 // 3)):
+            tested.add(waiting.pop())
+        if tested.idle:
+            tested.add(waiting.pop())
+        for out in tested.step():
+            got[out.id].append(out.token)
+    assert got == {request.id: truth(request, 200) for request in requests}
+    sizes = [size.counts for size in tested.runner._recorded if size.counts.max_query_len > 1]
+    assert {counts.sequences for counts in sizes} >= {2, 5}
+    assert all(counts.tokens in (4, 8, 16) for counts in sizes)
+    assert all(
+        size.picks for size in tested.runner._recorded if size.counts.sequences in (2, 5) and size.counts in sizes
+    )
+
+
 def test_what_a_guess_costs_is_measured_once_unless_it_is_given() -> None:
     for costs in (None, ((4, 1.5), (8, 2.0))):
         tested = engine(recorder=Recorder(), speculation=Speculation(costs=costs))

@@ -14,6 +14,7 @@ from functools import partial
 import pytest
 import torch
 
+from runtime import runner
 from runtime.commands import all_logits
 from runtime.engine import Engine, EngineOptions, open_engine
 from runtime.graphs import CudaRecorder
@@ -168,6 +169,18 @@ def test_prompts_replayed_as_graphs_give_the_largest_logit(model: Transformer) -
     for length in (1, 16, 17, 300, 1000, 2048, 2500):
         request = Request(f"turn {length}", (*start, *prompt(length, length)), 20, sampling=GREEDY)
         assert worst(model, request, drain(made, [request])[request.id]) < ROUNDING
+
+
+def test_prompts_beside_decode_replayed_as_graphs_give_the_largest_logit(
+    model: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "OFTEN", 0)
+    for sequences in (3, 20):
+        made = engine(model, sequences=sequences)
+        outs = drain(made, REQUESTS)
+        assert any(size.counts.sequences > 1 < size.counts.max_query_len for size in made.runner._recorded)
+        for request in REQUESTS:
+            assert worst(model, request, outs[request.id]) < ROUNDING
 
 
 def test_sixty_four_at_a_time_beside_one_that_ends_and_one_that_is_aborted(model: Transformer) -> None:
