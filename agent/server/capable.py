@@ -54,5 +54,5 @@ def _images(body: Fields) -> Iterator[str]:
         for at, entry in enumerate(value if isinstance(value, list) else ()):
             content = entry.get("content") if isinstance(entry, Mapping) else None
             for number, part in enumerate(content if isinstance(content, list) else ()):
-                if isinstance(part, Mapping) and part.get("type") in {"image_url", "input_image"}:
+                if isinstance(part, Mapping) and part.get("type") in ("image_url", "input_image"):
                     yield f"{name}[{at}].content[{number}].type"
