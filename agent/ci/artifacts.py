@@ -29,8 +29,8 @@ from agent.ci.request import Request
 from agent.errors import LogError, PolicyRefused, UsageError
 from agent.events import Outcome
 from agent.log import LOG_NAME, parse
-from agent.report.markdown import code, run_markdown
-from agent.report.story import Story, tell
+from agent.report.markdown import code, run_markdown, story_markdown
+from agent.report.story import tell
 from agent.runs import PATCH_NAME
 from agent.saver import write_whole
 
@@ -48,11 +48,15 @@ REASON_CHARS = 2000
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What the other job left. ``story`` is None where no run began; ``patch`` is b"" where there is none."""
+    """What the other job left. ``report`` is its log, told anew, and ``base_commit`` what that says the run began at.
+
+    Both are "" where no run began; ``patch`` is b"" where there is none.
+    """
 
     outcome: str
     reason: str
-    story: Story | None
+    base_commit: str
+    report: str
     patch: bytes
 
 
@@ -113,20 +117,24 @@ def read(folder: Path) -> Found | None:
     if outcome not in OUTCOMES or not isinstance(reason, str):
         raise PolicyRefused(f"the artifact's {RESULT_NAME} is no result: its outcome is {str(outcome)[:80]!r}")
     patch = _plain_file(folder / PATCH_NAME, MAX_PATCH_BYTES) or b""
-    story = _story(folder)
-    if story is not None and (story.ended is None or story.ended.outcome != outcome):
-        raise PolicyRefused(f"the artifact contradicts itself: {RESULT_NAME} says {outcome}, its log {story.state}")
-    return Found(outcome, reason[:REASON_CHARS], None if story is None else replace(story, patch=patch), patch)
+    base_commit, report = _told(folder, outcome, patch)
+    return Found(outcome, reason[:REASON_CHARS], base_commit, report, patch)
 
 
-def _story(folder: Path) -> Story | None:
+def _told(folder: Path, outcome: str, patch: bytes) -> tuple[str, str]:
+    """Return what the log says of the base, and the log as Markdown; two empty texts where there is none."""
     data = _plain_file(folder / LOG_NAME, MAX_LOG_BYTES)
     if data is None:
-        return None
+        return "", ""
     try:
-        return tell(parse(data, f"the artifact's {LOG_NAME}")[0])
-    except (LogError, RecursionError) as error:
-        raise PolicyRefused(str(error)) from error
+        story = replace(tell(parse(data, f"the artifact's {LOG_NAME}")[0]), patch=patch)
+        report = story_markdown(story)
+    # A record may fit its type and still not be one of ours: a time that is no number, a depth that nothing has.
+    except (LogError, RecursionError, ValueError, OverflowError) as error:
+        raise PolicyRefused(f"the artifact's {LOG_NAME} is not one of ours: {error}") from error
+    if story.ended is None or story.ended.outcome != outcome:
+        raise PolicyRefused(f"the artifact contradicts itself: {RESULT_NAME} says {outcome}, its log {story.state}")
+    return story.base_commit, report
 
 
 def _plain_file(path: Path, most_bytes: int) -> bytes | None:

@@ -68,13 +68,13 @@ class Publisher:
             raise PolicyRefused(f"{asked.actor} may not write to {asked.project}: nothing is published for them")
 
     def _propose(self, asked: Request, found: Found) -> Proposal:
-        if not found.patch or found.story is None:
+        if not found.patch or not found.base_commit:
             raise PolicyRefused(f"the artifact says {found.outcome} and holds no patch")
         with scratch.folder("publish") as folder:
             snapshot = snapshots.take(self.repository, folder, include_uncommitted=False)
-            if found.story.base_commit != snapshot.commit:
+            if found.base_commit != snapshot.commit:
                 raise PolicyRefused(
-                    f"the change is for the commit {found.story.base_commit[:40]!r}, and {snapshot.commit} is checked out here"
+                    f"the change is for the commit {found.base_commit[:40]!r}, and {snapshot.commit} is checked out here"
                 )
             target = self._target(asked, snapshot)
             self._push(asked, found, snapshot)

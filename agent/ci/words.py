@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from agent.ci.request import Request
 from agent.events import Outcome
-from agent.report.markdown import code, story_markdown
+from agent.report.markdown import code
 
 if TYPE_CHECKING:
     from agent.ci.artifacts import Found
@@ -40,9 +40,8 @@ def about(asked: Request, *, mended: bool) -> str:
 
 def proposal(asked: Request, found: Found) -> str:
     """Return the text of the pull request."""
-    assert found.story is not None
     mended = found.outcome == Outcome.PASSED
-    return f"{asked.marker}\n{about(asked, mended=mended)}\n\n{story_markdown(found.story)}{FOOTER}"
+    return f"{asked.marker}\n{about(asked, mended=mended)}\n\n{found.report}{FOOTER}"
 
 
 def answer(asked: Request, found: Found | None, proposed: str | None, refused: str | None = None) -> str:
@@ -53,8 +52,8 @@ def answer(asked: Request, found: Found | None, proposed: str | None, refused: s
         text = f"### ❌ {NO_RESULT}\n"
     elif proposed is not None:
         text = f"A change is proposed in {proposed}: {found.outcome}.\n\n- {code(found.reason)}\n"
-    elif found.story is not None:
-        text = story_markdown(found.story)
+    elif found.report:
+        text = found.report
     else:
         text = f"### ❌ {found.outcome}: the run could not begin\n\n- {code(found.reason)}\n"
     return f"{asked.marker}\n{text}"

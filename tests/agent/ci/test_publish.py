@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.ci import artifacts
+from agent.ci import artifacts, words
 from agent.errors import PolicyRefused, ServiceError
 from agent.events import Outcome
 from agent.log import LOG_NAME
@@ -350,6 +350,44 @@ def test_an_artifact_that_we_did_not_write_is_refused(bench: Bench, name: str, c
     assert "refused" in bench.comment()
 
 
+def leaves(data: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    match data:
+        case dict():
+            for key, value in data.items():
+                yield from leaves(value, (*path, key))
+        case list():
+            for at, value in enumerate(data):
+                yield from leaves(value, (*path, at))
+        case _:
+            yield path
+
+
+@ON_GITHUB
+@pytest.mark.parametrize(
+    "odd", [float("nan"), float("inf"), -1, 10**4000, "", "\ud800", "\n::x::\n<!-- y -->", None, True, [], {}]
+)
+def test_a_log_with_anything_odd_in_it_is_read_or_refused(bench: Bench, odd: object) -> None:
+    bench.mended()
+    log = bench.folder / LOG_NAME
+    lines = [json.loads(line) for line in log.read_bytes().splitlines()]
+    for at, line in enumerate(lines):
+        for path in leaves(line):
+            forged = json.loads(json.dumps(lines))
+            place = forged[at]
+            for step in path[:-1]:
+                place = place[step]
+            place[path[-1]] = odd
+            log.write_text("".join(json.dumps(each) + "\n" for each in forged))
+            try:
+                found = artifacts.read(bench.folder)
+            except PolicyRefused:
+                continue
+            assert found is not None
+            body = words.proposal(bench.asked(), found)
+            assert body.count("<!--") == 1
+            json.dumps(body).encode("ascii")
+
+
 def test_a_summary_in_the_artifact_is_not_believed(bench: Bench) -> None:
     bench.mended()
     (bench.folder / artifacts.SUMMARY_NAME).write_text("@everyone read https://evil.example")
@@ -362,6 +400,19 @@ def test_a_summary_in_the_artifact_is_not_believed(bench: Bench) -> None:
     assert "evil.example" not in pull["body"].split("````")[0]
     assert pull["branch"] == BRANCH
     assert bench.comment().startswith(MARKER)
+
+
+@ON_GITHUB
+def test_a_shallow_checkout_is_enough(bench: Bench) -> None:
+    git(bench.repository, "commit", "-q", "--allow-empty", "-m", "second")
+    git(bench.repository, "push", "-q", str(bench.forge.git_dir), "main")
+    shallow = bench.repository.with_name("shallow")
+    git(bench.repository, "clone", "-q", "--depth=1", f"file://{bench.forge.git_dir}", str(shallow))
+    bench.mended()
+    bench.repository = shallow
+    bench.publish()
+    bench.publish()
+    assert bench.forge.git("rev-list", "--count", f"main..{BRANCH}") == "1"
 
 
 # Comments

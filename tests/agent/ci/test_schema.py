@@ -80,7 +80,7 @@ def test_what_is_written_fits_and_is_read_back(tmp_path: Path, outcome: str) -> 
     valid(json.loads((tmp_path / RESULT_NAME).read_text()))
     found = artifacts.read(tmp_path)
     assert found is not None
-    assert (found.outcome, found.reason, found.story, found.patch) == (outcome, "why", None, b"")
+    assert (found.outcome, found.reason, found.base_commit, found.report, found.patch) == (outcome, "why", "", "", b"")
     summary = (tmp_path / artifacts.SUMMARY_NAME).read_text()
     assert summary.startswith(ASKED.marker) or outcome == artifacts.IGNORED
 
