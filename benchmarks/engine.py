@@ -1,6 +1,6 @@
 """How fast the whole engine is on this GPU: scheduling, graphs, sampling and the host's own work included.
 
-    python -m benchmarks.engine [check decode batch prefix sampler trace guess load] [--model 20b] [--folder DIR] [--texts FILE]
+    python -m benchmarks.engine [check decode batch prefix turns sampler trace guess load] [--model 20b] [--folder DIR] [--texts FILE]
     python -m benchmarks.engine host | simulate | texts        (these need no GPU; the last writes FILE for `guess`)
 
 Random weights at the true shapes are made on the GPU. First the engine's greedy tokens (recorded graphs, steps launched
@@ -131,6 +131,28 @@ def decode_rate(engine: Engine, batch: int, context: int, sampling: Sampling, st
     return rates
 
 
+def turns_rate(engine: Engine, conversations: int, turns: int = 8) -> list[float]:
+    """Sampled tokens a second while as many agents talk at a time, out of step with each other; four times, the first warms up."""
+    rates = []
+    for repeat in range(4):
+        texts = [list(prompt(1000 + 37 * n, 5000 * repeat + n)) for n in range(conversations)]
+        left = [turns] * conversations
+        for n, text in enumerate(texts):
+            engine.add(Request(str(n), tuple(text), 10 + 50 * n // conversations, sampling=SAMPLED))
+        torch.cuda.synchronize()
+        began, sampled = time.perf_counter(), 0
+        while not engine.idle:
+            for out in engine.step():
+                n, sampled = int(out.id), sampled + 1
+                texts[n].append(out.token or 0)
+                if out.finish is not None and left[n]:
+                    left[n] -= 1
+                    texts[n] += prompt(300, 100 * n + left[n])
+                    engine.add(Request(str(n), tuple(texts[n]), 60, sampling=SAMPLED))
+        rates.append(sampled / (time.perf_counter() - began))
+    return rates[1:]
+
+
 def first_token(engine: Engine, cached: int, new: int) -> list[float]:
     """Milliseconds from a request to its first token, with ``cached`` tokens of its prompt known."""
     times = []
@@ -186,7 +208,18 @@ def main() -> int:
     parser.add_argument("--page", type=int, default=64)
     given = parser.parse_args()
     parts = given.parts
-    if unknown := set(parts) - {*NO_GPU, "check", "decode", "batch", "prefix", "sampler", "trace", "guess", "load"}:
+    if unknown := set(parts) - {
+        *NO_GPU,
+        "check",
+        "decode",
+        "batch",
+        "prefix",
+        "turns",
+        "sampler",
+        "trace",
+        "guess",
+        "load",
+    }:
         parser.error(f"there is no part {', '.join(sorted(unknown))}")
     for part in (part for part in NO_GPU if part in parts):
         NO_GPU[part](given.texts)
@@ -224,6 +257,13 @@ def main() -> int:
     if "batch" in parts:
         for batch in (8, 32, 64):
             show(f"batch {batch}, context 1024, temperature 1", decode_rate(engine, batch, 1024, SAMPLED), "tokens/s")
+    if "turns" in parts:
+        for conversations in (8, 32):
+            show(
+                f"{conversations} conversations, 300 in and 60 out a turn",
+                turns_rate(engine, conversations),
+                "tokens/s",
+            )
     if "sampler" in parts:
         show_sampler(model)
     if "trace" in parts:
