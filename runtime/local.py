@@ -79,6 +79,8 @@ def open_worker(
             "(llama.cpp, Ollama), is what makes this model usable here"
         )
     chosen = open_kernels(kernels, where)
+    if kernels == "auto" and where.type == "cuda" and chosen.name == "reference":
+        warn(f"the plain kernels run, which are there to be right and not to be fast: {best_kernels(where)[1]}")
     window = min(checkpoint.config.context_tokens, context_tokens or checkpoint.config.context_tokens)
     try:
         weights = load_weights(checkpoint, where, dtype, progress)

@@ -6,8 +6,10 @@ import importlib.metadata
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -15,9 +17,10 @@ import pytest
 
 from agent.config import RunConfig
 from agent.conversation import Channel, Conversation, Message, Role, ToolSpec
-from agent.errors import ContextOverflow, EndpointRefused
+from agent.errors import Cancelled, ContextOverflow, EndpointRefused
 from agent.events import Delta, MessageAdded, Sampled
 from agent.model.base import Chunk, SamplingParams
+from agent.model.cancel import Cancel
 from agent.model.client import Client, Endpoint
 from agent.model.completions import CompletionsSource, Dialect
 from agent.model.open import open_model
@@ -209,3 +212,24 @@ def test_a_refusal_says_what_the_server_said(client: Client) -> None:
 def test_what_these_tests_ran_against(client: Client) -> None:
     listing = client.get("/models", 5.0)
     assert "llamacpp" in json.dumps(listing)
+
+
+def test_a_server_that_reads_a_long_prompt_is_let_go_of_at_once(client: Client) -> None:
+    """It says nothing, not even its head, until the prompt is read; and it notices that nobody listens any more."""
+    prompt = (tokens(client, "The sea is a wide and a quiet place. ") * 40)[:300]
+    began_s = time.monotonic()
+    generate(client, [prompt[-1], *prompt], replace(COLD, max_tokens=1))
+    reading_s = time.monotonic() - began_s
+    cancel, called_s = Cancel(), list[float]()
+
+    def call() -> None:
+        called_s.append(time.monotonic())
+        cancel.call()
+
+    timer = threading.Timer(reading_s / 4, call)
+    timer.start()
+    with pytest.raises(Cancelled):
+        generate(client, [prompt[-2], *prompt], replace(COLD, cancel=cancel))
+    assert time.monotonic() - called_s[0] < min(0.5, reading_s / 2)
+    timer.join()
+    assert len(ids(generate(client, tokens(client, "The three primary colours are"), COLD))) == 12
