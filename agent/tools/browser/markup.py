@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from html.parser import HTMLParser
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -15,6 +17,9 @@ _SPACED = frozenset(
     {"p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "dl", "table", "pre", "blockquote", "figure"}
     | {"section", "article", "header", "footer", "nav", "main", "form"}
 )
+_VOID = frozenset({"br", "hr", "img", "input", "link", "meta", "wbr"})
+_TOO_DEEP = "ERR_RESOURCE_LIMIT"
+_DECLARATION = re.compile(r"<!(?!--)[^>]*>")  # the standard library stumbles over those that it does not know
 _BLOCKS = _SPACED | {"div", "li", "tr", "dt", "dd", "caption", "figcaption", "address", "hr", "body", "html", "option"}
 _LEAD: Mapping[str, str] = {f"h{level}": "#" * level + " " for level in range(1, 7)} | {"li": "* "}
 
@@ -25,6 +30,8 @@ def page_of(html: str, url: str, title: str = "") -> Page:
 
     parser = etree.HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True, huge_tree=True)
     root = etree.fromstring(html.encode("utf-8", "replace"), parser) if html.strip() else None
+    if any(entry.type_name == _TOO_DEEP for entry in parser.error_log):
+        return _deep_page(html, url, title)
     if root is None:
         return make_page(url, title, "", {})
     text = _Text(url)
@@ -41,6 +48,53 @@ def page_of(html: str, url: str, title: str = "") -> Page:
                 text.end(element.tag)
             text.say(element.tail)
     return make_page(url, one_line(root.findtext(".//title") or "") or title, text.finish(), text.links)
+
+
+def _deep_page(html: str, url: str, title: str) -> Page:
+    """The same for elements nested thousands deep, where lxml gives up: tag by tag, without a tree that could mend what is broken."""
+    tags = _Tags(_Text(url))
+    tags.feed(_DECLARATION.sub("", html))
+    tags.close()
+    return make_page(url, one_line("".join(tags.title)) or title, tags.text.finish(), tags.text.links)
+
+
+class _Tags(HTMLParser):
+    """Tells a _Text of tags as they come, and leaves out what is skipped up to the end tag of the same name."""
+
+    def __init__(self, text: _Text) -> None:
+        super().__init__()
+        self.text = text
+        self.title: list[str] = []
+        self._open_pre = 0
+        self._skipped = ""
+        self._skipped_levels = 0
+        self._in_title = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = {name: value or "" for name, value in attrs}
+        self._in_title = self._in_title or tag == "title"
+        if self._skipped:
+            self._skipped_levels += tag == self._skipped
+        elif tag in _SKIPPED or ("hidden" in attributes and tag not in _VOID):
+            self._skipped, self._skipped_levels = tag, 1
+        else:
+            self._open_pre += tag == "pre"
+            self.text.start(tag, attributes)
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_title = self._in_title and tag != "title"
+        if self._skipped:
+            self._skipped_levels -= tag == self._skipped
+            self._skipped = self._skipped if self._skipped_levels else ""
+        elif tag != "pre" or self._open_pre:
+            self._open_pre -= tag == "pre"
+            self.text.end(tag)
+
+    def handle_data(self, data: str) -> None:
+        if self._in_title:
+            self.title.append(data)
+        elif not self._skipped:
+            self.text.say(data)
 
 
 class _Text:

@@ -92,6 +92,31 @@ def test_whatever_the_web_calls_html(html: str, expected: list[str]) -> None:
     assert lines(html) == expected
 
 
+DEEP = "<div>" * 5000
+
+
+def test_what_is_nested_thousands_deep_is_not_lost() -> None:
+    """lxml ends at 2,048 levels, and with it went all text behind them."""
+    page = page_of(
+        f"<head><title>Deep</title><script>no</script></head><p>before{DEEP}<p hidden>no</p><a href='/x'>link</a>"
+        f"<pre>a\n  b</pre>{'</div>' * 5000}<ul><li>after</ul><![odd[x]]><svg><svg>no</svg>no</svg></pre>end",
+        URL,
+    )
+    assert page.title == "Deep"
+    assert [line for line in page.lines if line] == ["before", "【0†link】", "a", "  b", "* after", "end"]
+    assert page.links[0].url.endswith("/x")
+
+
+@given(
+    st.lists(
+        st.sampled_from(["<p>", "</p>", "<a href=/b>", "</a>", "<pre>", "</pre>", "<li>", "x ", "\n", "<![", "<!", ">"])
+    )
+)
+def test_a_deep_page_is_read_whatever_it_holds(parts: list[str]) -> None:
+    page = page_of(DEEP + "".join(parts) + "<p>end", URL)
+    assert page.lines
+
+
 @given(st.text(max_size=200))
 def test_any_text_makes_a_page_without_control_characters(html: str) -> None:
     page = page_of(html, URL)
