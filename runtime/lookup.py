@@ -66,9 +66,7 @@ class Lookup:
     broken: int | None = None  # where the source stood when the last token differed
     hits: dict[str, float] = field(default_factory=dict)
     misses: dict[str, float] = field(default_factory=dict)
-    replaces: dict[int, bool] = field(
-        default_factory=dict
-    )  # a token that differed: did it replace one of the source's?
+    replaces: dict[int, bool] = field(default_factory=dict)  # a token that differed: was it in place of the source's?
 
     def draft(self, tokens: Sequence[int]) -> tuple[int, ...]:
         """Return what is likely to follow ``tokens``: at most ``draft_tokens`` ids, or none."""
@@ -77,9 +75,9 @@ class Lookup:
         self.read = self.read or len(tokens)
         self._index(tokens, min(self.read, max(self.indexed, self.options.ngram) + self.options.index_tokens))
         for position in range(self.read, len(tokens)):
-            if self.indexed == position:
-                self._index(tokens, position + 1)
             self._compare(tokens, position)
+            if self.indexed == position:  # only now: before, the tokens behind it would have led to itself
+                self._index(tokens, position + 1)
         if self.source is None:
             self._find(tokens, len(tokens))
         if self.source is None:
@@ -125,7 +123,7 @@ class Lookup:
         n = self.options.ngram
         follower = self.seen.get(tuple(tokens[length - n : length])) if length >= n else None
         match = 0
-        if follower is not None and follower < length:
+        if follower is not None:
             match = n
             while match < min(max(MATCHES), follower) and tokens[follower - match - 1] == tokens[length - match - 1]:
                 match += 1
