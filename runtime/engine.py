@@ -157,6 +157,10 @@ class Engine:
         return outs
 
 
+def _may_record(model: Transformer, options: EngineOptions) -> bool:
+    return options.graphs and model.device.type == "cuda" and model.kernels.recordable
+
+
 def open_engine(model: Transformer, options: EngineOptions) -> Engine:
     """Return an engine over a model. Raises DoesNotFit when the device has no room for a cache."""
     config = model.config
@@ -168,7 +172,7 @@ def open_engine(model: Transformer, options: EngineOptions) -> Engine:
         device=model.device,
         workspace_bytes=workspace_bytes(config),
         sample=model.kernels.sample,
-        record=CudaRecorder(model.device) if options.graphs and model.device.type == "cuda" else None,
+        record=CudaRecorder(model.device) if _may_record(model, options) else None,
         options=replace(
             options,
             limits=replace(options.limits, context_tokens=min(options.limits.context_tokens, config.context_tokens)),

@@ -125,3 +125,4 @@ class Kernels:
     unembed: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Shapes], torch.Tensor]
     sample: Sample
     packed_tokens: int = 0
+    recordable: bool = False  # into a CUDA graph: nothing is copied from the host or waited for on the way

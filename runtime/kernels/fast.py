@@ -77,4 +77,5 @@ def triton_kernels(on: torch.device, tuning: Tuning | None = None) -> Kernels:
         unembed=unembed,
         sample=sample,
         packed_tokens=few_tokens,
+        recordable=True,
     )

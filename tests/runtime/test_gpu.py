@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,9 +21,11 @@ from runtime.engine import Engine, EngineOptions, open_engine
 from runtime.graphs import CudaRecorder
 from runtime.kernels import reference
 from runtime.kernels.open import open_kernels
+from runtime.local import open_worker
 from runtime.lookup import Speculation
 from runtime.model.config import gpt_oss_20b
 from runtime.model.random_weights import random_weights, separate_experts
+from runtime.model.tiny import write_tiny
 from runtime.model.transformer import Transformer, build_transformer
 from runtime.request import Request, Sampling, TokenOut
 from runtime.runner import GUESSES
@@ -267,3 +270,17 @@ def test_threads_stream_at_a_time(model: Transformer) -> None:
     worker.close()
     for request in REQUESTS:
         assert worst(model, request, got[request.id]) < ROUNDING
+
+
+def test_the_plain_kernels_run_on_a_gpu_too_launch_by_launch(tmp_path: Path) -> None:
+    """`--backend torch` on a GPU: what they do on the host cannot be recorded, so nothing is."""
+    folder = tmp_path / "model"
+    write_tiny(folder, config=replace(gpt_oss_20b(), sliding=gpt_oss_20b().sliding[:2], vocabulary=2048))
+    prompt = tuple(range(60))
+    said = []
+    for kernels in ("reference", "triton"):
+        worker, _ = open_worker(str(folder), kernels=kernels, cache_bytes=64 << 20, context_tokens=512)
+        said.append([out.token for out in worker.stream(Request("r", prompt, 24, sampling=GREEDY))])
+        worker.close()
+    assert all(len(tokens) == 24 for tokens in said)
+    assert said[0][0] == said[1][0]  # bf16 rounds differently from there on
