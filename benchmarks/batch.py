@@ -1,30 +1,35 @@
-"""What a batch costs around the model, whether kills lose anything, and what 10,000 tasks would need.
+"""What a batch costs around the model, and whether kills lose anything.
 
-    python -m benchmarks.batch [--tasks 100] [--jobs 4] [--kills 10] [--sandbox docker|none]
+    python -m benchmarks.batch [--engine processes|ray] [--tasks 100] [--jobs 4] [--kills 10] [--sandbox docker|none]
 
 The model is a script of five answers that come at once, so all that is measured is ours: processes, git, containers, tools,
 logs. First the batch runs undisturbed; memory is the PSS of the batch and all its workers, sampled every 0.2 s (what runs in
-containers is the engine's and not in it). Then the same batch is killed (SIGKILL) at random moments and run again, until it
+containers is Docker's and not in it). Then the same batch is killed (SIGKILL) at random moments and run again, until it
 has been killed ``--kills`` times; at the end every task must have exactly one line, and no call may have been run twice.
-Last a simulation takes the measured costs to 10,000 tasks.
+
+With ``--engine ray`` it runs on a cluster of this machine, as many nodes of one CPU as there are jobs; what is killed the second time is
+one of Ray's workers. benchmarks/scale.py takes what comes out to 10,000 tasks.
 """
 
 from __future__ import annotations
 
 import argparse
-import heapq
 import json
 import os
 import platform
 import random
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +39,8 @@ from agent.log import LOG_NAME, read
 
 ROOT = Path(__file__).resolve().parent.parent
 PATCH = "*** Begin Patch\n*** Update File: calc.py\n@@\n-    return n + 2\n+    return n * 2\n*** End Patch\n"
-CHECK = "python3 -c 'import calc; assert calc.double(3) == 6'"
+# -B: a file that is mended in the second in which it was compiled, to the same length, is the old one to Python.
+CHECK = "python3 -B -c 'import calc; assert calc.double(3) == 6'"
 
 
 def shell(command: str) -> list[dict[str, Any]]:
@@ -65,13 +71,54 @@ def make_tasks(folder: Path, count: int) -> tuple[Path, Path]:
     return folder / "tasks.jsonl", folder / "script.json"
 
 
-def start(folder: Path, out: Path, jobs: int, sandbox: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "agent", "tasks", "run", str(folder / "tasks.jsonl"), "--out", str(out)]
-    flags = ["--jobs", str(jobs), "--wire", "scripted", "--script", str(folder / "script.json")]
-    place = ["--image", "host"] if sandbox == "docker" else ["--sandbox", "none", "--i-know-this-runs-on-my-machine"]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(folder)}
-    with (folder / "said.txt").open("ab") as said:
-        return subprocess.Popen([*command, *flags, *place], env=env, stdout=subprocess.DEVNULL, stderr=said)
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is run: the tasks' folder, how many at a time, in what sandbox, on which cluster (None: on this machine)."""
+
+    folder: Path
+    jobs: int
+    sandbox: str
+    nodes: subprocess.Popen[str] | None = None
+    address: str = ""
+
+    def start(self, out: Path) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "agent", "tasks", "run", str(self.folder / "tasks.jsonl"), "--out", str(out)]
+        flags = ["--jobs", str(self.jobs), "--wire", "scripted", "--script", str(self.folder / "script.json")]
+        docker = self.sandbox == "docker"
+        place = ["--image", "host"] if docker else ["--sandbox", "none", "--i-know-this-runs-on-my-machine"]
+        engine = ["--engine", "ray", "--address", self.address] if self.nodes else []
+        env = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(self.folder)}
+        with (self.folder / "said.txt").open("ab") as said:
+            return subprocess.Popen(
+                [*command, *flags, *place, *engine], env=env, stdout=subprocess.DEVNULL, stderr=said
+            )
+
+    def said(self) -> str:
+        return (self.folder / "said.txt").read_text()[-2000:]
+
+
+@contextmanager
+def cluster(folder: Path, nodes: int) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A Ray cluster of this machine; yields the program that holds it and its address."""
+    program = subprocess.Popen(
+        [sys.executable, "-m", "tests.e2e.ray_cluster", str(folder / "nodes")],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    with program:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        address = program.stdout.readline().strip()
+        for number in range(nodes):
+            program.stdin.write(f"add node{number}\n")
+            program.stdin.flush()
+            program.stdout.readline()
+        yield program, address
+        program.stdin.close()
 
 
 def tree(pid: int) -> list[int]:
@@ -102,17 +149,21 @@ def records(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []
 
 
-def undisturbed(folder: Path, jobs: int, sandbox: str) -> dict[str, float]:
+def undisturbed(setting: Setting) -> dict[str, float]:
     """Run the batch to its end; return what it cost."""
+    out = setting.folder / "plain"
     before = os.times()
-    began = time.monotonic()
-    batch = start(folder, folder / "plain", jobs, sandbox)
+    began, began_at = time.monotonic(), time.time()
+    batch = setting.start(out)
     samples: list[int] = []
+    ray_samples = [0]
     done = threading.Event()
 
     def sample() -> None:
         while not done.wait(0.2):
             samples.append(pss_bytes(batch.pid))
+            if setting.nodes:
+                ray_samples.append(pss_bytes(setting.nodes.pid))
 
     sampler = threading.Thread(target=sample)
     sampler.start()
@@ -121,42 +172,80 @@ def undisturbed(folder: Path, jobs: int, sandbox: str) -> dict[str, float]:
     sampler.join()
     wall_s = time.monotonic() - began
     after = os.times()
-    found = records(folder / "plain")
-    assert code == 0, (folder / "said.txt").read_text()[-2000:]
-    assert all(record["outcome"] == "passed" for record in found)
+    found = records(out)
+    assert code == 0, setting.said()
+    assert all(record["outcome"] == "passed" for record in found), setting.said()
     cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
+    ends = [attempt["ended_at"] - began_at for record in found for attempt in record["attempts"]]
+    quarters = [
+        sum(wall_s * part / 4 < end <= wall_s * (part + 1) / 4 for end in ends) * 240 / wall_s for part in range(4)
+    ]
+    tenths = statistics.quantiles((record["duration_s"] for record in found), n=10)
     return {
         "wall_s": wall_s,
         "tasks_per_minute": 60 * len(found) / wall_s,
-        "task_s": statistics.median(record["duration_s"] for record in found),
+        "slowest_quarter": min(quarters),
+        "fastest_quarter": max(quarters),
+        "task_s": tenths[4],
+        "task_low_s": tenths[0],
+        "task_high_s": tenths[8],
         "cpu_s": cpu_s / len(found),
         "peak_mib": max(samples) / (1 << 20),
         "median_mib": statistics.median(samples) / (1 << 20),
-        "log_kib": statistics.mean(path.stat().st_size for path in (folder / "plain").rglob(LOG_NAME)) / 1024,
+        "ray_mib": max(ray_samples) / (1 << 20),
+        "log_kib": statistics.mean(path.stat().st_size for path in out.rglob(LOG_NAME)) / 1024,
     }
 
 
-def killed(folder: Path, count: int, jobs: int, sandbox: str, kills: int, wall_s: float) -> dict[str, float]:
-    """Kill the batch at random moments, run it again, and look at what is there in the end."""
-    source, out = random.Random(1), folder / "killed"
-    at: list[int] = []
-    began = time.monotonic()
-    while len(at) < kills:
-        batch = start(folder, out, jobs, sandbox)
+def kill_batches(setting: Setting, out: Path, kills: int, wall_s: float) -> int:
+    """Kill the batch at random moments and run it again, then to its end; return how often it was killed."""
+    source = random.Random(1)
+    for killed in range(kills):
+        batch = setting.start(out)
         try:
             batch.wait(source.uniform(0.5, 1.6 * wall_s / kills))
         except subprocess.TimeoutExpired:
             batch.kill()
-            at.append(len(records(out)))
             batch.wait()
         else:
-            break
-    code = start(folder, out, jobs, sandbox).wait()
-    assert code == 0, (code, (folder / "said.txt").read_text()[-2000:])
+            return killed
+    code = setting.start(out).wait()
+    assert code == 0, (code, setting.said())
+    return kills
+
+
+def kill_workers(setting: Setting, out: Path, kills: int, wall_s: float) -> int:
+    """Kill one of Ray's workers at random moments while the batch goes on; return how many were killed."""
+    assert setting.nodes is not None
+    source = random.Random(1)
+    batch = setting.start(out)
+    killed = 0
+    while killed < kills and batch.poll() is None:
+        time.sleep(source.uniform(0.2, 0.8) * wall_s / kills)
+        seats = [pid for pid in tree(setting.nodes.pid) if runs_seat(pid)]
+        if seats:
+            os.kill(source.choice(seats), signal.SIGKILL)
+            killed += 1
+    code = batch.wait()
+    assert code == 0, (code, setting.said())
+    return killed
+
+
+def runs_seat(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().startswith("ray::Seat")
+    except OSError:
+        return False
+
+
+def disturbed(setting: Setting, count: int, kills: int, wall_s: float) -> dict[str, float]:
+    """Kill, and look at what is there in the end."""
+    out = setting.folder / "killed"
+    began = time.monotonic()
+    killed = (kill_workers if setting.nodes else kill_batches)(setting, out, kills, wall_s)
     found = records(out)
     names = [record["task"] for record in found]
     assert sorted(names) == [f"task-{number:05}" for number in range(count)], "a task was lost, or has two lines"
-    passed = sum(record["outcome"] == "passed" for record in found)
     for record in found:
         if record["outcome"] != "passed":
             print(f"{record['task']}: {record['class']}: {record['reason']}", file=sys.stderr)
@@ -169,84 +258,62 @@ def killed(folder: Path, count: int, jobs: int, sandbox: str, kills: int, wall_s
         resumed += bool(notes)
         restored += any("restored" in note for note in notes)
     return {
-        "kills": len(at),
+        "kills": killed,
         "resumed": resumed,
         "restored": restored,
-        "passed": passed,
+        "passed": sum(record["outcome"] == "passed" for record in found),
         "wall_s": time.monotonic() - began,
     }
 
 
-@dataclass(frozen=True, slots=True)
-class World:
-    """What a task is, in the simulation. The model's numbers are assumptions; ``start_s`` and ``turn_s`` were measured."""
-
-    turns: float = 40  # median; the spread is log-normal, sigma 0.5
-    answer_tokens: float = 400
-    tokens_per_s: float = 60  # of one stream
-    streams: int = 64  # that an endpoint serves at that speed; more wait
-    tool_s: float = 2.0
-    start_s: float = 1.0
-    turn_s: float = 0.05
-
-
-def simulate(world: World, tasks: int, workers: int, endpoints: int, seed: int = 1) -> tuple[float, float]:
-    """Return (hours until the last task ends, how busy the endpoints were) for so many workers and endpoints."""
-    source = random.Random(seed)
-    free = [0.0] * (world.streams * endpoints)  # when each stream is free again
-    waiting = [max(1, round(source.lognormvariate(0, 0.5) * world.turns)) for _ in range(tasks)]
-    moments = [(world.start_s * 0.1 * worker, worker, waiting.pop()) for worker in range(min(workers, tasks))]
-    heapq.heapify(moments)
-    busy_s = end_s = 0.0
-    while moments:
-        now_s, worker, left = heapq.heappop(moments)
-        answer_s = source.expovariate(1 / world.answer_tokens) / world.tokens_per_s
-        begin_s = max(now_s, heapq.heappop(free))
-        heapq.heappush(free, begin_s + answer_s)
-        busy_s += answer_s
-        end_s = begin_s + answer_s + world.turn_s + source.expovariate(1 / world.tool_s)
-        if left > 1:
-            heapq.heappush(moments, (end_s, worker, left - 1))
-        elif waiting:
-            heapq.heappush(moments, (end_s + world.start_s, worker, waiting.pop()))
-    return end_s / 3600, busy_s / (end_s * len(free))
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", choices=("processes", "ray"), default="processes")
     parser.add_argument("--tasks", type=int, default=100)
     parser.add_argument("--jobs", type=int, default=4)
-    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--kills", type=int, help="how many (10 of the batch, 1 of Ray's workers)")
     parser.add_argument("--sandbox", choices=("docker", "none"), default="docker")
     asked = parser.parse_args()
     load = os.getloadavg()[0]
-    with tempfile.TemporaryDirectory(prefix="gpt-oss-agent-batch-") as name:
+    with tempfile.TemporaryDirectory(prefix="gpt-oss-agent-batch-") as name, ExitStack() as stack:
         folder = Path(name)
         make_tasks(folder, asked.tasks)
-        plain = undisturbed(folder, asked.jobs, asked.sandbox)
-        kill = killed(folder, asked.tasks, asked.jobs, asked.sandbox, asked.kills, plain["wall_s"])
-    when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    print(
-        f"{when}, {os.cpu_count()} cores, load {load:.1f}, Python {platform.python_version()}, sandbox {asked.sandbox}\n"
-    )
-    print(f"| what ({asked.tasks} tasks of {len(TURNS)} answers, {asked.jobs} jobs) | value |\n|---|---|")
-    print(f"| throughput | {plain['tasks_per_minute']:.0f} tasks a minute ({plain['wall_s']:.0f} s) |")
-    print(f"| one task, from its first event to its last (median) | {plain['task_s']:.2f} s |")
-    print(f"| CPU a task, without the container's | {plain['cpu_s']:.2f} s |")
-    print(
-        f"| memory of the batch and its workers (PSS) | median {plain['median_mib']:.0f}, peak {plain['peak_mib']:.0f} MiB |"
-    )
-    print(f"| log of a task | {plain['log_kib']:.0f} KiB |")
-    print(
-        f"| killed {kill['kills']:.0f} times and run again | nothing lost, nothing twice; {kill['passed']:.0f} of {asked.tasks} passed; {kill['resumed']:.0f} tasks resumed, {kill['restored']:.0f} of them in a restored copy; {kill['wall_s']:.0f} s |"
-    )
-    turn_s = plain["task_s"] / len(TURNS)
-    world = World(start_s=60 * asked.jobs / plain["tasks_per_minute"] - plain["task_s"], turn_s=turn_s)
-    print(f"\n10,000 tasks, simulated: {world}\n\n| endpoints | workers | hours | endpoints busy |\n|---|---|---|---|")
-    for endpoints, workers in ((1, 64), (1, 128), (2, 256), (4, 512), (8, 512), (8, 1024), (16, 2048)):
-        hours, busy = simulate(world, 10_000, workers, endpoints)
-        print(f"| {endpoints} | {workers} | {hours:.1f} | {100 * busy:.0f} % |")
+        setting = Setting(folder, asked.jobs, asked.sandbox)
+        if asked.engine == "ray":
+            nodes, address = stack.enter_context(cluster(folder, asked.jobs))
+            setting = replace(setting, nodes=nodes, address=address)
+        plain = undisturbed(setting)
+        kills = asked.kills or (1 if setting.nodes else 10)
+        kill = disturbed(setting, asked.tasks, kills, plain["wall_s"])
+    table(asked, load, plain, kill)
     return 0
+
+
+def table(asked: argparse.Namespace, load: float, plain: dict[str, float], kill: dict[str, float]) -> None:
+    ray = asked.engine == "ray"
+    when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    versions = f"Python {platform.python_version()}" + (f", Ray {version('ray')}" if ray else "")
+    print(f"{when}, {os.cpu_count()} cores, load {load:.1f} at the start, {versions}, sandbox {asked.sandbox}\n")
+    where = f"{asked.jobs} jobs" + (f" on {asked.jobs} nodes of Ray" if ray else "")
+    rows = {
+        "throughput, [the slowest and the fastest quarter of the time]": f"{plain['tasks_per_minute']:.0f} tasks a minute [{plain['slowest_quarter']:.0f} to {plain['fastest_quarter']:.0f}]; {plain['wall_s']:.0f} s",
+        "one task, from its first event to its last: median [tenth to ninetieth percentile]": f"{plain['task_s']:.2f} s [{plain['task_low_s']:.2f} to {plain['task_high_s']:.2f}]",
+        "CPU a task, of the batch alone" if ray else "CPU a task, without the container's": f"{plain['cpu_s']:.2f} s",
+        "memory of the batch (PSS)"
+        if ray
+        else "memory of the batch and its workers (PSS)": f"median {plain['median_mib']:.0f}, peak {plain['peak_mib']:.0f} MiB",
+    }
+    if ray:
+        rows["memory of Ray itself and all workers, peak (PSS)"] = f"{plain['ray_mib']:.0f} MiB"
+    rows["log of a task"] = f"{plain['log_kib']:.0f} KiB"
+    what = "workers of Ray killed" if ray else "batch killed and run again, times"
+    rows[f"{what}: {kill['kills']:.0f}"] = (
+        f"nothing lost, nothing twice; {kill['passed']:.0f} of {asked.tasks} passed; {kill['resumed']:.0f} tasks resumed, "
+        f"{kill['restored']:.0f} of them in a restored copy; {kill['wall_s']:.0f} s"
+    )
+    print(f"| what ({asked.tasks} tasks of {len(TURNS)} answers, {where}) | value |\n|---|---|")
+    for name, value in rows.items():
+        print(f"| {name} | {value} |")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ import logging
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -31,11 +32,21 @@ from sandbox.errors import WorktreeError
 
 LOSSES = 5  # machines come and go in a cluster; a worker that dies for reasons of its own counts on its machine
 POLL_S = 0.5
+REST_S = 10.0  # how long an actor without work keeps its place
 CONNECT_S = 10.0
 MACHINE_NAME = "machine"
 BATCH_NAME = "cluster-batch"
 Handle: TypeAlias = Any  # of an actor: Ray makes its methods when it runs
 THREADS = 4  # of an actor: the attempt, its reports, and orders to it
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Place:
+    """An actor on its machine."""
+
+    seat: Handle
+    machine: str
+    cpus: float
 
 
 class Cluster:
@@ -50,6 +61,7 @@ class Cluster:
         self._batch = _batch_name(folder)
         self._lock = threading.Lock()
         self._seats: set[Handle] = set()
+        self._resting: list[_Place] = []
 
     def __enter__(self) -> Cluster:
         """Connect. Raises UsageError where there is no cluster."""
@@ -76,8 +88,7 @@ class Cluster:
             if not self._governor.wait(min(loss, 1)):  # not at once where something was just lost
                 return None
             try:
-                with self._seat(job) as seat:
-                    return self._follow(seat, job, tell)
+                return self._start(job, tell)
             except RayError as error:
                 lost = _told(error)
         return Attempt(job.attempt, Kind.HARNESS, "", f"the cluster lost its worker {LOSSES} times: {lost}")
@@ -88,13 +99,22 @@ class Cluster:
             for seat in self._seats:
                 seat.stop.remote()
 
-    def _follow(self, seat: Handle, job: Job, tell: Callable[[Progress], None]) -> Attempt | None:
-        machine = self._when_it_sits(seat)
-        if machine is None:
+    def _start(self, job: Job, tell: Callable[[Progress], None]) -> Attempt | None:
+        place = self._place(job)
+        if place is None:
             return None
-        folder = Path(job.folder)
+        with ExitStack() as stack:
+            stack.callback(self._end, place.seat)
+            attempt = self._follow(place, job, tell)
+            if attempt is not None:
+                stack.pop_all()
+                self._rest(place)
+        return attempt
+
+    def _follow(self, place: _Place, job: Job, tell: Callable[[Progress], None]) -> Attempt | None:
+        folder, seat = Path(job.folder), place.seat
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / MACHINE_NAME).write_text(machine)
+        (folder / MACHINE_NAME).write_text(place.machine)
         try:
             checkout = pack_checkout(Path(job.repository))
         except (AgentError, WorktreeError) as error:
@@ -121,6 +141,33 @@ class Cluster:
             ray.get(seat.forget.remote(job, self._batch))
         return attempt
 
+    def _place(self, job: Job) -> _Place | None:
+        """Return a place: one that rests, or a new one, on the machine where the attempt was begun. None: stopped."""
+        began = Path(job.folder, MACHINE_NAME)
+        cpus = float(job.config.get("cpus") or 1.0)
+        near: NodeAffinitySchedulingStrategy | str = "DEFAULT"
+        if began.exists():
+            near = NodeAffinitySchedulingStrategy(began.read_text(), soft=True)
+            for resting in tuple(self._resting):
+                self._wake(resting, to_end=True)  # it might hold the CPU that is asked for
+        else:
+            with self._lock:
+                fitting = next((each for each in self._resting if each.cpus == cpus), None)
+            if fitting is not None and self._wake(fitting):
+                return fitting
+        seat: Handle = (
+            ray.remote(Seat).options(num_cpus=cpus, max_concurrency=THREADS, scheduling_strategy=near).remote()
+        )
+        with self._lock:
+            self._seats.add(seat)
+        with ExitStack() as stack:
+            stack.callback(self._end, seat)
+            machine = self._when_it_sits(seat)
+            if machine is None:
+                return None
+            stack.pop_all()
+        return _Place(seat, machine, cpus)
+
     def _when_it_sits(self, seat: Handle) -> str | None:
         """Wait until the cluster has a place, which may take as long as others work; return the machine's id."""
         said = seat.place.remote()
@@ -141,20 +188,28 @@ class Cluster:
             )
         return str(machine)
 
-    @contextmanager
-    def _seat(self, job: Job) -> Iterator[Handle]:
-        before = Path(job.folder, MACHINE_NAME)
-        near = NodeAffinitySchedulingStrategy(before.read_text(), soft=True) if before.exists() else "DEFAULT"
-        cpus = job.config.get("cpus") or 1.0
-        seat: Any = ray.remote(Seat).options(num_cpus=cpus, max_concurrency=THREADS, scheduling_strategy=near).remote()
+    def _rest(self, place: _Place) -> None:
+        """Keep a place for the next attempt: it is a second of work to make one, and the worker is a process of its own."""
         with self._lock:
-            self._seats.add(seat)
-        try:
-            yield seat
-        finally:
-            with self._lock:
-                self._seats.discard(seat)
-            ray.kill(seat)
+            self._resting.append(place)
+        timer = threading.Timer(REST_S, self._wake, (place,), {"to_end": True})
+        timer.daemon = True
+        timer.start()
+
+    def _wake(self, place: _Place, *, to_end: bool = False) -> bool:
+        """Take a place from those that rest. False: somebody else did."""
+        with self._lock:
+            if place not in self._resting:
+                return False
+            self._resting.remove(place)
+        if to_end:
+            self._end(place.seat)
+        return True
+
+    def _end(self, seat: Handle) -> None:
+        with self._lock:
+            self._seats.discard(seat)
+        ray.kill(seat)
 
 
 def _reach(address: str) -> None:

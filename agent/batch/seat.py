@@ -1,4 +1,4 @@
-"""The far end of the cluster's engine: one attempt on a machine that shares no disk with the batch.
+"""The far end of the cluster's engine: attempts, one at a time, on a machine that shares no disk with the batch.
 
 What runs the attempt there is what runs it here (agent/batch/processes.py), so a worker hangs on a leash there too: when
 this process is killed, because the batch was or its machine's keeper wants its place, the worker ends at once, and its
@@ -39,7 +39,7 @@ def our_code() -> str:
 
 
 class Seat:
-    """Runs one attempt. ``run`` is called once; ``reports`` beside it until it says "end", and ``grant`` for each "ask"."""
+    """Runs attempts, one at a time. ``reports`` is called beside ``run`` until it says "end", ``grant`` for each "ask"."""
 
     def __init__(self) -> None:
         self.stopped = ""

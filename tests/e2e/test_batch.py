@@ -32,7 +32,14 @@ def shell(command: str) -> list[dict[str, object]]:
 
 MEND = [{"recipient": "repo_browser.apply_patch", "arguments": {"patch": PATCH}}]
 DONE = [{"text": "double() doubles now."}]
-TURNS = [shell("cat calc.py; sleep 0.3"), shell("sleep 0.3"), MEND, shell("sleep 0.3; python3 -c 'import calc'"), DONE]
+TURNS = [
+    shell("cat calc.py; sleep 0.3"),
+    shell("sleep 0.3"),
+    MEND,
+    shell("sleep 0.3; python3 -B -c 'import calc'"),
+    DONE,
+]
+# -B: a file that is mended in the second in which it was compiled, to the same length, is the old one to Python.
 # What is played only where a kill took the sandbox too, and the run is asked to look again.
 ONCE_MORE = [shell("git diff"), MEND, [{"text": "It is mended."}]]
 

@@ -19,6 +19,7 @@ from tests.e2e.conftest import PLAIN, ROOT, Place
 from tests.e2e.test_batch import DONE, MEND, ONCE_MORE, Script, lines, logs, make_tasks, shell, wait_until
 
 pytestmark = pytest.mark.timeout(300)
+STARTS_S = 90  # Ray's processes load much, and a machine may be busy
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,15 @@ class Nodes:
     def seats(self) -> list[int]:
         """The processes of Ray in which attempts run now."""
         return [pid for pid in below(self.program.pid) if command(pid).startswith("ray::Seat")]
+
+    def seat_of(self, log: Path) -> int:
+        """The process of Ray that runs the attempt of a log."""
+        home = f"HOME={self.folder / log.relative_to(self.folder).parts[0]}\0"
+        return next(pid for pid in self.seats() if home in Path(f"/proc/{pid}/environ").read_text())
+
+    def at_work(self) -> list[Path]:
+        """The logs of attempts on the nodes that have got somewhere."""
+        return [path for path in self.kept() if path.name == LOG_NAME and b"ToolFinished" in path.read_bytes()]
 
     def kept(self) -> list[Path]:
         """What lies in the homes of the nodes."""
@@ -95,6 +105,13 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
         program.stdin.close()
 
 
+def outcomes(out: Path) -> list[str]:
+    """What each task came to; with its reason where that is not as it should be."""
+    return [
+        r["outcome"] if r["outcome"] == "passed" else f"{r['task']} {r['outcome']}: {r['reason']}" for r in lines(out)
+    ]
+
+
 def resumed(log: Path) -> int:
     return [type(entry.event).__name__ for entry in read(log)].count("Resumed")
 
@@ -133,14 +150,14 @@ def test_a_worker_that_is_killed_goes_on_from_its_log(
     nodes: Nodes, place: Place, script: Script, tmp_path: Path, sandbox: tuple[str, ...]
 ) -> None:
     path, out = make_tasks(tmp_path / "set", 3), tmp_path / "out"
-    turns = [MEND, shell("sleep 2"), shell("python3 -c 'import calc'"), DONE, *ONCE_MORE]
+    turns = [MEND, shell("sleep 2"), shell("python3 -B -c 'import calc'"), DONE, *ONCE_MORE]
     batch = place.start("tasks", "run", str(path), "--out", str(out), "-j", "3", *script(turns), *sandbox, *nodes.flags)
-    wait_until(lambda: any(b"ToolFinished" in log.read_bytes() for log in nodes.kept() if log.name == LOG_NAME))
-    os.kill(nodes.seats()[0], signal.SIGKILL)
+    wait_until(lambda: bool(nodes.at_work()), STARTS_S)
+    os.kill(nodes.seat_of(nodes.at_work()[0]), signal.SIGKILL)
     _, said = batch.communicate(timeout=120)
     assert batch.returncode == 0, said
     assert sorted(record["task"] for record in lines(out)) == ["t00", "t01", "t02"]
-    assert [record["outcome"] for record in lines(out)] == ["passed"] * 3
+    assert outcomes(out) == ["passed"] * 3
     assert sum(map(resumed, logs(out))) == 1
     assert not any(map(calls_run_twice, logs(out)))
     assert nodes.kept() == []
@@ -157,7 +174,7 @@ def test_a_batch_that_is_killed_leaves_no_worker_and_goes_on(
     turns = [MEND, shell("sleep 3"), DONE, *ONCE_MORE]
     command = ("tasks", "run", str(path), "--out", str(out), "-j", "2", *script(turns), *PLAIN, *nodes.flags)
     batch = place.start(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_until(lambda: sum(b"ToolFinished" in log.read_bytes() for log in nodes.kept() if log.name == LOG_NAME) == 2)
+    wait_until(lambda: len(nodes.at_work()) == 2, STARTS_S)
     batch.kill()
     batch.wait()
     wait_until(lambda: not nodes.seats())
@@ -178,15 +195,15 @@ def test_ctrl_c_stops_cleanly_where_some_wait_for_a_place(
     path, out = make_tasks(tmp_path / "set", 4), tmp_path / "out"
     command = ("tasks", "run", str(path), "--out", str(out), "-j", "4", *script([MEND, shell("sleep 3"), DONE]), *PLAIN)
     batch = place.start(*command, *nodes.flags)
-    wait_until(lambda: sum(b"ToolFinished" in log.read_bytes() for log in nodes.kept() if log.name == LOG_NAME) == 2)
+    wait_until(lambda: len(nodes.at_work()) == 2, STARTS_S)
     batch.send_signal(signal.SIGINT)
-    _, said = batch.communicate(timeout=30)
+    _, said = batch.communicate(timeout=STARTS_S)
     assert batch.returncode == 130, said
     assert "4 tasks are left: interrupted by the person" in said
     assert lines(out) == []
     done = place.agent(*command, *nodes.flags, timeout_s=120)
     assert done.returncode == 0, done.stderr
-    assert [record["outcome"] for record in lines(out)] == ["passed"] * 4
+    assert outcomes(out) == ["passed"] * 4
     assert sorted(map(resumed, logs(out))) == [0, 0, 1, 1]
 
 
@@ -200,13 +217,13 @@ def test_a_machine_that_is_lost_takes_no_task_with_it(
         batch = place.start(
             "tasks", "run", str(path), "--out", str(out), "-j", "3", *script(turns), *PLAIN, *nodes.flags
         )
-        wait_until(lambda: any("/three/" in str(path) and path.name == LOG_NAME for path in nodes.kept()))
+        wait_until(lambda: any("/three/" in str(path) and path.name == LOG_NAME for path in nodes.kept()), STARTS_S)
     finally:
         nodes.order("lose three")
     _, said = batch.communicate(timeout=120)
     assert batch.returncode == 0, said
     assert sorted(record["task"] for record in lines(out)) == ["t00", "t01", "t02"]
-    assert [record["outcome"] for record in lines(out)] == ["passed"] * 3
+    assert outcomes(out) == ["passed"] * 3
     assert {path.parts[len(nodes.folder.parts)] for path in nodes.kept()} == {"three"}
 
 
