@@ -119,12 +119,14 @@ class Engine:
 
     def abort(self, request_id: str) -> TokenOut | None:
         """Drop a request; None when there is no such request (any more)."""
-        return self.scheduler.abort(request_id)
+        out = self.scheduler.abort(request_id)
+        self._forget_void()
+        return out
 
     def prepare(self) -> bool:
         """Record one more graph that later steps are likely to want, in a tenth of a second; False when none is left.
 
-        For whoever has nothing else to do: without it a prompt's kernels are launched one by one, and what a guess costs is
+        Only while the engine is idle, for whoever has nothing else to do: without it a prompt's kernels are launched one by one, and what a guess costs is
         not known of this device and model.
         """
         if self.runner.prepare():
@@ -152,9 +154,13 @@ class Engine:
         ahead = self.scheduler.ahead(launched.works)
         self._launched = self.runner.launch(ahead, launched) if ahead else None
         outs = self.scheduler.record(launched.works, *launched.tokens())
+        self._forget_void()
+        return outs
+
+    def _forget_void(self) -> None:
+        """Drop the step under way where all who were in it have ended: nobody will sample it."""
         if self.scheduler.idle:
             self._launched = None
-        return outs
 
 
 def _may_record(model: Transformer, options: EngineOptions) -> bool:

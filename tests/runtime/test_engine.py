@@ -363,6 +363,18 @@ def test_a_thread_prepares_while_nobody_asks() -> None:
     assert len(recorder.graphs) > 1
 
 
+def test_a_graph_is_prepared_after_an_abort_left_a_step_that_nobody_sampled() -> None:
+    tested = engine(recorder=Recorder())
+    for _ in range(2):
+        tested.add(Request("gone", (1, 2, 3), 9, mask=lambda: ByRule(lambda _: bits({3, 7}), lambda _: False)))
+        tested.step()
+        tested.step()
+        tested.abort("gone")
+        assert tested.prepare()
+        request = Request("x", (4, 5), 6, sampling=Sampling(seed=1))
+        assert tokens(drain(tested, [request])["x"]) == truth(request, 200)
+
+
 def test_no_graph_is_prepared_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Recorder, "has_room", lambda self: False)
     recorder = Recorder()
