@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 from urllib.parse import urlsplit
@@ -36,8 +35,10 @@ log = logging.getLogger(__name__)
 
 MOST_CALLS = 64
 MOST_OUTPUT_BYTES = 10_000
-MOST_THREADS = 64
-BUSY = "All sandboxes of this server are taken. Answer without running code, or try again in a little while."
+MOST_RUNNING = 64  # calls at a time, those that nobody waits for any more among them
+BUSY = (
+    "This server runs as many calls as it can at the moment. Answer without this one, or try again in a little while."
+)
 LOST = (
     "There is no sandbox for this call, or it was lost in the middle of it, and with it all variables and files. "
     "Another call starts a fresh one."
@@ -82,13 +83,12 @@ class Builtins:
         self.browser = browser
         self.interpreters = interpreters
         self.offer = Offer(browser is not None, interpreters is not None, memory_bytes)
-        self.threads = ThreadPoolExecutor(MOST_THREADS, thread_name_prefix="tool")
+        self.running = threading.BoundedSemaphore(MOST_RUNNING)
 
     def close(self) -> None:
         """Close the sandboxes; a call that still runs ends with its own."""
         if self.interpreters is not None:
             self.interpreters.close()
-        self.threads.shutdown(wait=False, cancel_futures=True)
 
 
 class Bench:
@@ -138,16 +138,7 @@ class Bench:
         """Run it. Raises Cancelled when the request ends meanwhile."""
         if not work.tool:
             return Done(work, ToolResult(work.text, ok=False))
-        running = self._builtins.threads.submit(self._run, work)
-        over = threading.Event()
-        running.add_done_callback(lambda _: over.set())
-        with cancel.by(over.set):
-            over.wait()
-        if not running.done():
-            running.cancel()
-            self._drop()
-            raise cancel.error()
-        result = running.result()
+        result = self._awaited(work, cancel)
         if work.kind == "code":
             return Done(work, result)
         self.newest_search = work.id
@@ -157,6 +148,30 @@ class Bench:
             opened = page.url.removeprefix(SOURCE_PREFIX)
             work = replace(work, detail={"action": {"type": "open_page", "url": opened}})
         return Done(work, result, sources)
+
+    def _awaited(self, work: Work, cancel: Cancel) -> ToolResult:
+        """Run a call in a thread of its own, which nobody waits for once the request has ended, nor at the end of the process."""
+        if not self._builtins.running.acquire(blocking=False):
+            return ToolResult(BUSY, ok=False)
+        over = threading.Event()
+        results: list[ToolResult] = []
+
+        def call() -> None:
+            try:
+                results.append(self._run(work))
+            finally:
+                self._builtins.running.release()
+                over.set()
+
+        threading.Thread(target=call, name="tool", daemon=True).start()
+        with cancel.by(over.set):
+            over.wait()
+        if results:
+            return results[0]
+        self._drop()
+        if cancel.called:
+            raise cancel.error()
+        raise RuntimeError("a tool broke; its thread says why")
 
     def cited(self, cursor: int) -> Source | None:
         """Return what a citation points to, if it points to anything."""
@@ -169,19 +184,21 @@ class Bench:
             self._interpreter = None
 
     def _run(self, work: Work) -> ToolResult:
-        tool = self._tools[work.tool]
+        tool, interpreter = self._tools[work.tool], self._interpreter
+        if work.kind == "web":
+            return tool.run(work.text, _NOWHERE)
+        if interpreter is None:
+            return ToolResult(BUSY, ok=False)
+        fresh, interpreter.lost = interpreter.lost, False
         try:
-            if work.kind == "web":
-                return tool.run(work.text, _NOWHERE)
-            if self._interpreter is None:
-                return ToolResult(BUSY, ok=False)
-            fresh, self._interpreter.lost = self._interpreter.lost, False
-            result = tool.run(work.text, self._interpreter.opened())
-            return replace(result, text=FRESH + result.text) if fresh else result
+            result = tool.run(work.text, interpreter.opened())
         except (SandboxError, WorktreeError):
-            log.warning("a sandbox was lost", exc_info=True)
-            self._drop()
+            if self._interpreter is interpreter:  # and not taken down because the request ended
+                log.warning("a sandbox was lost; --verbose says how")
+                log.info("a sandbox was lost", exc_info=True)
+                self._drop()
             return ToolResult(LOST, ok=False)
+        return replace(result, text=FRESH + result.text) if fresh else result
 
     def _drop(self) -> None:
         interpreter, self._interpreter = self._interpreter, None

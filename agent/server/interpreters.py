@@ -184,7 +184,8 @@ class Interpreters:
         try:
             interpreter.opened()
         except SandboxError as error:
-            log.warning("no sandbox could be started in advance: %s", error)
+            log.warning("no sandbox could be started in advance; --verbose says why")
+            log.info("no sandbox could be started: %s", error)
             self._retry_s = time.monotonic() + RETRY_S
             return
         with self._changed:
@@ -198,4 +199,5 @@ def _close(interpreter: Interpreter) -> None:
     try:
         interpreter.close()
     except SandboxError as error:
-        log.warning("a sandbox could not be closed: %s", error)
+        log.warning("a sandbox could not be closed; --verbose says why")
+        log.info("a sandbox could not be closed: %s", error)

@@ -16,7 +16,7 @@ from agent.conversation import Channel, Message, Role
 from agent.events import MessageAdded, Sampled
 from agent.harmony.codec import Codec
 from agent.harmony.tokens import CALL
-from agent.server.bench import BUSY, FRESH, LOST, MOST_CALLS
+from agent.server.bench import BUSY, FRESH, LOST, MOST_CALLS, MOST_RUNNING
 from agent.server.interpreters import Interpreters
 from sandbox.base import Sandbox
 from tests.agent.server.conftest import client_of
@@ -591,8 +591,6 @@ class TestOff:
 class TestEnds:
     """A request that ends in the middle of a call ends the call, and holds nothing."""
 
-    SLEEP = "import time, os\nopen('/tmp/begun-' + str(os.getppid()), 'w')\ntime.sleep(60)"
-
     @pytest.mark.parametrize("how", ["gone", "cancelled", "timeout"])
     def test_code_that_runs(self, tmp_path: Path, how: str) -> None:
         opened: list[Sandbox] = []
@@ -636,12 +634,18 @@ class TestEnds:
     def test_a_search_that_hangs(self) -> None:
         service_ = Web()
         service_.gate.clear()
-        model = Player([said(web("search", query="q"), finish="call")])
+        search = said(web("search", query="q"), finish="call")
+        model = Player([search, search, said(final("Later then."))])
         with equipment(service_) as tools, serving(model, builtins=tools) as (url, service):
             stream = open_stream(url, "/v1/responses", input="x", tools=[SEARCH])
             until(lambda: bool(service_.asked))
             stream.close()
             assert until(lambda: service.slots.taken == 0) < 0.5
+            free = [tools.running.acquire(blocking=False) for _ in range(MOST_RUNNING)]
+            assert free.count(True) == MOST_RUNNING - 1  # the call is not over, and is counted until it is
+            answer = httpx2.post(f"{url}/responses", json={"input": "x", "tools": [SEARCH]}).json()
+            assert [item["status"] for item in answer["output"]] == ["failed", "completed"]
+            assert model.asked[-1][0].messages[-1].text == BUSY
             service_.gate.set()
 
     def test_a_client_that_goes_away_between_calls_keeps_its_sandbox(self, interpreters: Interpreters) -> None:
