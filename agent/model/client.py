@@ -164,10 +164,9 @@ class _Line:
         with self._lock:
             self._cut = True
             for one in self._sockets:
-                with suppress(OSError):
-                    socket.socket.shutdown(
-                        one, socket.SHUT_RDWR
-                    )  # the plain one's: a TLS socket would say goodbye first
+                with suppress(OSError):  # it is gone already
+                    # The plain socket's method: that of a TLS socket takes its cipher away under the reader.
+                    socket.socket.shutdown(one, socket.SHUT_RDWR)
 
 
 class Client:
