@@ -14,6 +14,9 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.agent.browser.test_browser import KEY, exa, origin
+from tests.servers import serving
+
 ROOT = Path(__file__).resolve().parents[3]
 READ = "cat hello.txt"
 WRITE = "printf 'hello world\\n' > hello.txt && cat hello.txt"
@@ -43,12 +46,13 @@ def environment(home: Path) -> dict[str, str]:
 
 
 @contextmanager
-def served(folder: Path, script: Sequence[Any]) -> Iterator[str]:
+def served(folder: Path, script: Sequence[Any], *flags: str, **variables: str) -> Iterator[str]:
     """`agent serve`, as a process of its own: gives the line that it prints, which is its URL."""
     path = folder / "script.json"
     path.write_text(json.dumps({"turns": script}))
     command = [sys.executable, "-m", "agent", "serve", "--backend", "scripted", "--script", str(path), "--port", "0"]
-    env = {**environment(folder / "server-home"), "PYTHONPATH": str(ROOT)}
+    command += flags
+    env = {**environment(folder / "server-home"), "PYTHONPATH": str(ROOT), **variables}
     with subprocess.Popen(command, env=env, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -149,3 +153,40 @@ def test_what_is_missing_is_a_usage_error(tmp_path: Path, flags: list[str], told
     done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert told in done.stderr
+
+
+@pytest.mark.codex
+def test_codex_searches_the_web_through_the_server(tmp_path: Path, repository: Path) -> None:
+    """It sends web_search with every request, unasked; switched on, the server searches, and Codex goes on with its own tools."""
+    codex = program("CODEX", "codex/codex", "scripts/codex")
+    search = {
+        "text": '{"query": "greetings"}',
+        "channel": "analysis",
+        "recipient": "browser.search",
+        "content_type": "code",
+    }
+    script = turns("exec_command", [{"cmd": WRITE}])
+    home = tmp_path / "home"
+    env = environment(home)
+    config = home / ".codex" / "config.toml"
+    config.parent.mkdir()
+    with serving(exa) as service:
+        search_env = {"EXA_API_KEY": KEY, "AGENT_BROWSER_URL": origin(service)}
+        with served(tmp_path, [[search], *script], "--web-search", "exa", **search_env) as url:
+            config.write_text(
+                'model = "gpt-oss-20b"\nmodel_provider = "local"\n'
+                f'[model_providers.local]\nname = "local"\nbase_url = "{url}"\nwire_api = "responses"\n'
+            )
+            flags = ["--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox", "--json"]
+            done = subprocess.run(
+                [codex, "exec", *flags, "Mend the greeting."],
+                cwd=repository, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100, check=False,
+            )  # fmt: skip
+        asked = [request.path for request in service.requests]
+    assert done.returncode == 0, done.stdout + done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    items = [event["item"] for event in events if event["type"] == "item.completed"]
+    assert asked == ["/search"]
+    assert [item.get("query") for item in items if item["type"] == "web_search"] == ["greetings"]
+    assert [item["text"] for item in items if item["type"] == "agent_message"] == [ANSWER]
+    assert (repository / "hello.txt").read_text() == "hello world\n"
