@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from openai import BadRequestError, NotFoundError
+from openai import AsyncOpenAI, BadRequestError, NotFoundError
 from openai.types.responses import Response
 
 from agent.conversation import Channel, Message, Role
@@ -668,3 +669,41 @@ class TestEnds:
             stream.close()
             until(lambda: service.slots.taken == 0)
             until(lambda: len(interpreters._idle) == 1)
+
+
+def test_the_agents_sdk_uses_hosted_tools_beside_its_own(codec: Codec, interpreters: Interpreters) -> None:
+    """It sends everything back in every turn, hosted calls among it: the prompts go on id for id."""
+    from agents import Agent, CodeInterpreterTool, OpenAIResponsesModel, Runner, WebSearchTool, function_tool
+    from agents.run import RunConfig
+
+    turns = (
+        (thought("Search."), web("search", query="Oslo")),
+        (code("print(6 * 7)"),),
+        (thought("Ask."), call("get_weather", '{"city": "Oslo"}')),
+        (final("Sunny, and 42."),),
+    )
+    prompts: list[list[int]] = []
+
+    def play(prompt: Any) -> list[int]:
+        prompts.append(list(prompt))
+        return by_turn(codec, turns)(prompt)
+
+    @function_tool
+    def get_weather(city: str) -> str:
+        """The weather in a city."""
+        return f"sunny in {city}"
+
+    async def talk(url: str) -> str:
+        async with AsyncOpenAI(base_url=url, api_key="none") as client:
+            hosted = [WebSearchTool(), CodeInterpreterTool(CODE)]
+            agent = Agent("Weather", tools=[*hosted, get_weather], model=OpenAIResponsesModel("m", client))
+            result = Runner.run_streamed(agent, "Weather?", run_config=RunConfig(tracing_disabled=True))
+            async for _ in result.stream_events():
+                pass
+            return str(result.final_output)
+
+    with equipment(Web(), interpreters) as tools, serving(raw(codec, play), builtins=tools) as (url, _):
+        assert asyncio.run(talk(url)) == "Sunny, and 42."
+    for n, turn in enumerate(turns[:-1]):
+        expected = prompts[n] + ids(codec, turn)
+        assert prompts[n + 1][: len(expected)] == expected
