@@ -12,9 +12,9 @@ import logging
 import secrets
 import socket
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,7 +22,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from agent.batch.attempt import Attempt, Job, Kind, Progress
+from agent.batch.attempt import Attempt, Job, Kind, Progress, load_attempt
 from agent.batch.batch import AGAIN
 from agent.batch.cargo import pack_checkout, unpack_attempt
 from agent.batch.governor import Governor
@@ -62,6 +62,7 @@ class Cluster:
         self._lock = threading.Lock()
         self._seats: set[Handle] = set()
         self._resting: list[_Place] = []
+        self._wanted: list[str] = []  # machines on which an attempt that was begun there waits for a CPU
 
     def __enter__(self) -> Cluster:
         """Connect. Raises UsageError where there is no cluster."""
@@ -83,7 +84,10 @@ class Cluster:
 
         Raises AgentError where the cluster's machines do not have this version of the program.
         """
-        lost = ""
+        known = load_attempt(Path(job.folder))
+        if known is not None:  # the batch was killed between the arrival of the result and its line
+            return known
+        lost, tell = "", adding_up(tell)
         for loss in range(LOSSES):
             if not self._governor.wait(min(loss, 1)):  # not at once where something was just lost
                 return None
@@ -142,74 +146,106 @@ class Cluster:
         return attempt
 
     def _place(self, job: Job) -> _Place | None:
-        """Return a place: one that rests, or a new one, on the machine where the attempt was begun. None: stopped."""
+        """Return a place, on the machine where the attempt was begun or anywhere. None: stopped before there was one."""
         began = Path(job.folder, MACHINE_NAME)
+        machine = began.read_text() if began.exists() else None
         cpus = float(job.config.get("cpus") or 1.0)
-        near: NodeAffinitySchedulingStrategy | str = "DEFAULT"
-        if began.exists():
-            near = NodeAffinitySchedulingStrategy(began.read_text(), soft=True)
-            for resting in tuple(self._resting):
-                self._wake(resting, to_end=True)  # it might hold the CPU that is asked for
-        else:
-            with self._lock:
-                fitting = next((each for each in self._resting if each.cpus == cpus), None)
-            if fitting is not None and self._wake(fitting):
-                return fitting
-        seat: Handle = (
-            ray.remote(Seat).options(num_cpus=cpus, max_concurrency=THREADS, scheduling_strategy=near).remote()
-        )
-        with self._lock:
-            self._seats.add(seat)
+        if machine is None and (resting := self._take(cpus)):
+            return resting
+        near = NodeAffinitySchedulingStrategy(machine, soft=True) if machine else "DEFAULT"
+        options = {"num_cpus": cpus, "max_concurrency": THREADS, "scheduling_strategy": near}
         with ExitStack() as stack:
-            stack.callback(self._end, seat)
-            machine = self._when_it_sits(seat)
-            if machine is None:
-                return None
-            stack.pop_all()
-        return _Place(seat, machine, cpus)
+            if machine is not None:
+                stack.enter_context(self._wanting(machine))
+            with ExitStack() as undo:
+                seat: Handle = ray.remote(Seat).options(**options).remote()
+                with self._lock:
+                    self._seats.add(seat)
+                undo.callback(self._end, seat)
+                said = seat.place.remote()
+                while not ray.wait([said], timeout=POLL_S)[0]:
+                    if self._governor.stopped:
+                        return None
+                    if machine is None and (resting := self._take(cpus)):
+                        return resting
+                place = _Place(seat, _admitted(said), cpus)
+                undo.pop_all()
+        return place
 
-    def _when_it_sits(self, seat: Handle) -> str | None:
-        """Wait until the cluster has a place, which may take as long as others work; return the machine's id."""
-        said = seat.place.remote()
-        while not ray.wait([said], timeout=POLL_S)[0]:
-            if self._governor.stopped:
-                return None
+    @contextmanager
+    def _wanting(self, machine: str) -> Iterator[None]:
+        """While entered, nobody rests on a machine, since that would hold the CPU that is waited for."""
+        with self._lock:
+            self._wanted.append(machine)
+            there = [each for each in self._resting if each.machine == machine]
+        for each in there:
+            self._wake(each)
         try:
-            theirs, machine = ray.get(said)
-        except RayError as error:
-            if not _is_ours(error):
-                raise
-            raise AgentError(
-                f"a machine of the cluster cannot run gpt-oss-agent: {_told(error)}; install it there as here"
-            ) from error
-        if theirs != our_code():
-            raise AgentError(
-                "a machine of the cluster has another version of gpt-oss-agent than this one: install the same on all"
-            )
-        return str(machine)
+            yield
+        finally:
+            with self._lock:
+                self._wanted.remove(machine)
+
+    def _take(self, cpus: float) -> _Place | None:
+        """Return a place that rested, None where none does."""
+        with self._lock:
+            found = next((each for each in self._resting if each.cpus == cpus), None)
+            if found is not None:
+                self._resting.remove(found)
+            return found
 
     def _rest(self, place: _Place) -> None:
         """Keep a place for the next attempt: it is a second of work to make one, and the worker is a process of its own."""
         with self._lock:
             self._resting.append(place)
-        timer = threading.Timer(REST_S, self._wake, (place,), {"to_end": True})
+            wanted = place.machine in self._wanted
+        timer = threading.Timer(0 if wanted else REST_S, self._wake, (place,))
         timer.daemon = True
         timer.start()
 
-    def _wake(self, place: _Place, *, to_end: bool = False) -> bool:
-        """Take a place from those that rest. False: somebody else did."""
+    def _wake(self, place: _Place) -> None:
+        """End a place that still rests."""
         with self._lock:
             if place not in self._resting:
-                return False
+                return
             self._resting.remove(place)
-        if to_end:
-            self._end(place.seat)
-        return True
+        self._end(place.seat)
 
     def _end(self, seat: Handle) -> None:
         with self._lock:
             self._seats.discard(seat)
         ray.kill(seat)
+
+
+def _admitted(said: Handle) -> str:
+    """Return the id of the machine where an actor is. Raises AgentError where that has another program than this one."""
+    try:
+        theirs, machine = ray.get(said)
+    except RayError as error:
+        if not _is_ours(error):
+            raise
+        raise AgentError(
+            f"a machine of the cluster cannot run gpt-oss-agent: {_told(error)}; install it there as here"
+        ) from error
+    if theirs != our_code():
+        raise AgentError(
+            "a machine of the cluster has another version of gpt-oss-agent than this one: install the same on all"
+        )
+    return str(machine)
+
+
+def adding_up(tell: Callable[[Progress], None]) -> Callable[[Progress], None]:
+    """Return ``tell`` with the tokens of lost starts added: an attempt that began from its beginning again has spent both."""
+    before = last = 0
+
+    def told(progress: Progress) -> None:
+        nonlocal before, last
+        if progress.sampled_tokens < last:
+            before += last
+        last = progress.sampled_tokens
+        tell(replace(progress, sampled_tokens=before + last))
+
+    return told
 
 
 def _reach(address: str) -> None:

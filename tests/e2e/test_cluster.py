@@ -137,6 +137,13 @@ def test_results_come_back_from_machines_that_share_no_disk(
     ]
     assert len(logs(out)) == 4
     assert (out / "preds.json").read_text().count("+    return n * 2") == 4
+    # A batch that was killed between the arrival of a result and its line only writes the line.
+    kept = {log: log.read_bytes() for log in logs(out)}
+    whole = (out / "results.jsonl").read_bytes()
+    (out / "results.jsonl").write_bytes(whole[: whole[:-1].rindex(b"\n") + 1])
+    assert place.agent(*command, timeout_s=120).returncode == 0
+    assert len(lines(out)) == 4
+    assert {log: log.read_bytes() for log in logs(out)} == kept
     assert len({found.read_text() for found in out.glob(f"tasks/*/1/{MACHINE_NAME}")}) == 2, "one machine did it all"
     assert nodes.kept() == []
     assert not (place.runs / ".cluster").exists()
