@@ -128,7 +128,8 @@ class Bench:
             return None
         meant = resolve(recipient, call.text, self._tools)
         if isinstance(meant, Unknown):
-            return None if functions else Work("", meant.answer)
+            ours = not functions or recipient.partition(".")[0] in self._wanted.names
+            return Work("", meant.answer) if ours else None
         if self._left < 1:
             return Work("", SPENT)
         self._left -= 1

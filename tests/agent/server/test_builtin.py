@@ -458,6 +458,14 @@ class TestBoth:
             ("assistant", "{}"), ("tool", "r"),
         ]  # fmt: skip
 
+    def test_a_call_of_nothing_goes_to_whose_it_looks_like(self) -> None:
+        turns = [(web("click", id=7),), (call("get_wether", "{}"),)]
+        model = Player([said(*turn, finish="call") for turn in turns])
+        with equipment(Web()) as tools, serving(model, builtins=tools) as (url, _), client_of(url) as client:
+            response = client.responses.create(model="m", input="x", tools=[TOOL, SEARCH])
+        assert [item.to_dict().get("name") for item in response.output] == ["get_wether"]
+        assert "There is no tool 'browser.click'" in model.asked[1][0].messages[-1].text
+
     def test_the_limits_of_calls_and_tokens(self) -> None:
         model = Player([said(web("search", query="q"), finish="call")])
         with equipment(Web()) as tools, serving(model, builtins=tools) as (url, _), client_of(url) as client:
