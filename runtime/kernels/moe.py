@@ -35,20 +35,25 @@ def swiglu(gate, up, limit, alpha):
 
 
 @triton.jit
-def choose(scores, e, TOP: tl.constexpr, SLOTS: tl.constexpr, EXPERTS: tl.constexpr):
-    """The TOP best of ``scores`` and their softmax, in SLOTS slots; the lower id where two are equal."""
-    slot = tl.arange(0, SLOTS)
-    ids = tl.zeros((SLOTS,), tl.int32)
-    best = tl.full((SLOTS,), float("-inf"), tl.float32)
-    for k in tl.static_range(TOP):
-        top = tl.max(scores, axis=0)
-        # A score that is not a number equals nothing: keep the id in range whatever comes.
-        chosen = tl.minimum(tl.min(tl.where(scores == top, e, EXPERTS), axis=0), EXPERTS - 1)
-        ids = tl.where(slot == k, chosen, ids)
-        best = tl.where(slot == k, top, best)
-        scores = tl.where(e == chosen, float("-inf"), scores)
-    share = tl.exp(best - tl.max(best, axis=0))
-    return ids, share / tl.sum(share, axis=0)
+def choose(scores, ids, weights, TOP: tl.constexpr, EXPERTS: tl.constexpr, BLOCK: tl.constexpr):
+    """Store the TOP best of the ``scores`` [EXPERTS] at ids and weights: best first, the lower id where two are equal.
+
+    Every score counts those before it, all at once: picking one after another takes ten times as many steps of a warp.
+    """
+    e = tl.arange(0, BLOCK)
+    mine = tl.load(scores + e, mask=e < EXPERTS, other=float("-inf"), cache_modifier=".cg")
+    theirs = tl.load(scores + e, mask=e < EXPERTS, other=float("-inf"), cache_modifier=".cg")[:, None]
+    other = tl.arange(0, BLOCK)[:, None]
+    # What is not a number is before nothing, so that every place is taken whatever comes.
+    mine = tl.where(mine == mine, mine, float("-inf"))
+    theirs = tl.where(theirs == theirs, theirs, float("-inf"))
+    before = (theirs > mine[None, :]) | ((theirs == mine[None, :]) & (other < e[None, :]))
+    rank = tl.sum(before.to(tl.int32), axis=0)
+    best = tl.max(mine, axis=0)
+    best = tl.where(best == float("-inf"), 0.0, best)
+    share = tl.where(rank < TOP, tl.exp(mine - best), 0.0)
+    tl.store(ids + rank, e, mask=rank < TOP)
+    tl.store(weights + rank, share / tl.sum(share, axis=0), mask=rank < TOP)
 
 
 @triton.jit
@@ -66,7 +71,6 @@ def _route_kernel(
     EXPERTS: tl.constexpr,
     BLOCK: tl.constexpr,
     TOP: tl.constexpr,
-    SLOTS: tl.constexpr,
     WIDTH: tl.constexpr,
     TILE: tl.constexpr,
     ROWS: tl.constexpr,
@@ -101,12 +105,7 @@ def _route_kernel(
     tl.debug_barrier()
     if tl.atomic_add(counters + token, 1, sem="acq_rel") == PARTS - 1:
         tl.store(counters + token, 0)
-        e = tl.arange(0, BLOCK)
-        all_scores = tl.load(scores + token * EXPERTS + e, mask=e < EXPERTS, other=float("-inf"), cache_modifier=".cg")
-        chosen, share = choose(all_scores, e, TOP, SLOTS, EXPERTS)
-        slot = tl.arange(0, SLOTS)
-        tl.store(ids + token * TOP + slot, chosen, mask=slot < TOP)
-        tl.store(weights + token * TOP + slot, share, mask=slot < TOP)
+        choose(scores + token * EXPERTS, ids + token * TOP, weights + token * TOP, TOP, EXPERTS, BLOCK)
 
 
 def route(
@@ -149,7 +148,6 @@ def route(
         experts,
         triton.next_power_of_2(experts),
         top,
-        triton.next_power_of_2(top),
         width,
         TILE,
         rows,
@@ -177,18 +175,11 @@ def _choose_kernel(
     EXPERTS: tl.constexpr,
     BLOCK: tl.constexpr,
     TOP: tl.constexpr,
-    SLOTS: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     wait_and_release(DEPENDENT)
     token = tl.program_id(0).to(tl.int64)
-    e = tl.arange(0, BLOCK)
-    chosen, share = choose(
-        tl.load(scores + token * EXPERTS + e, mask=e < EXPERTS, other=float("-inf")), e, TOP, SLOTS, EXPERTS
-    )
-    slot = tl.arange(0, SLOTS)
-    tl.store(ids + token * TOP + slot, chosen, mask=slot < TOP)
-    tl.store(weights + token * TOP + slot, share, mask=slot < TOP)
+    choose(scores + token * EXPERTS, ids + token * TOP, weights + token * TOP, TOP, EXPERTS, BLOCK)
 
 
 def _route_many(
@@ -201,10 +192,7 @@ def _route_many(
     scores = linear(normalised, weight, device, bias=bias, dtype=torch.float32)
     ids = torch.empty(tokens, top, dtype=torch.int32, device=x.device)
     weights = torch.empty(tokens, top, dtype=torch.float32, device=x.device)
-    slots = triton.next_power_of_2(top)
-    _choose_kernel[(tokens,)](
-        scores, ids, weights, experts, triton.next_power_of_2(experts), top, slots, **device.options(1)
-    )
+    _choose_kernel[(tokens,)](scores, ids, weights, experts, triton.next_power_of_2(experts), top, **device.options(1))
     paired = torch.empty_like(x)
     _pair_kernel[(tokens,)](normalised, paired, width, triton.next_power_of_2(width), **device.options(4))
     return paired, ids, weights
