@@ -19,6 +19,9 @@ from runtime.kernels.base import LayerCache, Shapes, StepInputs
 from runtime.kernels.launch import Device, wait_and_release
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+PROMPT_STEPS = (
+    8  # steps of keys that a part of a prompt's context has at least: writing and adding up sums costs about one
+)
 
 
 @triton.jit
@@ -301,7 +304,7 @@ def attend(
     few = per_block * group <= 32
     step_keys = sizes.decode[0] if few else sizes.prompt[0]
     reach = inputs.max_context_len if window is None else min(window + inputs.max_query_len, inputs.max_context_len)
-    splits = _splits(sequences * blocks * kv_heads, triton.cdiv(reach, step_keys), window, device)
+    splits = _splits(sequences * blocks * kv_heads, triton.cdiv(reach, step_keys), window, device, few=few)
     one_step = reach <= splits * step_keys
     warps = (sizes.decode[1] if one_step else sizes.decode[2]) if few else sizes.prompt[1]
     rows = per_block * group
@@ -344,13 +347,16 @@ def attend(
     return out
 
 
-def _splits(blocks: int, steps: int, window: int | None, device: Device) -> int:
-    """Parts of a context: enough blocks to fill the device once, none with less than one step, a power of two.
+def _splits(blocks: int, steps: int, window: int | None, device: Device, *, few: bool) -> int:
+    """Parts of a context: enough blocks to fill the device, none with too few steps, a power of two.
 
-    The window is never split: its one or two steps take less time than adding parts up.
+    The window is never split: its one or two steps take less time than adding parts up. A prompt's blocks are many, but a few
+    more than there are processors take twice as long as just as many, so behind a long context they are split as well.
     """
-    if window is not None or blocks >= device.processors:
+    sizes = device.tuning
+    least, waves = (1, sizes.decode_waves) if few else (PROMPT_STEPS, sizes.prompt_waves)
+    if window is not None or (few and blocks >= device.processors):
         return 1
-    fill = device.processors * device.tuning.decode_waves // blocks
-    wanted = min(steps, fill, device.tuning.decode_splits)
+    fill = device.processors * waves // blocks
+    wanted = min(steps // least, fill, sizes.decode_splits)
     return 1 << max(0, wanted.bit_length() - 1)

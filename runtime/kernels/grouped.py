@@ -11,10 +11,11 @@ import torch
 import triton
 import triton.language as tl
 
+from runtime.errors import RuntimeFault
 from runtime.kernels.base import Mxfp4, Shapes
 from runtime.kernels.launch import Device, wait_and_release
 from runtime.kernels.moe import swiglu
-from runtime.kernels.mxfp4 import after_tiles, decode_tile, from_pair
+from runtime.kernels.mxfp4 import PAIRED, after_tiles, decode_tile, from_pair
 
 LOCAL_PAIRS = 512
 ORDER_CHUNK = 2048
@@ -27,6 +28,7 @@ def _rows_product(
     valid,
     expert,
     column,
+    pairs,
     blocks,
     scales,
     WIDTH: tl.constexpr,
@@ -37,20 +39,29 @@ def _rows_product(
     PAIRS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Multiply rows ``source`` of x [.., WIDTH] with columns of the expert's matrix: fp32 [TOKENS, COLUMNS]."""
+    """Multiply rows ``source`` of x [.., WIDTH] with columns of the expert's matrix: fp32 [TOKENS, COLUMNS].
+
+    The compiler fetches activations and words some steps ahead, but not scales, which are too narrow: those of the next step
+    are asked for here. Then no 8-bit load leads to the matrix within the step any more, by which the compiler knows
+    that a thread should hold eight neighbours (``computeOrigBitWidth``), so a load that never takes place stands in for it.
+    """
     words = blocks.to(tl.pointer_type(tl.int32)) + (expert * OUT + column)[:, None] * (WIDTH // 8)
     bytes_ = scales + (expert * OUT + column)[:, None] * (WIDTH // 32)
     total = tl.zeros((TOKENS, COLUMNS), tl.float32)
+    real = (column < OUT)[:, None]
+    groups = tl.arange(0, STEP // 32)
+    s = tl.load(bytes_ + groups[None, :], mask=real & (groups < WIDTH // 32)[None, :], other=0)
     for start in tl.range(0, WIDTH, STEP):
         k = start + tl.arange(0, STEP)
         word = start // 8 + tl.arange(0, STEP // 8)
-        group = start // 32 + tl.arange(0, STEP // 32)
+        group = (start + STEP) // 32 + groups
+        following = tl.load(bytes_ + group[None, :], mask=real & (group < WIDTH // 32)[None, :], other=0)
         tile = tl.load(x + source[:, None] * WIDTH + k[None, :], mask=valid[:, None] & (k < WIDTH)[None, :], other=0.0)
-        real = (column < OUT)[:, None]
         w = tl.load(words + word[None, :], mask=real & (word < WIDTH // 8)[None, :], other=0)
-        s = tl.load(bytes_ + group[None, :], mask=real & (group < WIDTH // 32)[None, :], other=0)
-        matrix = decode_tile(w, s, COLUMNS, STEP // 8, PAIRS, tile.dtype)
+        nothing = tl.load(bytes_ + groups[None, :], mask=real & (groups[None, :] < -pairs), other=0)
+        matrix = decode_tile(w, s | nothing, COLUMNS, STEP // 8, PAIRS, tile.dtype)
         total = tl.dot(tile, tl.trans(matrix), total, input_precision=PRECISION)
+        s = following
     return total * after_tiles(PAIRS)
 
 
@@ -119,6 +130,7 @@ def _grouped_kernel(
             valid,
             expert.to(tl.int64),
             column,
+            pairs,
             blocks,
             scales,
             WIDTH,
@@ -202,6 +214,10 @@ def _product(
     pairs = ids.numel()
     experts, rows = weight.scales.shape[:2]
     width = x.shape[-1]
+    if width % PAIRED:
+        raise RuntimeFault(
+            f"the Triton kernels multiply rows of a multiple of {PAIRED} and got {width}: use 'reference'"
+        )
     if pairs <= LOCAL_PAIRS:
         order = starts = ids
         block_tokens, columns, step, warps, stages, registers = device.tuning.batch_tile

@@ -25,19 +25,20 @@ class Tuning:
     route: tuple[int, int] = (1, 4)  # rows of the router a block, warps
     gemv: tuple[int, int] = (4, 255)  # rows of a bf16 weight a block, registers a thread at most
     wide_gemv: tuple[int, int] = (2, 96)  # the same for rows of more than three tiles
-    up: tuple[int, int] = (4, 72)  # rows of an expert's first matrix a warp, registers
-    down: tuple[int, int] = (2, 168)
+    up: tuple[int, int] = (4, 96)  # rows of an expert's first matrix a warp, registers
+    down: tuple[int, int] = (2, 160)
     gemv_tokens: int = 1  # tokens up to which dense products are gemvs
     pair_tokens: int = 8  # tokens up to which expert products are gemvs
-    decode: tuple[int, int, int] = (128, 8, 4)  # keys a step of decode attention, warps for one step and for more
+    decode: tuple[int, int, int] = (128, 4, 4)  # keys a step of decode attention, warps for one step and for more
     decode_splits: int = 32  # parts of a context at most
     decode_waves: int = 2  # blocks a processor that splitting aims at
+    prompt_waves: int = 8  # the same for a prompt behind a long context
     prompt: tuple[int, int, int] = (128, 4, 128)  # keys a step of prompt attention, warps, query rows a block
     tiled: tuple[int, int, int, int] = (32, 128, 4, 5)  # rows, step, warps, stages of dense products of some tokens
     # Experts over tensor cores, for few, some and many pairs an expert: tokens, columns, step, warps, stages, registers.
-    batch_tile: tuple[int, int, int, int, int, int] = (16, 128, 128, 4, 3, 128)
+    batch_tile: tuple[int, int, int, int, int, int] = (16, 128, 128, 4, 3, 168)
     chunk_tile: tuple[int, int, int, int, int, int] = (64, 128, 64, 4, 3, 128)
-    prompt_tile: tuple[int, int, int, int, int, int] = (128, 128, 64, 8, 4, 128)
+    prompt_tile: tuple[int, int, int, int, int, int] = (128, 128, 64, 8, 3, 255)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,10 @@ pair is one 32-bit load. Packed activations are fp16 times 16: products with val
 ones below 57). Sums of sixteen products are kept in fp16 pairs, longer ones in fp32: an error of 4e-4 of the result's
 norm on random data, a fifth of what rounding the operands to bf16 costs.
 
-**Paired order** is the same within a word only, for tensor cores: element k = 8 w + 4 h + j lies at 8 w + 2 j + h, so a decoded
-register holds two neighbours and goes into the matrix instruction as it is. Paired activations are in the model's dtype.
+**Paired order** is for tensor cores. Two neighbouring words are decoded at a time, so that a register holds the same value of
+both and goes into the matrix instruction as it is; which thread holds what is settled by the layout that Triton gives a matrix
+of 8-bit loads, eight neighbours a thread. So within 64 elements, eight words, element k = 16 m + 8 l + 4 h + j lies at
+32 h + 8 m + 2 j + l. Paired activations are in the model's dtype, their width a multiple of 64.
 """
 
 from __future__ import annotations
@@ -24,13 +26,15 @@ import triton.language as tl
 PACKED_SCALE = tl.constexpr(16.0)
 # 2^14 that the fp16 pattern lacks, over the factor of packed activations.
 AFTER_PAIRS = tl.constexpr(2.0**14 / 16.0)
+PAIRED = 64  # elements of a group in paired order
 AFTER_TILES = tl.constexpr(2.0**64)
 TWO_126 = tl.constexpr(2.0**126)
 
 
 def from_paired(paired: torch.Tensor) -> torch.Tensor:
     """Return paired activations [..., n] in natural order."""
-    restored: torch.Tensor = paired.unflatten(-1, (-1, 4, 2)).movedim(-1, -2).reshape(paired.shape)
+    halves = paired.unflatten(-1, (-1, 2, 4, 4, 2))  # h, m, j, l
+    restored: torch.Tensor = halves.movedim((-1, -4), (-3, -2)).reshape(paired.shape)  # m, l, h, j
     return restored
 
 
@@ -51,13 +55,13 @@ def packed_place(k, WIDTH: tl.constexpr):
 @triton.jit
 def paired_place(k):
     """Where element k of a paired row lies."""
-    return k // 8 * 8 + (k % 4) * 2 + (k // 4) % 2
+    return k // 64 * 64 + k // 4 % 2 * 32 + k // 16 % 4 * 8 + k % 4 * 2 + k // 8 % 2
 
 
 @triton.jit
 def from_pair(place):
     """Which element lies at a place of a paired row."""
-    return place // 8 * 8 + (place % 2) * 4 + place % 8 // 2
+    return place // 64 * 64 + place // 8 % 4 * 16 + place % 2 * 8 + place // 32 % 2 * 4 + place // 2 % 4
 
 
 @triton.jit
@@ -155,26 +159,27 @@ def after_dots(PAIRS: tl.constexpr):
 
 
 @triton.jit
-def _decode_word(w, scale):
-    """The eight values of a word times 2^-64 in bf16: pairs (j, j + 4) under two masks, times the block's power of two."""
+def _decode_words(w, scale):
+    """The eight values of each word times 2^-64 in bf16, two words at a time; ``scale``: the block's power of two in bf16 bits."""
     return tl.inline_asm_elementwise(
         """{
-        .reg .b32 s, a, z;
+        .reg .b32 s, a, z, l, h, p;
         mov.b32 z, 0x80008000;
-        shl.b32 s, $8, 12; and.b32 s, s, z; shl.b32 a, $8, 6; lop3.b32 a, a, 0x01C001C0, s, 0xEA;
-        fma.rn.bf16x2 a, a, $9, z; mov.b32 {$0, $4}, a;
-        shl.b32 s, $8, 8; and.b32 s, s, z; shl.b32 a, $8, 2; lop3.b32 a, a, 0x01C001C0, s, 0xEA;
-        fma.rn.bf16x2 a, a, $9, z; mov.b32 {$1, $5}, a;
-        shl.b32 s, $8, 4; and.b32 s, s, z; shr.u32 a, $8, 2; lop3.b32 a, a, 0x01C001C0, s, 0xEA;
-        fma.rn.bf16x2 a, a, $9, z; mov.b32 {$2, $6}, a;
-        and.b32 s, $8, z; shr.u32 a, $8, 6; lop3.b32 a, a, 0x01C001C0, s, 0xEA;
-        fma.rn.bf16x2 a, a, $9, z; mov.b32 {$3, $7}, a;
+        prmt.b32 l, $8, $9, 0x5410; prmt.b32 h, $8, $9, 0x7632; prmt.b32 p, $10, $11, 0x5410;
+        shl.b32 s, l, 12; and.b32 s, s, z; shl.b32 a, l, 6; lop3.b32 a, a, 0x01C001C0, s, 0xEA; fma.rn.bf16x2 $0, a, p, z;
+        shl.b32 s, l, 8; and.b32 s, s, z; shl.b32 a, l, 2; lop3.b32 a, a, 0x01C001C0, s, 0xEA; fma.rn.bf16x2 $1, a, p, z;
+        shl.b32 s, l, 4; and.b32 s, s, z; shr.u32 a, l, 2; lop3.b32 a, a, 0x01C001C0, s, 0xEA; fma.rn.bf16x2 $2, a, p, z;
+        and.b32 s, l, z; shr.u32 a, l, 6; lop3.b32 a, a, 0x01C001C0, s, 0xEA; fma.rn.bf16x2 $3, a, p, z;
+        shl.b32 s, h, 12; and.b32 s, s, z; shl.b32 a, h, 6; lop3.b32 a, a, 0x01C001C0, s, 0xEA; fma.rn.bf16x2 $4, a, p, z;
+        shl.b32 s, h, 8; and.b32 s, s, z; shl.b32 a, h, 2; lop3.b32 a, a, 0x01C001C0, s, 0xEA; fma.rn.bf16x2 $5, a, p, z;
+        shl.b32 s, h, 4; and.b32 s, s, z; shr.u32 a, h, 2; lop3.b32 a, a, 0x01C001C0, s, 0xEA; fma.rn.bf16x2 $6, a, p, z;
+        and.b32 s, h, z; shr.u32 a, h, 6; lop3.b32 a, a, 0x01C001C0, s, 0xEA; fma.rn.bf16x2 $7, a, p, z;
         }""",
-        "=h,=h,=h,=h,=h,=h,=h,=h,r,r",
+        "=r,=r,=r,=r,=r,=r,=r,=r,r,r,r,r",
         [w, scale],
         dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16),
         is_pure=True,
-        pack=1,
+        pack=2,
     )
 
 
@@ -194,9 +199,9 @@ def decode_tile(w, scales, ROWS: tl.constexpr, WORDS: tl.constexpr, PAIRS: tl.co
         # One multiplication instead of two: the pattern is short of 2^126, which no bf16 could make up for together with a
         # scale above 2, so 2^64 is left to ``after_tiles``. Weights are then normal numbers for scales from 2^-61 to 2^65;
         # larger ones become infinite, and no sum hides it.
-        power = tl.minimum(scales.to(tl.int32) + 62, 255) * 0x00800080
+        power = tl.minimum(scales.to(tl.int32) + 62, 255) * 0x0080
         bits = tl.reshape(tl.broadcast_to(power[:, :, None], (ROWS, WORDS // 4, 4)), (ROWS, WORDS))
-        v0, v1, v2, v3, v4, v5, v6, v7 = _decode_word(w, bits)
+        v0, v1, v2, v3, v4, v5, v6, v7 = _decode_words(w, bits)
     else:
         power = tl.broadcast_to(scale_value(scales)[:, :, None], (ROWS, WORDS // 4, 4))
         power = tl.reshape(power, (ROWS, WORDS))
@@ -208,7 +213,8 @@ def decode_tile(w, scales, ROWS: tl.constexpr, WORDS: tl.constexpr, PAIRS: tl.co
         v5 = (value_of(w >> 20) * power).to(DTYPE)
         v6 = (value_of(w >> 24) * power).to(DTYPE)
         v7 = (value_of(w >> 28) * power).to(DTYPE)
-    # join puts its second operand in the lowest bit of the index, which counts 8 w + 2 j + h for value 4 h + j of word w.
-    low = tl.join(tl.join(v0, v2), tl.join(v1, v3))
-    high = tl.join(tl.join(v4, v6), tl.join(v5, v7))
-    return tl.reshape(tl.join(low, high), (ROWS, WORDS * 8)).to(DTYPE)
+    # join puts its second operand in the lowest bit of the index: words and values become (group, m, l, value).
+    low = tl.reshape(tl.join(tl.join(v0, v2), tl.join(v1, v3)), (ROWS, WORDS // 8, 4, 2, 4))
+    high = tl.reshape(tl.join(tl.join(v4, v6), tl.join(v5, v7)), (ROWS, WORDS // 8, 4, 2, 4))
+    both = tl.permute(tl.join(low, high), (0, 1, 5, 2, 4, 3))  # group, h, m, j, l
+    return tl.reshape(both, (ROWS, WORDS * 8)).to(DTYPE)

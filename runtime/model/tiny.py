@@ -22,7 +22,7 @@ def tiny_config(vocabulary: int = 256, layers: int = 4, window: int = 16) -> Mod
     """
     return ModelConfig(
         hidden=64,
-        intermediate=96,
+        intermediate=128,
         query_heads=8,
         kv_heads=2,
         head_dim=16,

@@ -62,4 +62,6 @@ def forward(model: Transformer, inputs: StepInputs, caches: Sequence[LayerCache]
         x = run.experts_down(activated, ids, shares, layer.down, layer.down_bias, x, shapes)
     if not inputs.sample_rows.numel():  # a chunk of a prompt: the unembedding is a quarter of a token's bytes
         return x.new_empty(0, shapes.vocabulary, dtype=torch.float32)
-    return run.unembed(x.index_select(0, inputs.sample_rows), weights.final_gain, weights.unembedding, shapes)
+    if x.shape[0] > 1:  # one row needs no choosing, and a launch less is felt
+        x = x.index_select(0, inputs.sample_rows)
+    return run.unembed(x, weights.final_gain, weights.unembedding, shapes)
