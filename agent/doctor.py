@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.backends import IN_PROCESS
+from agent.backends import BACKENDS, IN_PROCESS
 from agent.config import RunConfig
 from agent.errors import AgentError
 from agent.events import EXIT_CODES, Outcome
@@ -20,6 +20,7 @@ from agent.lines import seconds
 from sandbox.errors import SandboxError, WorktreeError
 
 GIT_AT_LEAST = (2, 31)  # rev-parse --path-format
+TUNED = frozenset(name for name in IN_PROCESS if BACKENDS[name].kernels in {"auto", "triton"})
 FIX_CODE = EXIT_CODES[Outcome.INTERNAL]
 SANDBOX_CODE = EXIT_CODES[Outcome.SANDBOX]
 ENDPOINT_CODE = EXIT_CODES[Outcome.ENDPOINT]
@@ -47,6 +48,8 @@ def examine(config: RunConfig) -> Iterator[Finding]:
     yield container(config)
     yield vocabulary(config)
     if config.wire in {"scripted", *IN_PROCESS} or (config.endpoint is None and config.script is not None):
+        if config.wire in TUNED:
+            yield from kernels(config)
         yield model(config)
     else:
         yield from endpoint(config)
@@ -137,6 +140,19 @@ def endpoint(config: RunConfig) -> Iterator[Finding]:
         code = ENDPOINT_CODE if seen.good is False and seen.subject in {"endpoint", "wire"} else 0
         weak = "weak: " if seen.good is False and not code else ""
         yield Finding(seen.subject, weak + "; ".join(filter(None, [seen.seen, seen.mend])), code)
+
+
+def kernels(config: RunConfig) -> Iterator[Finding]:
+    """The sizes of the local engine's kernels, where there is a GPU for which they are chosen."""
+    from agent.model.local import sizes_here
+
+    try:
+        sizes = sizes_here(config.model or "", config.cache_dir)
+    except AgentError as error:
+        yield Finding("kernels", str(error), error.exit_code)
+        return
+    if sizes is not None:
+        yield Finding("kernels", f"sizes: {sizes}")
 
 
 def model(config: RunConfig) -> Finding:

@@ -6,15 +6,16 @@ timed is what was checked.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from runtime.kernels import mxfp4
-from runtime.kernels.base import Kernels, LayerCache, Mxfp4, Shapes, StepInputs
+from runtime.kernels.base import Kernels, LayerCache, Mxfp4, Shapes
 from runtime.kernels.reference import reference_kernels
+from runtime.spans import Span, pages_of, span_inputs
+from runtime.timing import distance, poisoned
 
 SHAPES_20B = Shapes(2880, 2880, 64, 8, 64, 32, 4, 201_088, 128)
 SHAPES_120B = Shapes(2880, 2880, 64, 8, 64, 128, 4, 201_088, 128)
@@ -50,24 +51,6 @@ class Lab:
 
 def open_lab(shapes: Shapes, device: torch.device, dtype: torch.dtype, seed: int) -> Lab:
     return Lab(shapes, device, dtype, torch.Generator(device).manual_seed(seed))
-
-
-def distance(out: torch.Tensor, truth: torch.Tensor) -> float:
-    """Relative L2 distance; infinite where anything is not a number."""
-    out, truth = out.double(), truth.double()
-    value = ((out - truth).norm() / truth.norm().clamp_min(1e-30)).item()
-    return value if value == value else float("inf")
-
-
-@contextlib.contextmanager
-def poisoned() -> Iterator[None]:
-    """Within, fresh memory is full of NaN (and of the largest integers)."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def norm_qkv_case(lab: Lab, run: Kernels, tokens: int) -> float:
@@ -169,45 +152,11 @@ def experts_case(
     )
 
 
-@dataclass(frozen=True)
-class Span:
-    """New tokens of one sequence: ``count`` of them, after ``start`` that are cached."""
-
-    start: int
-    count: int
-
-
-def attend_inputs(lab: Lab, spans: Sequence[Span], page: int, pages: int) -> StepInputs:
-    """A step over pages in a random order; page 0 belongs to nobody."""
-    order = torch.randperm(pages - 1, generator=lab.generator, device=lab.device).add(1).tolist()
-    width = max(-(-(span.start + span.count) // page) for span in spans)
-    table, positions, slots, starts = [], [], [], [0]
-    for span in spans:
-        mine = [order.pop() for _ in range(-(-(span.start + span.count) // page))]
-        table.append(mine + [0] * (width - len(mine)))
-        for position in range(span.start, span.start + span.count):
-            positions.append(position)
-            slots.append(mine[position // page] * page + position % page)
-        starts.append(len(positions))
-    where = {"device": lab.device}
-    return StepInputs(
-        token_ids=torch.zeros(len(positions), dtype=torch.int64, **where),
-        positions=torch.tensor(positions, dtype=torch.int32, **where),
-        slots=torch.tensor(slots, dtype=torch.int64, **where),
-        query_start=torch.tensor(starts, dtype=torch.int32, **where),
-        context_len=torch.tensor([span.start + span.count for span in spans], dtype=torch.int32, **where),
-        page_table=torch.tensor(table, dtype=torch.int32, **where),
-        sample_rows=torch.tensor(starts[1:], dtype=torch.int64, **where) - 1,
-        max_query_len=max(span.count for span in spans),
-        max_context_len=max(span.start + span.count for span in spans),
-    )
-
-
 def attend_case(lab: Lab, run: Kernels, spans: Sequence[Span], page: int, window: int | None) -> float:
     """The largest distance of a single token's row; the cache must be as the reference leaves it, and NaN elsewhere."""
     s = lab.shapes
-    pages = 2 + sum(-(-(span.start + span.count) // page) for span in spans)
-    inputs = attend_inputs(lab, spans, page, pages)
+    pages = pages_of(spans, page)
+    inputs = span_inputs(spans, page, pages, lab.generator)
     kinds = (pages, page, s.kv_heads, s.head_dim)
     keys, values = lab.normal(*kinds), lab.normal(*kinds)
     # What was never written is no number: positions at and beyond each sequence's start, and pages of nobody.

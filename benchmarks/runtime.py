@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -25,7 +24,7 @@ import triton
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.kernel_cases import Span, attend_case, attend_inputs, every_case, open_lab  # noqa: E402
+from benchmarks.kernel_cases import attend_case, every_case, open_lab  # noqa: E402
 from runtime.engine import make_caches  # noqa: E402
 from runtime.kernels.base import Kernels, LayerCache, StepInputs  # noqa: E402
 from runtime.kernels.fast import triton_kernels  # noqa: E402
@@ -33,13 +32,12 @@ from runtime.kernels.launch import Tuning  # noqa: E402
 from runtime.model.config import ModelConfig, gpt_oss_20b, gpt_oss_120b  # noqa: E402
 from runtime.model.random_weights import random_weights  # noqa: E402
 from runtime.model.transformer import Transformer, build_transformer, forward  # noqa: E402
+from runtime.spans import Span, pages_of, span_inputs  # noqa: E402
+from runtime.timing import LIMITS, Timing, time_graph  # noqa: E402
 
 READ_BYTES_PER_S = 3.10e12  # what an H100 of this kind was measured to read
 MODELS = {"20b": gpt_oss_20b, "120b": gpt_oss_120b}
 PAGE = 64  # as the engine has it
-# Relative L2 in bf16; attention's is that of the worst row of a head.
-LIMITS = {"norm_qkv": 6e-3, "project": 6e-3, "route": 8e-3, "unembed": 6e-3, "experts_up": 8e-3, "experts_down": 1.5e-2}
-ATTEND_LIMIT = 3e-2
 EDGES = (
     [Span(0, 1)],
     [Span(126, 1)],
@@ -65,48 +63,14 @@ def check(config: ModelConfig, run: Kernels, device: torch.device, seed: int) ->
 
 
 def wrong(errors: dict[str, float]) -> list[str]:
-    return [name for name, error in errors.items() if not error <= LIMITS.get(name, ATTEND_LIMIT)]
-
-
-@dataclasses.dataclass(frozen=True)
-class Timing:
-    """Seconds a replay: the median of five groups, the fastest and the slowest."""
-
-    median_s: float
-    low_s: float
-    high_s: float
-
-
-def time_graph(work: Callable[[], object], replays: int = 20) -> Timing:
-    """Capture ``work`` and time its replays."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            work()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    for _ in range(3):
-        graph.replay()
-    seconds = []
-    for _ in range(5):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        for _ in range(replays):
-            graph.replay()
-        end.record()
-        end.synchronize()
-        seconds.append(begin.elapsed_time(end) / 1e3 / replays)
-    return Timing(statistics.median(seconds), min(seconds), max(seconds))
+    return [name for name, error in errors.items() if not error <= LIMITS.get(name, LIMITS["attend"])]
 
 
 def context_inputs(model: Transformer, spans: Sequence[Span]) -> tuple[StepInputs, list[LayerCache]]:
     """A step over the spans, and caches with random keys and values everywhere."""
     lab = open_lab(model.shapes, model.device, model.dtype, 5)
-    pages = 2 + sum(-(-(span.start + span.count) // PAGE) for span in spans)
-    inputs = attend_inputs(lab, spans, PAGE, pages)
+    pages = pages_of(spans, PAGE)
+    inputs = span_inputs(spans, PAGE, pages, lab.generator)
     inputs.token_ids.copy_(lab.integers(model.config.vocabulary, inputs.token_ids.shape[0]))
     caches = make_caches(model.config.layers, pages, model.shapes, PAGE, model.dtype, model.device)
     for cache in caches:

@@ -1,4 +1,4 @@
-"""The runtime's own commands: logits, generate and bench. Token ids in, numbers out; no text anywhere.
+"""The runtime's own commands: logits, generate, bench and tune. Token ids in, numbers out; no text anywhere.
 
 Nothing here imports torch before the allocator is set, and nothing at all for ``--help``.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from runtime.allocator import prepare_allocator
@@ -35,6 +36,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     # Loaded here: torch takes a second, and must find the allocator's setting in the environment.
+    if options.command == "tune":
+        _tune(options)
+        return
     from runtime import commands
 
     place = commands.Place.choose(options.device, options.dtype, options.kernels)
@@ -58,6 +62,18 @@ def _run(options: argparse.Namespace) -> None:
                 options.model,
                 commands.Load(options.prompt_tokens, options.tokens, options.batch, options.repeats),
             )
+
+
+def _tune(options: argparse.Namespace) -> None:
+    """Tune the kernels; without what loading a checkpoint needs."""
+    try:
+        from runtime.tune import tune
+    except ModuleNotFoundError as missing:
+        raise RuntimeFault(
+            f"tuning needs the package {missing.name}: pip install 'gpt-oss-agent[runtime]'"
+        ) from missing
+    say = partial(print, flush=True)
+    tune(options.model, quick=options.quick, out=options.out, cache=options.cache_dir, say=say)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -93,6 +109,12 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--batch", type=_positive, default=1, metavar="N", help="sequences at a time (1)")
     bench.add_argument("--repeats", type=_positive, default=3, metavar="N", help="timed runs after one warm-up (3)")
     _place_options(bench)
+
+    tune = commands.add_parser("tune", help="find the fastest sizes of the kernels for this GPU, and keep them")
+    tune.add_argument("--model", choices=("20b", "120b"), default="20b", help="whose shapes to measure (20b)")
+    tune.add_argument("--quick", action="store_true", help="fewer candidates, fewer rounds")
+    tune.add_argument("--out", type=Path, metavar="FILE.json", help="write the choice there too")
+    tune.add_argument("--cache-dir", type=Path, metavar="DIR", help="where the choice is kept (the agent's cache_dir)")
     return top
 
 

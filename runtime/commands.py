@@ -17,7 +17,7 @@ from runtime.engine import Engine, EngineOptions, make_caches, open_engine
 from runtime.errors import RequestRefused, RuntimeFault
 from runtime.kernels.base import StepInputs
 from runtime.kernels.open import open_kernels
-from runtime.local import find_checkpoint
+from runtime.local import find_checkpoint, sizes_here
 from runtime.model.checkpoint import load_weights, open_checkpoint
 from runtime.model.config import ModelConfig, gpt_oss_20b, gpt_oss_120b
 from runtime.model.memory import weights_bytes
@@ -182,6 +182,7 @@ def bench(place: Place, name: str, load: Load) -> None:
         "device": _device_name(place.device),
         "dtype": str(place.dtype).removeprefix("torch."),
         "kernels": model.kernels.name,
+        "sizes": sizes_here(device=str(place.device)) if model.kernels.name == "triton" else None,
         "torch": torch.__version__,
         "batch": load.batch,
         "prompt_tokens": load.prompt_tokens,

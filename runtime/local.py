@@ -42,6 +42,20 @@ def kernels_here() -> tuple[str, str]:
     return best_kernels(choose_device())
 
 
+def sizes_here(cache: Path | None = None, device: str | None = None) -> str | None:
+    """Say where the sizes of Triton's kernels on this machine are from; None where these do not run.
+
+    ``cache`` is the folder where `python -m runtime tune` keeps what it measured (None: the common one).
+    """
+    where = choose_device(device)
+    if best_kernels(where)[0] != "triton":
+        return None
+    from runtime.kernels.choice import choose, default_cache, look  # there is no triton for macOS
+
+    said: list[str] = []
+    return "; ".join([choose(look(where), cache or default_cache(), said.append).source, *said])
+
+
 def open_transformers_worker(
     name: str, *, device: str | None = None, context_tokens: int | None = None
 ) -> tuple[TransformersWorker, int]:
@@ -58,15 +72,17 @@ def open_worker(
     device: str | None = None,
     cache_bytes: int | None = None,
     context_tokens: int | None = None,
+    cache: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> tuple[Worker, int]:
     """Load a checkpoint and start an engine over it; return its thread and the window in tokens.
 
     ``name`` is its folder, or the name of a model that was pulled.
-    ``kernels`` are those of ``runtime.kernels.open``. A GPU computes in bf16, the CPU in fp32. The window is the
-    model's, or what the cache holds where that is less. ``progress`` is told (bytes loaded, bytes in all), ``warn`` that
-    a real model was put on the CPU. Raises CheckpointError, DoesNotFit or another RuntimeFault.
+    ``kernels`` and ``cache`` are those of ``runtime.kernels.open``. A GPU computes in bf16, the CPU in fp32. The window is the
+    model's, or what the engine's cache holds where that is less. ``progress`` is told (bytes loaded, bytes in all), ``warn``
+    that a real model was put on the CPU, or that sizes in ``cache`` cannot be used. Raises CheckpointError, DoesNotFit or
+    another RuntimeFault.
     """
     where = choose_device(device)
     dtype = torch.float32 if where.type == "cpu" else torch.bfloat16
@@ -78,7 +94,7 @@ def open_worker(
             "to be right: expect seconds for each token, and hours for a run. A GPU with 16 GiB, or a server made for CPUs "
             "(llama.cpp, Ollama), is what makes this model usable here"
         )
-    chosen = open_kernels(kernels, where)
+    chosen = open_kernels(kernels, where, cache=cache, warn=warn)
     if kernels == "auto" and where.type == "cuda" and chosen.name == "reference":
         warn(f"the plain kernels run, which are there to be right and not to be fast: {best_kernels(where)[1]}")
     window = min(checkpoint.config.context_tokens, context_tokens or checkpoint.config.context_tokens)

@@ -34,13 +34,15 @@ _LEAST_TOP_P = 1e-9  # what is left of 0, which means the one likeliest token
 class LocalOptions:
     """What the runtime may use. None leaves the choice to it: the first CUDA device, or the CPU.
 
-    ``backend`` is one of those that need a checkpoint, see ``agent.backends``.
+    ``backend`` is one of those that need a checkpoint, see ``agent.backends``. ``cache_dir`` is where sizes of kernels that
+    were measured on this GPU are kept.
     """
 
     backend: str = "local"
     device: str | None = None
     cache_bytes: int | None = None
     context_tokens: int | None = None
+    cache_dir: Path | None = None
 
 
 class LocalSource:
@@ -136,7 +138,7 @@ def open_local(
 ) -> LocalSource:
     """Load a checkpoint (a folder, or the name of one that was pulled) and start an engine over it.
 
-    ``say`` is told where that will be too slow to be of use.
+    ``say`` is told where that will be too slow to be of use, and of sizes of kernels that were kept and do not hold any more.
     Raises ModelUnfit when the checkpoint is unusable, the device has no room for it, or the runtime is not installed;
     the message says what to do.
     """
@@ -156,6 +158,7 @@ def open_local(
                 device=device,
                 cache_bytes=options.cache_bytes,
                 context_tokens=window,
+                cache=options.cache_dir,
                 progress=progress,
                 warn=say,
             )
@@ -190,6 +193,14 @@ def best_here(name: str) -> tuple[str, str]:
 
     kernels, why = kernels_here()
     return next(found for found, kind in BACKENDS.items() if kind.kernels == kernels), why
+
+
+def sizes_here(name: str, cache_dir: Path) -> str | None:
+    """Say which sizes the kernels take on this GPU and where those are from; None where none are chosen. Raises ModelUnfit."""
+    _load_runtime(name)
+    from runtime.local import sizes_here as sizes
+
+    return sizes(cache_dir)
 
 
 def _load_runtime(name: str) -> None:

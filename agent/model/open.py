@@ -169,7 +169,7 @@ def open_checkpoint(config: RunConfig, say: Callable[[str], None]) -> LocalSourc
             said = percent
             say(f"loading {config.model}: {percent} % of {total_bytes / 2**30:.1f} GiB")
 
-    options = LocalOptions(config.wire, context_tokens=config.context_tokens)
+    options = LocalOptions(config.wire, context_tokens=config.context_tokens, cache_dir=config.cache_dir)
     return open_local(Path(config.model), options, progress, say)
 
 

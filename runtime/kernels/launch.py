@@ -15,7 +15,12 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
+from triton.compiler.errors import CompilationError
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.runtime.errors import OutOfResources, PTXASError
+
+REFUSED = (CompilationError, OutOfResources, PTXASError)
+"""What Triton raises for sizes that a kernel cannot be compiled with, or a block of which the device has no room for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
@@ -30,27 +33,31 @@ def best_kernels(device: torch.device) -> tuple[str, str]:
     return "triton", f"there is a GPU, {name}"
 
 
-def open_kernels(name: str, device: torch.device) -> Kernels:
+def open_kernels(
+    name: str, device: torch.device, *, cache: Path | None = None, warn: Callable[[str], None] = warnings.warn
+) -> Kernels:
     """Return the record called ``name`` for ``device``; ``auto`` takes the fastest that runs there.
 
-    Raises RuntimeFault when there is no such record or it does not run on the device.
+    ``cache`` is the folder where `python -m runtime tune` keeps the sizes it measured (None: the common one), ``warn`` is told
+    of sizes there that cannot be used. Raises RuntimeFault when there is no such record or it does not run on the device.
     """
     match name:
         case "auto":
-            return open_kernels(best_kernels(device)[0], device)
+            return open_kernels(best_kernels(device)[0], device, cache=cache, warn=warn)
         case "reference":
             return reference_kernels()
         case "triton":
-            return _open_triton(device)
+            return _open_triton(device, cache, warn)
         case _:
             raise RuntimeFault(f"there are no kernels called {name!r} for {device}: use one of {', '.join(NAMES)}")
 
 
-def _open_triton(device: torch.device) -> Kernels:
+def _open_triton(device: torch.device, cache: Path | None, warn: Callable[[str], None]) -> Kernels:
     """Import triton only where it is asked for: there is none for macOS, and it takes a second."""
     try:
         import triton
 
+        from runtime.kernels.choice import choose, default_cache, look
         from runtime.kernels.fast import triton_kernels
     except ImportError as missing:
         raise RuntimeFault(
@@ -64,4 +71,5 @@ def _open_triton(device: torch.device) -> Kernels:
             raise RuntimeFault(
                 f"the Triton kernels need compute capability 8.0 (Ampere) and {device} has {major}.{minor}: use 'reference'"
             )
+        return triton_kernels(device, choose(look(device), cache or default_cache(), warn).tuning)
     return triton_kernels(device)

@@ -92,6 +92,24 @@ def test_the_model_that_would_be_asked(config: RunConfig) -> None:
     assert "script.json" in found.detail
 
 
+def test_the_sizes_of_the_local_engines_kernels(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert list(doctor.kernels(config)) == []  # there is nothing to choose
+    asked = []
+
+    def sizes(cache: Path) -> str:
+        asked.append(cache)
+        return "shipped for NVIDIA H200"
+
+    monkeypatch.setattr("runtime.local.sizes_here", sizes)
+    assert list(doctor.kernels(config)) == [doctor.Finding("kernels", "sizes: shipped for NVIDIA H200")]
+    assert asked == [config.cache_dir]
+
+
+def test_only_triton_has_sizes() -> None:
+    assert {"local", "triton"} == doctor.TUNED
+
+
 def test_an_endpoint_where_nobody_answers_is_3(config: RunConfig) -> None:
     found = doctor.model(replace(config, wire="chat", script=None, endpoint="http://127.0.0.1:9/v1", model="m"))
     assert found.exit_code == 3

@@ -143,6 +143,34 @@ def test_triton_without_a_gpu_is_refused_in_one_line(tiny_checkpoints: dict[Layo
     assert run.stderr == "runtime: the Triton kernels do not run on cpu, only on CUDA GPUs: use 'reference'\n"
 
 
+def test_tuning_without_a_gpu_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert cli.main(["tune", "--quick", "--cache-dir", str(tmp_path)]) == cli.FAULT
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == (
+        "runtime: there is nothing to tune here: cpu is no CUDA GPU, and only Triton's kernels have sizes to choose\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tuning_loads_no_package_but_pytorch_triton_and_numpy() -> None:
+    """It runs where nothing of the agent is installed: whatever else of ours needs a package is not imported."""
+    code = (
+        "import sys, runtime.cli\nruntime.cli.main(['tune'])\n"
+        "sys.exit(' '.join(sys.modules.keys() & {'safetensors', 'transformers', 'huggingface_hub', 'httpx2', 'click'}) or 0)"
+    )
+    environment = {"PATH": "", "CUDA_VISIBLE_DEVICES": ""}
+    root = Path(cli.__file__).resolve().parent.parent
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.startswith("runtime: there is nothing to tune here")
+
+
 def test_bench_says_what_it_measured(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["bench", "tiny", "--prompt-tokens", "40", "--tokens", "5", "--batch", "2", "--repeats", "2"]
     assert cli.main(arguments) == 0

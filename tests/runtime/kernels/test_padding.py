@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.kernel_cases import Span, attend_inputs, open_lab
+from benchmarks.kernel_cases import open_lab
 from runtime import batch
 from runtime.batch import Counts
 from runtime.engine import make_caches
@@ -17,6 +17,7 @@ from runtime.kernels.open import open_kernels
 from runtime.model.transformer import Transformer, forward
 from runtime.request import Request
 from runtime.scheduler import Sequence, Work
+from runtime.spans import Span, span_inputs
 
 PAGE = 16
 PAGES = 8
@@ -53,7 +54,7 @@ def test_rows_of_nobody_change_nothing_in_attention(window: int | None) -> None:
     """The other kernels of the record compute row by row; this one is told which rows are whose."""
     lab = open_lab(SHAPES, DEVICE, torch.float32, 7)
     span = Span(19, 21)
-    plain = attend_inputs(lab, [span], 8, 8)
+    plain = span_inputs([span], 8, 8, lab.generator)
     extra = 11
     padded = replace(
         plain,

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from benchmarks import kernel_cases
-from benchmarks.kernel_cases import Lab, Span, open_lab
+from benchmarks.kernel_cases import Lab, open_lab
 from runtime.kernels import mxfp4
 from runtime.kernels.base import Kernels, Shapes
 from runtime.kernels.open import open_kernels
 from runtime.kernels.reference import decode_mxfp4
+from runtime.spans import Span
 
 # Nothing is a power of two that need not be, no two sizes are equal, and head_dim is not the model's.
 TINY = Shapes(64, 128, 8, 2, 16, 8, 4, 300, 16)

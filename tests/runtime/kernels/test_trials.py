@@ -1,0 +1,194 @@
+"""What `tune` measures, over interpreted kernels at tiny shapes: every work runs, is compared, and wrong sizes are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, fields, replace
+
+import pytest
+import torch
+from triton.runtime.errors import OutOfResources, PTXASError
+
+from runtime import tune
+from runtime.descent import Left, Step, descend
+from runtime.kernels.base import Kernels
+from runtime.kernels.fast import triton_kernels
+from runtime.kernels.launch import Tuning
+from runtime.kernels.sizes import PARTS, numbers_of, takes
+from runtime.model.config import gpt_oss_20b, gpt_oss_120b
+from runtime.model.random_weights import random_weights
+from runtime.model.tiny import tiny_config
+from runtime.model.transformer import Transformer, build_transformer
+from runtime.tune import CANDIDATES, QUICK_CANDIDATES, Trials, Work, works_of
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+FIRST = Tuning(up=(64, 255), down=(32, 255), gemv=(64, 255), wide_gemv=(64, 255), route=(8, 4), decode=(64, 4, 4))
+SMALL = {  # works as small as the interpreter needs
+    "down": (Work(("route", "experts_up", "experts_down"), start=0),),
+    "decode": (Work(("norm_qkv", "attend", "project"), start=40),),
+    "gemv": (Work(("unembed",)),),
+    "tiled": (Work(("norm_qkv",), sequences=2, start=4),),
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> Transformer:
+    config = tiny_config(layers=1)
+    weights = random_weights(config, DEVICE, torch.float32 if DEVICE.type == "cpu" else torch.bfloat16, 1)
+    return build_transformer(config, weights, triton_kernels(DEVICE, FIRST), positions=64)
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "works_of", lambda config: SMALL)
+
+
+def once(work: Callable[[], object]) -> Callable[[], float]:
+    work()
+    return lambda: 1.0
+
+
+def sizes(**changed: object) -> dict[str, object]:
+    return {**asdict(FIRST), **changed}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("down", (16, 255)), ("decode", (16, 4, 4)), ("gemv", (32, 255)), ("tiled", (16, 64, 4, 3))],
+)
+def test_other_sizes_compute_the_same(model: Transformer, field: str, value: object) -> None:
+    trials = Trials(model, 12, FIRST, once)
+    trials.prepare(field, sizes())
+    trials.prepare(field, sizes(**{field: value}))
+
+
+def test_times_are_those_of_all_layers_and_works(model: Transformer) -> None:
+    trials = Trials(model, 12, FIRST, once, rounds=3)
+    assert (
+        trials.race("down", sizes(), sizes(down=(16, 255))) == [(12.0, 12.0)] * 3
+    )  # twelve layers, one of them measured
+    assert trials.race("gemv", sizes(), sizes()) == [(1.0, 1.0)] * 3  # one unembedding
+
+
+def test_each_side_of_a_race_runs_its_own_sizes(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[tuple[int, int]] = []
+
+    def kernels(device: torch.device, tuning: Tuning) -> Kernels:
+        opened.append(tuning.down)
+        return triton_kernels(device, tuning)
+
+    monkeypatch.setattr(tune, "triton_kernels", kernels)
+    seconds: Iterator[float] = iter([1.0, 2.0])
+
+    def watch(work: Callable[[], object]) -> Callable[[], float]:
+        mine = next(seconds)
+        return lambda: mine
+
+    trials = Trials(model, 1, FIRST, watch, rounds=2)
+    assert trials.race("down", sizes(), sizes(down=(16, 255))) == [(1.0, 2.0)] * 2
+    assert opened == [FIRST.down, (16, 255)]
+
+
+BREAKS: dict[str, tuple[str, Callable[[Kernels], Callable[..., object]]]] = {
+    "experts_down": ("down", lambda run: lambda *args: run.experts_down(*args) + 1),
+    "attend": ("decode", lambda run: lambda *args: run.attend(*args) * 1.1),
+    "project": ("decode", lambda run: lambda *args: run.project(*args) * float("nan")),
+    "norm_qkv": ("tiled", lambda run: lambda *args: run.norm_qkv(*args).roll(1, -1)),
+    "unembed": ("gemv", lambda run: lambda *args: torch.empty_like(run.unembed(*args))),  # never written
+    "route": ("down", lambda run: lambda *args: _others(*run.route(*args))),
+}
+
+
+def _others(normalised: torch.Tensor, ids: torch.Tensor, shares: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return normalised, (ids + 1) % 8, shares
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_what_computes_something_else_is_left_out(
+    model: Transformer, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    field, broken = BREAKS[name]
+    trials = Trials(model, 12, FIRST, once)
+    trials.prepare(field, sizes())
+
+    def kernels(device: torch.device, tuning: Tuning) -> Kernels:
+        run = triton_kernels(device, tuning)
+        return replace(run, **{name: broken(run)})
+
+    monkeypatch.setattr(tune, "triton_kernels", kernels)
+    part = "chosen" if name == "route" else name
+    with pytest.raises(Left, match=f"{part} is .* away from what the defaults compute"):
+        trials.prepare(field, sizes())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OutOfResources(300_000, 232_448, "shared memory"),
+        PTXASError("registers"),
+        RuntimeError("PassManager::run failed"),
+    ],
+)
+def test_what_does_not_compile_is_left_out(
+    model: Transformer, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(*_: object) -> object:
+        raise error
+
+    trials = Trials(model, 12, FIRST, once)
+    monkeypatch.setattr(
+        tune, "triton_kernels", lambda device, tuning: replace(triton_kernels(device, tuning), unembed=refuse)
+    )
+    with pytest.raises(Left, match=type(error).__name__):
+        trials.prepare("gemv", sizes())
+
+
+def test_a_fault_of_the_device_ends_it(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> object:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    trials = Trials(model, 12, FIRST, once)
+    monkeypatch.setattr(
+        tune, "triton_kernels", lambda device, tuning: replace(triton_kernels(device, tuning), unembed=fail)
+    )
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        trials.prepare("gemv", sizes())
+
+
+def test_a_whole_descent_and_its_table(model: Transformer) -> None:
+    def watch(work: Callable[[], object]) -> Callable[[], float]:
+        work()
+        return lambda: 1e-6
+
+    trials = Trials(model, 12, FIRST, watch)
+    steps = list(descend(sizes(), {"tiled": [(16, 64, 4, 3)], "gemv": [(32, 255)]}, trials))
+    assert [step for step, _ in steps] == [
+        Step("tiled", FIRST.tiled, FIRST.tiled, {(16, 64, 4, 3): 1.0}, {}, 0),
+        Step("gemv", FIRST.gemv, FIRST.gemv, {(32, 255): 1.0}, {}, 0),
+    ]
+    assert list(tune.told(steps[0][0])) == [f"tiled          {FIRST.tiled} stays (1 tried, the best takes 1.000)"]
+    left = Step("gemv", (4, 255), (2, 128), {(2, 128): 0.9}, {(8, 255): "PTXASError: registers\nat length"}, 3)
+    assert list(tune.told(left)) == [
+        "gemv           (4, 255) -> (2, 128) (1 tried, the best takes 0.900, 3 not for lack of time)",
+        "               (8, 255) left out: PTXASError: registers",
+    ]
+    rows = list(tune.table(trials, SMALL["gemv"], sizes(), sizes()))
+    assert rows[1].split() == ["unembed,", "1", "token", "1.0", "1.0", "1.000"]
+
+
+def test_every_field_has_works_and_candidates_that_the_kernels_take() -> None:
+    names = {field.name for field in fields(Tuning)}
+    for config in (gpt_oss_20b(), gpt_oss_120b()):
+        assert works_of(config).keys() == names
+    assert CANDIDATES.keys() == PARTS.keys() == names
+    for name, values in CANDIDATES.items():
+        assert len(set(values)) == len(values), name
+        assert all(takes(name, numbers_of(value)) for value in (*values, getattr(Tuning(), name))), name
+        assert any(value != getattr(Tuning(), name) for value in values[:QUICK_CANDIDATES])
+
+
+@pytest.mark.parametrize(("config", "least"), [(gpt_oss_20b(), 2048), (gpt_oss_120b(), 4096)])
+def test_the_prompts_tile_is_measured_where_it_is_taken(config: object, least: int) -> None:
+    (work,) = works_of(config)["prompt_tile"]  # type: ignore[arg-type]
+    assert work.count == least
+    assert work.count * 4 > 64 * config.experts  # type: ignore[attr-defined]
