@@ -201,7 +201,7 @@ def rename(old: str, new: str) -> Callable[[Tensors], None]:
         ),
         (put("block.0.attn.sinks", torch.zeros(8, dtype=torch.int32)), r"block\.0\.attn\.sinks is of type I32"),
         (
-            put("block.0.mlp.mlp2_weight.scales", torch.zeros(8, 64, 3)),
+            put("block.0.mlp.mlp2_weight.scales", torch.zeros(8, 64, 4)),
             r"block\.0\.mlp\.mlp2_weight\.scales is of type F32, not U8",
         ),
         (

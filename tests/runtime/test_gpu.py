@@ -223,7 +223,10 @@ def test_guesses_right_or_wrong_leave_the_largest_logits(model: Transformer, rig
     made.scheduler._guess = guess  # type: ignore[method-assign]
     outs = drain(made, [request])["x"]
     assert worst(model, request, outs) < ROUNDING
-    assert steps < 30 if right else steps > 50
+    # Verified together, tokens are rounded otherwise than one by one: where two are close the answer forks, and from there on
+    # what a plain run said is wrong.
+    forked = next((n for n, (a, b) in enumerate(zip(outs, said, strict=True)) if a != b), len(said))
+    assert steps <= forked / 8 + len(said) - forked + 2 if right else steps > 50
 
 
 def test_seeds_repeat_through_graphs_and_ahead(model: Transformer) -> None:
