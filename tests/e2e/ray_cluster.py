@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from ray.cluster_utils import Cluster
 
 STORE_BYTES = 80 << 20  # Ray takes no less
 
 
-def main(folder: Path) -> None:
-    small = {"object_store_memory": STORE_BYTES, "include_dashboard": False}
+def main(folder: Path, scratch: str) -> None:
+    small = {"object_store_memory": STORE_BYTES, "include_dashboard": False, "temp_dir": scratch}
     cluster = Cluster(initialize_head=True, head_node_args={**small, "num_cpus": 0})
     nodes = {}
     print(cluster.address, flush=True)  # noqa: T201 - for whoever started this
@@ -35,4 +36,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    with TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as scratch:  # a short name: sockets lie in it
+        main(Path(sys.argv[1]), scratch)
