@@ -54,18 +54,26 @@ def stopwatch(work: Callable[[], object], replays: int | None = None) -> Callabl
         work()
     for _ in range(3):
         graph.replay()
-    count = replays or max(1, min(50, round(GROUP_S / _replayed(graph, 1))))
-    return lambda: _replayed(graph, count)
+    recorded = _Recorded(graph, work)
+    count = replays or max(1, min(50, round(GROUP_S / recorded.seconds(1))))
+    return lambda: recorded.seconds(count)
 
 
-def _replayed(graph: torch.cuda.CUDAGraph, replays: int) -> float:
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # likewise
-    begin.record()
-    for _ in range(replays):
-        graph.replay()
-    end.record()
-    end.synchronize()
-    return float(begin.elapsed_time(end)) / 1e3 / replays
+@dataclass(frozen=True)
+class _Recorded:
+    """A graph, and the work that it was recorded from: what that holds on to is what the graph reads."""
+
+    graph: torch.cuda.CUDAGraph
+    work: Callable[[], object]
+
+    def seconds(self, replays: int) -> float:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # likewise
+        begin.record()
+        for _ in range(replays):
+            self.graph.replay()
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end)) / 1e3 / replays
 
 
 def distance(out: torch.Tensor, truth: torch.Tensor) -> float:

@@ -195,18 +195,10 @@ class Trials:
             self._field = field
             self._scenes.clear()
             self._truths.clear()
-        kernels = self._kernels(sizes)
         for work in self._works[field]:
-            try:
-                results = self._results(work, kernels)
-            except (*REFUSED, RuntimeError) as error:
-                # What the compiler's passes refuse has no type of its own; every other RuntimeError is the device's.
-                if isinstance(error, REFUSED) or "PassManager" in str(error):
-                    raise Left(f"{type(error).__name__}: {error}") from error
-                raise
             if work not in self._truths:
-                self._truths[work] = self._results(work, self._kernels(asdict(self._first)))
-            for mine, true in zip(results, self._truths[work], strict=True):
+                self._truths[work] = self._results(work, asdict(self._first))
+            for mine, true in zip(self._results(work, sizes), self._truths[work], strict=True):
                 away = _error(mine, true)
                 if not away <= _limit(mine.part):  # nor is what is no number
                     raise Left(f"{work}: {mine.part} is {away:.1e} away from what the defaults compute")
@@ -236,10 +228,17 @@ class Trials:
             self._scenes[work] = _scene(self._model, work)
         return self._scenes[work]
 
-    def _results(self, work: Work, kernels: Kernels) -> list[_Result]:
+    def _results(self, work: Work, sizes: Sizes) -> list[_Result]:
+        """Compute what a work computes with these sizes, into memory full of NaN. Raises Left where they do not compile."""
         results: list[_Result] = []
-        with poisoned():
-            self._run(work, self._scene(work), kernels, results)
+        try:
+            with poisoned():
+                self._run(work, self._scene(work), self._kernels(sizes), results)
+        except (*REFUSED, RuntimeError) as error:
+            # What the compiler's passes refuse has no type of its own; every other RuntimeError is the device's.
+            if isinstance(error, REFUSED) or "PassManager" in str(error):
+                raise Left(f"{type(error).__name__}: {error}") from error
+            raise
         return results
 
     def _run(self, work: Work, scene: _Scene, run: Kernels, results: list[_Result]) -> None:
@@ -355,10 +354,13 @@ def tune(model_name: str, *, quick: bool, out: Path | None, cache: Path | None, 
     works = works_of(config)
     candidates = {name: CANDIDATES[name][: QUICK_CANDIDATES if quick else None] for name in works}
     sizes: Sizes = asdict(first)
-    for step, chosen in descend(sizes, candidates, trials, limit_s=LIMIT_S):
-        sizes = chosen
-        for line in told(step):
-            say(line)
+    try:
+        for step, chosen in descend(sizes, candidates, trials, limit_s=LIMIT_S):
+            sizes = chosen
+            for line in told(step):
+                say(line)
+    except Left as why:  # not a candidate, which is told of: the sizes to begin with
+        raise RuntimeFault(f"the kernels do not run on this {gpu.name} with the sizes they start from: {why}") from why
     for line in table(
         trials, list(dict.fromkeys(work for each in works.values() for work in each)), asdict(first), sizes
     ):
