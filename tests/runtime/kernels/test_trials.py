@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields, replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +14,9 @@ from triton.runtime.errors import OutOfResources, PTXASError
 
 from runtime import tune
 from runtime.descent import Left, Step, descend
+from runtime.errors import RuntimeFault
 from runtime.kernels.base import Kernels
+from runtime.kernels.choice import Gpu, choose, kept_at
 from runtime.kernels.fast import triton_kernels
 from runtime.kernels.launch import Tuning
 from runtime.kernels.sizes import PARTS, numbers_of, takes
@@ -174,6 +179,62 @@ def test_a_whole_descent_and_its_table(model: Transformer) -> None:
     ]
     rows = list(tune.table(trials, SMALL["gemv"], sizes(), sizes()))
     assert rows[1].split() == ["unembed,", "1", "token", "1.0", "1.0", "1.000"]
+
+
+GPU = Gpu("NVIDIA Made Up", (9, 0), 132, 227 << 10, 65536, "3.6.0")
+
+
+@pytest.fixture
+def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU on which every second candidate takes half the time; only the unembedding's sizes are tuned."""
+    seconds = itertools.cycle([1.0, 0.5])
+
+    def watch(work: Callable[[], object]) -> Callable[[], float]:
+        mine = next(seconds)
+        return lambda: mine
+
+    monkeypatch.setattr(tune, "_gpu", lambda: DEVICE)
+    monkeypatch.setattr(tune, "look", lambda device: GPU)
+    monkeypatch.setattr(tune, "MODELS", {"20b": lambda: tiny_config(layers=1)})
+    monkeypatch.setattr(tune, "works_of", lambda config: {"gemv": SMALL["gemv"]})
+    monkeypatch.setattr(tune, "CANDIDATES", {"gemv": ((32, 255), Tuning().gemv)})
+    monkeypatch.setattr(tune, "Trials", partial(Trials, watch=watch))
+
+
+def test_the_choice_is_kept_told_and_taken_from_then_on(made_up: None, tmp_path: Path) -> None:
+    said: list[str] = []
+    out = tmp_path / "out" / "made-up.json"
+    kept = tune.tune("20b", quick=True, out=out, cache=tmp_path, say=said.append)
+    assert kept == kept_at(GPU, tmp_path)
+    assert out.read_bytes() == kept.read_bytes()
+    assert said[0] == "NVIDIA Made Up, 132 processors, Triton 3.6.0; 8 layers of gpt-oss-20b"
+    assert said[1] == "gemv           (4, 255) -> (32, 255) (1 tried, the best takes 0.500)"
+    assert said[3].split()[-3:] == ["1000000.0", "500000.0", "0.500"]
+    assert f"kept in {kept}" in said[4]
+    assert len(said) == 5
+    chosen = choose(GPU, tmp_path, said.append).tuning
+    assert chosen == replace(Tuning(), gemv=(32, 255))
+    assert len(said) == 5  # nothing to warn of
+
+
+def test_a_place_that_cannot_be_written_is_named(made_up: None, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RuntimeFault, match=r"cannot be written to .*file/out\.json: .*; name another place"):
+        tune.tune("20b", quick=False, out=tmp_path / "file" / "out.json", cache=tmp_path, say=lambda _: None)
+
+
+def test_kernels_that_do_not_run_at_all_are_said(
+    made_up: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> object:
+        raise OutOfResources(300_000, 232_448, "shared memory")
+
+    monkeypatch.setattr(
+        tune, "triton_kernels", lambda device, tuning: replace(triton_kernels(device, tuning), unembed=refuse)
+    )
+    with pytest.raises(RuntimeFault, match=r"do not run on this NVIDIA Made Up with the sizes .* OutOfResources"):
+        tune.tune("20b", quick=True, out=None, cache=tmp_path, say=lambda _: None)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_field_has_works_and_candidates_that_the_kernels_take() -> None:
