@@ -31,7 +31,11 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
         "Serve a backend as OpenAI's APIs: responses, chat completions, completions.",
     ),
     "tasks": ("agent.cli.tasks", "tasks", "Run many tasks, and grade what came out."),
-    "ci": ("agent.cli.ci", "ci", "Do what an event of GitHub or GitLab asks for; publish what came out."),
+    "ci": (
+        "agent.cli.ci",
+        "ci",
+        "Do what an event of GitHub or GitLab asks for, under --policy ci, and write artifacts.",
+    ),
     "patch": ("agent.cli.patch", "patch", "Apply patches in the format that the model writes."),
     "doctor": ("agent.cli.doctor", "doctor", "Say what works on this machine, and what to do about the rest."),
     "models": ("agent.cli.models", "models", "Fetch, list and verify checkpoints that run on this machine."),

@@ -34,21 +34,30 @@ def swiglu(gate, up, limit, alpha):
     return gate / (1.0 + tl.exp(-alpha * gate)) * (up + 1.0)
 
 
+COUNTED = tl.constexpr(64)  # experts up to which counting is the shorter way
+
+
 @triton.jit
 def choose(scores, ids, weights, TOP: tl.constexpr, EXPERTS: tl.constexpr, BLOCK: tl.constexpr):
     """Store the TOP best of the ``scores`` [EXPERTS] at ids and weights: best first, the lower id where two are equal.
 
-    Every score counts those before it, all at once: picking one after another takes ten times as many steps of a warp.
+    A few scores count those before them, all at once; of many, whose pairs would be too many, the best is picked TOP times.
     """
     e = tl.arange(0, BLOCK)
     mine = tl.load(scores + e, mask=e < EXPERTS, other=float("-inf"), cache_modifier=".cg")
-    theirs = tl.load(scores + e, mask=e < EXPERTS, other=float("-inf"), cache_modifier=".cg")[:, None]
-    other = tl.arange(0, BLOCK)[:, None]
-    # What is not a number is before nothing, so that every place is taken whatever comes.
+    # What is not a number is before nothing, so that every place is taken, once, whatever comes.
     mine = tl.where(mine == mine, mine, float("-inf"))
-    theirs = tl.where(theirs == theirs, theirs, float("-inf"))
-    before = (theirs > mine[None, :]) | ((theirs == mine[None, :]) & (other < e[None, :]))
-    rank = tl.sum(before.to(tl.int32), axis=0)
+    if BLOCK <= COUNTED:
+        theirs = tl.load(scores + e, mask=e < EXPERTS, other=float("-inf"), cache_modifier=".cg")[:, None]
+        theirs = tl.where(theirs == theirs, theirs, float("-inf"))
+        before = (theirs > mine[None, :]) | ((theirs == mine[None, :]) & (e[:, None] < e[None, :]))
+        rank = tl.sum(before.to(tl.int32), axis=0)
+    else:
+        rank = tl.full((BLOCK,), TOP, tl.int32)
+        for k in tl.static_range(TOP):
+            left = rank == TOP
+            top = tl.max(tl.where(left, mine, float("-inf")), axis=0)
+            rank = tl.where(e == tl.min(tl.where(left & (mine == top), e, BLOCK), axis=0), k, rank)
     best = tl.max(mine, axis=0)
     best = tl.where(best == float("-inf"), 0.0, best)
     share = tl.where(rank < TOP, tl.exp(mine - best), 0.0)

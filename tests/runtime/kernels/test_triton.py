@@ -6,6 +6,8 @@ cases there, at the true shapes).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -103,6 +105,19 @@ def test_equal_scores_give_the_lower_expert(kernels: Kernels) -> None:
     _, ids, weights = kernels.route(x, torch.ones(SHAPES.hidden, device=DEVICE), weight, bias, SHAPES)
     assert ids.tolist() == [[1, 3, 7, 0]]
     assert weights.sum().item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("experts", [8, 64, 65, 128])
+@pytest.mark.parametrize("tokens", [1, 70])
+def test_experts_are_chosen_in_order_however_many_there_are(kernels: Kernels, experts: int, tokens: int) -> None:
+    shapes = replace(SHAPES, experts=experts)
+    lab = open_lab(shapes, DEVICE, torch.float32, 7)
+    for bias in (lab.normal(experts), lab.integers(3, experts).float()):
+        x, gain = lab.normal(tokens, shapes.hidden), torch.ones(shapes.hidden, device=DEVICE)
+        _, ids, weights = kernels.route(x, gain, torch.zeros(experts, shapes.hidden, device=DEVICE), bias, shapes)
+        best = bias.sort(descending=True, stable=True)
+        assert (ids == best.indices[:4].int()).all()
+        torch.testing.assert_close(weights, best.values[:4].softmax(0).expand(tokens, 4))
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter computes with numpy, which warns of NaN
