@@ -5,8 +5,6 @@ from __future__ import annotations
 import html
 from dataclasses import dataclass
 
-LINE_CHARS = 2000
-
 
 @dataclass(frozen=True, slots=True)
 class Cut:
