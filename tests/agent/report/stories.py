@@ -104,7 +104,7 @@ def run_events(
     )
     events: list[Durable] = [
         RunStarted(
-            "20261122-101500-abcdef", task + text, "fix", conversation, "/work/shop" + text, "c0ffee" * 6, CONFIG
+            "20261122-101500-abcdef", task + text, "fix", conversation, "/home/ada/shop" + text, "c0ffee" * 6, CONFIG
         )
     ]
     for number in range(turns):
