@@ -59,11 +59,11 @@ def find_checks(paths: Collection[str], contents: Mapping[str, str]) -> tuple[st
 def _has_pytest(paths: Collection[str], contents: Mapping[str, str]) -> bool:
     try:
         tools = tomllib.loads(contents.get("pyproject.toml", "")).get("tool", {})
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # also of a number without end, of brackets a thousand deep
         tools = {}
     return (
         "pytest.ini" in contents
-        or "pytest" in tools
+        or (isinstance(tools, dict) and "pytest" in tools)
         or "[tool:pytest]" in contents.get("setup.cfg", "")
         or "[pytest]" in contents.get("tox.ini", "")
         or any(re.search(r"(^|/)(test_[^/]*|[^/]*_test|conftest)\.py$", path) for path in paths)
@@ -73,7 +73,7 @@ def _has_pytest(paths: Collection[str], contents: Mapping[str, str]) -> bool:
 def _has_npm_test(package: str | None) -> bool:
     try:
         data = loads(package or "")
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     scripts = data.get("scripts") if isinstance(data, dict) else None
     command = scripts.get("test") if isinstance(scripts, dict) else None

@@ -428,7 +428,7 @@ def _file_text(path: Path) -> str:
 def _from_file(path: Path, *, personal: bool, text: str | None = None) -> tuple[dict[str, object], dict[str, str]]:
     try:
         content: dict[str, object] = tomllib.loads(_file_text(path) if text is None else text)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}.") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
@@ -442,8 +442,8 @@ def _from_file(path: Path, *, personal: bool, text: str | None = None) -> tuple[
             )
     for key, value in content.items():
         # A path in a file is meant relative to that file.
-        if RULES[key].kind == "path" and isinstance(value, str):
-            content[key] = str(path.parent / Path(value).expanduser())
+        if RULES[key].kind == "path" and isinstance(value, str) and not value.startswith("~"):
+            content[key] = str(path.parent / value)
     return content, dict.fromkeys(content, str(path))
 
 

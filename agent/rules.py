@@ -60,7 +60,10 @@ def checked(rule: Rule, key: str, value: object, place: str) -> object:
         case "path":
             if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
                 raise wrong("a path")
-            return Path(value).expanduser().absolute()
+            try:
+                return Path(value).expanduser().absolute()
+            except RuntimeError:
+                raise wrong("a path below the home of somebody who is known here") from None
         case "url":
             return _endpoint(value, wrong)
         case "text":

@@ -48,7 +48,7 @@ def _lines(path: Path, name: str) -> Iterator[tuple[str, object]]:
         if line.strip():
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UsageError(f"{place}, is not JSON: {error}") from error
             yield place, row
 
@@ -56,7 +56,7 @@ def _lines(path: Path, name: str) -> Iterator[tuple[str, object]]:
 def _array(path: Path, name: str) -> Iterator[tuple[str, object]]:
     try:
         data = json.loads(_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not JSON: {error}") from error
     if not isinstance(data, list):
         raise UsageError(f"{path} must be a list of tasks")
@@ -142,7 +142,7 @@ def _names(value: object, place: str) -> tuple[str, ...]:
     """Return test ids: the data sets hold them as a list, or as the JSON text of one."""
     try:
         names = json.loads(value) if isinstance(value, str) else value
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{place} is not a JSON list: {error}") from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UsageError(f"{place} must be a list of test ids")

@@ -74,7 +74,7 @@ def read_folder(folder: Path) -> Task:
         prompt = (folder / "prompt.md").read_text(encoding="utf-8").strip()
         check = folder / "check.sh"
         script = check.read_text(encoding="utf-8") if check.exists() else None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: {error}") from error
     except OSError as error:
         raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
@@ -103,7 +103,7 @@ def make_task(data: Mapping[str, Any], place: str, prompt: str, script: str | No
     return Task(
         name,
         prompt.strip(),
-        _repository(data.get("repository", "repo"), folder),
+        _repository(data.get("repository", "repo"), folder, place),
         data.get("base_commit"),
         _settings(data, place),
         script,
@@ -120,8 +120,11 @@ def is_url(repository: str) -> bool:
     return bool(re.match(r"(https?|ssh|git|file)://|[\w.-]+@[\w.-]+:", repository))
 
 
-def _repository(named: str, folder: Path) -> str:
-    return named if is_url(named) else str((folder / Path(named).expanduser()).absolute())
+def _repository(named: str, folder: Path, place: str) -> str:
+    try:
+        return named if is_url(named) else str((folder / Path(named).expanduser()).absolute())
+    except RuntimeError as error:
+        raise UsageError(f"{place}: the repository {named}: nobody of that name is known here") from error
 
 
 def _settings(data: Mapping[str, Any], place: str) -> dict[str, Any]:

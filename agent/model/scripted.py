@@ -107,7 +107,7 @@ def load_script(path: Path) -> Turns:
         data = json.loads(path.read_bytes())
     except OSError as error:
         raise UsageError(f"the script {path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"the script {path} is not JSON: {error}") from error
     turns = data.get("turns") if isinstance(data, dict) else None
     if not isinstance(turns, list) or not all(isinstance(turn, list) for turn in turns):

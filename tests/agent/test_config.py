@@ -157,6 +157,21 @@ def test_a_file_that_is_not_utf8_is_a_config_error(tmp_path: Path, home: dict[st
         load(repository=tmp_path, environ=home)
 
 
+@pytest.mark.parametrize("text", ["max_turns = " + "9" * 5000, "checks = " + "[" * 100_000], ids=["digits", "brackets"])
+def test_what_is_too_much_for_a_parser_is_a_config_error(tmp_path: Path, home: dict[str, str], text: str) -> None:
+    write(tmp_path / "agent.toml", text)
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load(repository=tmp_path, environ=home)
+
+
+def test_a_home_that_nobody_has_is_a_config_error(tmp_path: Path, home: dict[str, str]) -> None:
+    file = write(tmp_path / "config.toml", "runs_dir = '~nobody-of-this-name/runs'")
+    with pytest.raises(ConfigError, match=r"config\.toml: 'runs_dir' is .*known here"):
+        load(environ={**home, "AGENT_CONFIG": str(file)})
+    with pytest.raises(ConfigError, match=r"'runs_dir' is .*known here"):
+        load({"runs_dir": Path("~nobody-of-this-name/runs")}, environ=home)
+
+
 def test_variables_of_other_programs_are_left_alone_but_a_near_miss_is_named(home: dict[str, str]) -> None:
     azure = {"AGENT_NAME": "x", "AGENT_OS": "Linux", "AGENT_ID": "7", "AGENT_JOBSTATUS": "ok", "AGENT_DEBUG": "1"}
     assert load(environ={**home, **azure}).config == load(environ=home).config

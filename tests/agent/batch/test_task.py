@@ -143,6 +143,12 @@ def test_what_is_wrong_in_a_row_is_named(tmp_path: Path) -> None:
     (tmp_path / "torn.jsonl").write_text('\n\n{"name": "a"\n')
     with pytest.raises(UsageError, match="line 3, is not JSON"):
         read_rows(tmp_path / "torn.jsonl")
+    for name in ("deep.jsonl", "deep.json"):
+        (tmp_path / name).write_text("[" * 100_000)
+        with pytest.raises(UsageError, match="is not JSON"):
+            read_rows(tmp_path / name)
+    with pytest.raises(UsageError, match="line 1: the repository ~nobody-of-this-name/x: nobody"):
+        read_rows(rows(tmp_path, {"name": "a", "prompt": "x", "repository": "~nobody-of-this-name/x"}))
 
 
 def test_names_are_unique_and_something_must_be_left(tmp_path: Path) -> None:
