@@ -66,6 +66,11 @@ def test_what_an_event_says_is_never_a_part_of_a_script() -> None:
         assert "${{" not in step.get("run", ""), step
 
 
+def test_what_asks_for_nothing_pushes_no_request_out_of_the_queue() -> None:
+    workflow = read(WORKFLOW)
+    assert f"( {workflow['jobs']['fix']['if']} ) && 'asked' || github.run_id" in workflow["concurrency"]["group"]
+
+
 def test_only_one_job_may_write() -> None:
     workflow = read(WORKFLOW)
     assert workflow["permissions"] == {}
