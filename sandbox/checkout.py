@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from pathlib import Path
 
 from sandbox import diff as diffs
@@ -116,25 +117,34 @@ def _stage(folder: Path, renderings: Mapping[Step, bytes]) -> dict[Step, Path]:
     return staged
 
 
+class Was(Enum):
+    """What a path held before. Not to be read off the kept files: where a folder made room for a file, one is a folder there."""
+
+    KEPT = auto()
+    NOTHING = auto()
+    NO_FOLDER = auto()  # and one was made
+
+
 @dataclass(slots=True)
 class _Moves:
     """Files moved into place, and what is needed to take that back."""
 
     root: Path
     old: Path
-    done: list[tuple[Path, bool]] = field(default_factory=list)  # relative paths; True: a folder that was not there
+    done: list[tuple[Path, Was]] = field(default_factory=list)  # relative paths, and what was there
 
     def make(self, path: Path, staged: Path | None) -> None:
         """Put a staged file at a path, or (None) remove what is there and the folders that are empty without it."""
         full, kept = self.root / path, self.old / path
-        if os.path.lexists(full):
+        was = Was.KEPT if os.path.lexists(full) else Was.NOTHING
+        if was is Was.KEPT:
             kept.parent.mkdir(parents=True, exist_ok=True)
             try:
                 os.link(full, kept, follow_symlinks=False)
             except OSError:  # a file system without links
                 shutil.copy2(full, kept, follow_symlinks=False)
         if staged is None:
-            self.done.append((path, False))
+            self.done.append((path, was))
             full.unlink()
             for parent in full.parents:
                 if parent == self.root or any(parent.iterdir()):
@@ -143,23 +153,26 @@ class _Moves:
             return
         for parent in reversed([parent for parent in path.parents if not (self.root / parent).exists()]):
             (self.root / parent).mkdir()
-            self.done.append((parent, True))
-        self.done.append((path, False))
+            self.done.append((parent, Was.NO_FOLDER))
+        self.done.append((path, was))
         staged.replace(full)
 
     def undo(self) -> OSError | None:
         """Put back what was there; return what stood in the way, if anything did. What can be put back is."""
         problem: OSError | None = None
-        for path, folder in reversed(self.done):
+        for path, was in reversed(self.done):
             full, kept = self.root / path, self.old / path
             try:
-                if folder:
-                    full.rmdir()
-                elif os.path.lexists(kept):
-                    full.parent.mkdir(parents=True, exist_ok=True)
-                    kept.replace(full)
-                elif os.path.lexists(full) and not full.is_dir():
-                    full.unlink()
+                match was:
+                    case Was.NO_FOLDER:
+                        full.rmdir()
+                    case Was.KEPT:
+                        full.parent.mkdir(parents=True, exist_ok=True)
+                        kept.replace(full)
+                    case Was.NOTHING if os.path.lexists(full) and not full.is_dir():
+                        full.unlink()
+                    case Was.NOTHING:
+                        pass
             except OSError as error:
                 problem = problem or error
         return problem

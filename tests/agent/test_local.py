@@ -215,7 +215,10 @@ def test_every_engine_in_this_process_says_the_same(checkpoint: Path, source: Lo
     opened.close()
 
 
-def test_kernels_that_do_not_run_here_say_so(checkpoint: Path) -> None:
+def test_kernels_that_do_not_run_here_say_so(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton import knobs
+
+    monkeypatch.setattr(knobs.runtime, "interpret", False)  # as other tests of this process want it
     with pytest.raises(ModelUnfit, match="do not run on cpu, only on CUDA GPUs"):
         open_local(checkpoint, LocalOptions("triton", "cpu"))
 

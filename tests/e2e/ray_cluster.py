@@ -18,6 +18,7 @@ STORE_BYTES = 80 << 20  # Ray takes no less
 
 
 def main(folder: Path, scratch: str) -> None:
+    Path("/tmp/ray").mkdir(exist_ok=True)  # Ray notes a cluster's address there, whatever temp_dir says
     small = {"object_store_memory": STORE_BYTES, "include_dashboard": False, "temp_dir": scratch}
     cluster = Cluster(initialize_head=True, head_node_args={**small, "num_cpus": 0})
     nodes = {}

@@ -103,7 +103,7 @@ def test_killed_at_random_moments_and_run_again_nothing_is_lost_or_done_twice(
     place: Place, script: Script, tmp_path: Path, sandbox: tuple[str, ...]
 ) -> None:
     path, out = make_tasks(tmp_path / "set", 5), tmp_path / "out"
-    command = ("tasks", "run", str(path), "--out", str(out), "--jobs", "2", *script([*TURNS, *ONCE_MORE]), *sandbox)
+    command = ("tasks", "run", str(path), "--out", str(out), "--jobs", "2", *script([*TURNS, *ONCE_MORE * 4]), *sandbox)
     source = random.Random(4)
     for _ in range(4):
         batch = place.start(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

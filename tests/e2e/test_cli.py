@@ -99,7 +99,7 @@ def test_a_named_branch(place: Place) -> None:
     [
         ([FINAL, FINAL, FINAL], (), 6, "no_change"),
         ([shell("ls")] * 4, ("--max-turns", "2"), 4, "limit"),
-        ([shell("ls")], (), 3, "endpoint"),  # the script ends before the run does
+        ([shell("ls")], (), 4, "limit"),  # the script ends before the run does
         ([shell("echo >> textkit/slug.py"), FINAL], ("--check", "true"), 0, "passed"),
         ([shell("echo >> textkit/slug.py"), *[FINAL] * 5], ("--check", "false"), 5, "checks_failed"),
         ([shell("ln -s /etc/passwd leak"), FINAL, FINAL], ("--check", "true"), 7, "refused"),

@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sandbox import checkout
@@ -133,6 +133,7 @@ NAMES = st.sampled_from(["a", "b", "d", "d/a", "d/b", "d/e/a", "README", "src/wo
 
 
 @settings(max_examples=15)
+@example(changes={"src": b""}, moves=0)  # a file where a folder was
 @given(changes=st.dictionaries(NAMES, st.none() | CONTENT, min_size=1), moves=st.integers(0, 4))
 def test_any_change_is_wholly_there_or_not_at_all(
     tmp_path_factory: pytest.TempPathFactory, changes: dict[str, bytes | None], moves: int

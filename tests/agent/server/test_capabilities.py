@@ -246,8 +246,7 @@ def test_prompts_that_share_a_beginning_share_its_cost(case: Case) -> None:
 def test_a_stop_sequence_ends_the_text_and_is_no_part_of_it(case: Case) -> None:
     if case.name in ENGINES:
         whole = case.said_under({"seed": 3})
-        stop = whole[len(whole) // 2]
-        assert whole.index(stop) > 0
+        stop = next(character for character in whole[len(whole) // 2 :] if whole.index(character) > 0)
         assert case.said_under({"seed": 3, "stop": stop}) == whole[: whole.index(stop)]
         return
     choice = case.post("chat/completions", {"stop": ['"a"']}).json()["choices"][0]
