@@ -152,7 +152,7 @@ def _shown(tool: str, style: str) -> str:
 
 
 def _offer(tools: Mapping[str, Tool], style: str) -> str:
-    return f"These are: {', '.join(_shown(tool, style) for tool in tools)}."
+    return f"These are: {', '.join(_shown(tool, style) for tool in tools)}." if tools else "There are none."
 
 
 def _unknown(recipient: str, name: str, text: str, tools: Mapping[str, Tool], style: str) -> str:

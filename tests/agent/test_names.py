@@ -231,6 +231,9 @@ def test_a_tool_that_is_not_on_offer() -> None:
         assert found.answer == (
             "The tool apply_patch is not on offer in this run. These are: plan, print_tree, list_dir, search, open_file."
         )
+    found = resolve("apply_patch", PATCH, {}, "generic")
+    assert isinstance(found, Unknown)
+    assert found.answer == "The tool apply_patch is not on offer in this run. There are none."
 
 
 @pytest.mark.parametrize(
