@@ -108,9 +108,15 @@ def _number(kind: type[int] | type[float], key: str, text: str, place: str) -> i
 
 def _within(rule: Rule, number: int | float, wrong: Callable[[str], ConfigError]) -> int | float:
     low, high = rule.low, rule.high
-    if (low is not None and number < low) or (high is not None and number > high) or number == float("inf"):
-        raise wrong(f"at least {low:g}" if high is None else f"from {low:g} to {high:g}")
+    if number == float("inf") and high is None:
+        raise wrong("a number with an end")
+    if (low is not None and number < low) or (high is not None and number > high):
+        raise wrong(f"at least {_shown(rule, low)}" if high is None else f"from {low} to {high}")
     return number
+
+
+def _shown(rule: Rule, bound: float | None) -> str:
+    return f"{int(bound) >> 20} MiB" if rule.kind == "size" and bound and bound >= 1 << 20 else f"{bound}"
 
 
 def _bytes(value: object) -> object:

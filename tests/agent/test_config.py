@@ -92,7 +92,9 @@ def test_an_empty_variable_is_not_set(home: dict[str, str]) -> None:
         ("max_turns = 1.5", ["max_turns", "whole number"]),
         ("temperature = nan", ["temperature", "number"]),
         ("temperature = inf", ["temperature", "from 0 to 2"]),
-        ("timeout_s = inf", ["timeout_s", "at least 1"]),
+        ("timeout_s = inf", ["timeout_s", "a number with an end"]),
+        ("seed = -1", ["seed", "from 0 to 9223372036854775807."]),
+        ("max_output_bytes = 9", ["max_output_bytes", "at least 256."]),
         ("temperature = 'hot'", ["temperature", "number"]),
         ("include_uncommitted = 1", ["include_uncommitted", "true or false"]),
         ("effort = 'huge'", ["effort", "low, medium, high"]),
@@ -111,6 +113,11 @@ def test_what_is_wrong_is_named(tmp_path: Path, home: dict[str, str], text: str,
     for name in names:
         assert name in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+def test_the_least_size_is_said_as_a_person_writes_it(home: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="'memory_bytes' is '1', but must be at least 64 MiB"):
+        load({"memory_bytes": "1"}, environ=home)
 
 
 @pytest.mark.parametrize("key", [key for key, rule in RULES.items() if rule.personal])
