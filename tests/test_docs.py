@@ -19,7 +19,9 @@ DOCUMENTS = [ROOT / name for name in ("README.md", "AGENTS.md", "CHANGELOG.md")]
 SPAN = re.compile(r"`([^`\n]+)`")
 FENCE = re.compile(r"^```\w*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 FLAG = re.compile(r"(?<![\w-])--?[a-zA-Z][\w-]*")
-FILE = re.compile(r"(?<![\w/.~-])(?:agent|runtime|sandbox|tests|docs|benchmarks|scripts|tasks)/[\w./-]+\.\w+")
+FILE = re.compile(
+    r"(?<![\w/.~-])(?:agent|runtime|sandbox|tests|docs|benchmarks|scripts|tasks)/(?:[\w./-]+\.\w+|(?:[\w-]+/)+(?=$))"
+)
 LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#[^)]*)?\)")
 EXTRA = re.compile(r"\[([a-z]+(?:,[a-z]+)*)\]['\"`)]")
 RAYS_OWN = {"--num-cpus"}

@@ -1,4 +1,4 @@
-"""Which sizes the kernels take on a GPU: those measured on it, those measured on its kind, or defaults that fit it.
+"""Which sizes the kernels take on a GPU: those measured on it, or defaults that fit it.
 
 `python -m runtime tune` measures and keeps its choice in a file, which also says what it was measured on. A file that says
 something else than what is here now (another GPU, another Triton, other defaults, sizes that no kernel takes) is not
@@ -21,7 +21,6 @@ from triton.runtime import driver
 from runtime.kernels.launch import Tuning
 from runtime.kernels.sizes import PARTS, fitted, takes
 
-SHIPPED = Path(__file__).parent / "tuned"
 FORMAT = 1
 DEFAULTS_GPU = "NVIDIA H100"  # what the defaults were measured on
 
@@ -90,7 +89,7 @@ def kept_at(gpu: Gpu, cache: Path) -> Path:
     return cache / "kernels" / f"{name}_{major}.{minor}_{gpu.processors}_triton-{gpu.triton}.json"
 
 
-def choose(gpu: Gpu, cache: Path, warn: Callable[[str], None], shipped: Path = SHIPPED) -> Choice:
+def choose(gpu: Gpu, cache: Path, warn: Callable[[str], None]) -> Choice:
     """Choose the sizes for a GPU. ``warn`` is told of a kept file that is not believed."""
     kept = kept_at(gpu, cache)
     defaults = default_sizes(gpu)
@@ -99,11 +98,6 @@ def choose(gpu: Gpu, cache: Path, warn: Callable[[str], None], shipped: Path = S
             return Choice(read(kept, gpu, defaults), f"measured on this GPU ({kept})")
         except Unusable as why:
             warn(f"the kernels' sizes in {kept} are not used, because {why}: run `python -m runtime tune` again")
-    for path in sorted(shipped.glob("*.json")):
-        try:
-            return Choice(read(path, gpu), f"shipped for {gpu.name}")
-        except Unusable:
-            continue  # another GPU's
     changed = [name for name, value in asdict(defaults).items() if value != getattr(Tuning(), name)]
     if changed:
         small = f"{gpu.shared_bytes >> 10} KiB of shared memory"
@@ -133,11 +127,8 @@ def keep(path: Path, tuning: Tuning, gpu: Gpu, notes: Mapping[str, object]) -> N
         part.unlink(missing_ok=True)
 
 
-def read(path: Path, gpu: Gpu, defaults: Tuning | None = None) -> Tuning:
-    """Read a choice for a GPU. With ``defaults`` it must have been made with the same Triton against the same defaults.
-
-    What is shipped is held to neither: it is renewed by hand, and tested. Raises Unusable.
-    """
+def read(path: Path, gpu: Gpu, defaults: Tuning) -> Tuning:
+    """Read a choice for a GPU, made with the same Triton against the same defaults. Raises Unusable."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -147,11 +138,10 @@ def read(path: Path, gpu: Gpu, defaults: Tuning | None = None) -> Tuning:
     if record.get("gpu") != gpu.same:
         raise Unusable(f"it is of another GPU than this {gpu.name} with {gpu.processors} processors")
     tuning = parse(record.get("tuning"))
-    if defaults is not None:
-        if record.get("triton") != gpu.triton:
-            raise Unusable(f"it was measured with another Triton than {gpu.triton}")
-        if record.get("defaults") != json.loads(json.dumps(asdict(defaults))):
-            raise Unusable("the kernels have changed since")
+    if record.get("triton") != gpu.triton:
+        raise Unusable(f"it was measured with another Triton than {gpu.triton}")
+    if record.get("defaults") != json.loads(json.dumps(asdict(defaults))):
+        raise Unusable("the kernels have changed since")
     return tuning
 
 

@@ -1,4 +1,4 @@
-"""Where the kernels' sizes come from: kept, shipped, defaults; and what is not believed."""
+"""Where the kernels' sizes come from: kept, defaults; and what is not believed."""
 
 from __future__ import annotations
 
@@ -43,29 +43,17 @@ def test_what_is_kept_is_read_again(tmp_path: Path) -> None:
     assert json.loads(path.read_text())["notes"] == {"model": "20b"}
 
 
-def test_kept_goes_before_shipped_and_shipped_before_defaults(tmp_path: Path) -> None:
-    cache, shipped = tmp_path / "cache", tmp_path / "shipped"
-    assert choose(H200, cache, refuse, shipped).source == "defaults (not measured on this GPU)"
-    keep(shipped / "h200.json", MINE, H200, {})
-    keep(shipped / "other.json", Tuning(), RTX, {})
-    found = choose(H200, cache, refuse, shipped)
-    assert (found.tuning, found.source) == (MINE, "shipped for NVIDIA H200")
-    kept(cache, H200, replace(MINE, decode_waves=4))
-    assert choose(H200, cache, refuse, shipped).tuning.decode_waves == 4
-    assert choose(H100, cache, refuse, shipped).tuning == Tuning()
-
-
-def test_what_is_shipped_holds_for_every_triton_and_until_it_is_renewed(tmp_path: Path) -> None:
-    keep(tmp_path / "h200.json", MINE, H200, {})
-    change(tmp_path / "h200.json", defaults={})
-    found = choose(replace(H200, triton="3.7.0"), tmp_path / "cache", refuse, tmp_path)
-    assert found.tuning == MINE
+def test_what_another_gpu_kept_is_not_taken(tmp_path: Path) -> None:
+    kept(tmp_path, H200)
+    assert choose(H200, tmp_path, refuse).tuning == MINE
+    assert choose(H100, tmp_path, refuse).tuning == Tuning()
 
 
 @pytest.mark.parametrize(
     ("gpu", "source"),
     [
         (H100, "defaults (measured on this kind of GPU)"),
+        (H200, "defaults (not measured on this GPU)"),
         (replace(H100, name="NVIDIA A100-SXM4-80GB", shared_bytes=163 << 10), "defaults (not measured on this GPU)"),
     ],
 )
@@ -141,15 +129,6 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 def test_sizes_survive_json() -> None:
     assert parse(json.loads(json.dumps(asdict(MINE)))) == MINE
-
-
-def test_whatever_is_shipped_can_be_used() -> None:
-    """What lies in runtime/kernels/tuned is a choice of every field, and each is for another GPU."""
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in choice.SHIPPED.glob("*.json")]
-    for record in records:
-        assert record["format"] == choice.FORMAT
-        parse(record["tuning"])
-    assert len({json.dumps(record["gpu"], sort_keys=True) for record in records}) == len(records)
 
 
 @pytest.mark.parametrize(
