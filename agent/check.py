@@ -91,8 +91,8 @@ def _run(command: str, number: int, sandbox: Sandbox, timeout_s: float) -> Check
         f'report={report}; rm -f "$report"; mkdir -p "${{report%/*}}"; '
         f'export PYTEST_ADDOPTS="\'--junitxml=$report\' {ADDOPTS}"; exec sh -c "$1"'
     )
-    env = {"PYTHONDONTWRITEBYTECODE": "1", "CI": "1"}
-    result = sandbox.exec(("sh", "-c", script, "check", command), timeout_s, env=env, max_output_bytes=OUTPUT_BYTES)
+    argv = ("sh", "-c", script, "check", command)
+    result = sandbox.exec(argv, timeout_s, env={"CI": "1"}, max_output_bytes=OUTPUT_BYTES)
     text = result.output.decode("utf-8", "replace")
     tests: Mapping[str, str] = {}
     if "pytest" in command or "passed" in text or "failed" in text:

@@ -16,7 +16,11 @@ from sandbox.docker import Limits
 from sandbox.snapshot import Item, Snapshot
 
 # What every command finds in its environment, whatever the host has in its own.
-ENVIRONMENT = {"LANG": "C.UTF-8", "TERM": "dumb", "PAGER": "cat", "GIT_PAGER": "cat", "GIT_TERMINAL_PROMPT": "0"}
+ENVIRONMENT = {
+    "LANG": "C.UTF-8", "TERM": "dumb", "PAGER": "cat", "GIT_PAGER": "cat", "GIT_TERMINAL_PROMPT": "0",
+    # Python takes compiled code for current by a file's second and size: a quick edit of the same length would not be seen.
+    "PYTHONDONTWRITEBYTECODE": "1",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,12 +28,14 @@ PROTECTED: Mapping[str, tuple[str, ...]] = {
         ".husky", ".githooks", ".git-hooks", ".pre-commit-config.y*ml", ".pre-commit-hooks.y*ml", "lefthook*.*", ".lefthook*", ".overcommit.yml",
     ),
     "editors and shells run it where the change is checked out": (
-        ".envrc", ".vscode", ".idea", ".zed", ".devcontainer", ".devcontainer.json",
+        ".envrc", ".vscode", ".idea", ".zed", ".devcontainer", ".devcontainer.json", "*.code-workspace", ".dir-locals.el", ".exrc", ".nvimrc",
+        ".nvim.lua", ".lvimrc",
     ),
-    "it decides where packages come from, or go": (".npmrc", ".yarnrc*", ".pnpmfile.cjs", ".pypirc", "pip.conf"),
+    "it decides where packages come from, or go": (".npmrc", ".yarnrc*", ".pnpmfile.cjs", ".pypirc", "pip.conf", ".cargo"),
     "agents take instructions from it": (
         "agents.md", "agents.override.md", "agent.toml", "claude*.md", "gemini.md", "qwen.md", "copilot*.md", ".mcp.json",
         ".aider*", ".cursor*", ".windsurf*", ".cline*", ".roo*", ".claude", ".codex", ".gemini", ".qwen", ".agents", ".opencode",
+        ".continue*", ".kiro", ".junie", ".goosehints", ".amazonq", ".trae",
     ),
 }  # fmt: skip
 # Characters that HFS+ leaves out of names, and what Windows drops at the end of one.

@@ -28,6 +28,7 @@ from agent.batch.cargo import pack_checkout, unpack_attempt
 from agent.batch.governor import Governor
 from agent.batch.seat import Seat, our_code
 from agent.errors import AgentError, UsageError
+from agent.saver import write_whole
 from sandbox.errors import WorktreeError
 
 LOSSES = 5  # machines come and go in a cluster; a worker that dies for reasons of its own counts on its machine
@@ -270,5 +271,5 @@ def _batch_name(folder: Path) -> str:
     """Return the name that machines keep a batch's attempts under: the same when it is run again, and nobody else's."""
     path = folder / BATCH_NAME
     if not path.exists():
-        path.write_text(secrets.token_hex(8))
+        write_whole(path, secrets.token_hex(8).encode())
     return path.read_text()

@@ -35,6 +35,7 @@ OUTPUT_BYTES = 1 << 20
 SCHEMA_VERSION = 2
 REPORT_NAME = "report.json"
 OUTPUT_NAME = "test_output.txt"
+SCRATCH = ("checkout", "state")
 # As swebench finds it in what pytest prints: a skipped test is not there, and one that is expected to fail has passed.
 GOOD = frozenset({"passed", "xfailed"})
 
@@ -57,9 +58,11 @@ class Grade:
 
 
 def grade(task: Task, patch: bytes, config: RunConfig, folder: Path) -> Grade:
-    """Grade a patch; ``folder`` (made anew) keeps the report and what the checks printed. What goes wrong is in the grade."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    """Grade a patch; ``folder`` keeps the report and what the checks printed. What goes wrong with it is in the grade.
+
+    Raises UsageError where the folder holds anything but an earlier grade: a task, or its run, may have the same name.
+    """
+    _empty(folder)
     if not patch.strip():
         result = Grade(task.name, empty=True)
     else:
@@ -67,11 +70,21 @@ def grade(task: Task, patch: bytes, config: RunConfig, folder: Path) -> Grade:
             result = _graded(task, patch, config, folder)
         except (AgentError, SandboxError, DiffRefused, WorktreeError) as error:
             result = Grade(task.name, error=str(error), output=str(error))
-    for scratch in ("checkout", "state"):
+    for scratch in SCRATCH:
         shutil.rmtree(folder / scratch, ignore_errors=True)
     write_whole(folder / OUTPUT_NAME, result.output.encode("utf-8", "replace"))
     write_whole(folder / REPORT_NAME, json.dumps(report(task, result), indent=1).encode())
     return result
+
+
+def _empty(folder: Path) -> None:
+    ours = (*SCRATCH, REPORT_NAME, OUTPUT_NAME)
+    torn = (".new-", f".{REPORT_NAME}.", f".{OUTPUT_NAME}.")  # what a grade leaves that was killed
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if any(name not in ours and not name.startswith(torn) for name in names):
+        raise UsageError(f"{folder} is there and holds other things than a grade: give another --out")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
 
 
 def _graded(task: Task, patch: bytes, config: RunConfig, folder: Path) -> Grade:

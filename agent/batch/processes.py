@@ -11,12 +11,18 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
+import agent
 from agent.batch.attempt import Attempt, Job, Kind, Progress, load_attempt
 from agent.batch.governor import Grants
 
 LOG_NAME = "worker.log"
 STARTS = 3  # a worker that died goes on from its log, so often at most
 LAST_WORDS_BYTES = 2000
+# Not `-m`, which imports what lies in the working directory, and there lies the repository: -P, and where this program is.
+PROGRAM = (
+    "import sys; root = sys.argv.pop(); root in sys.path or sys.path.insert(0, root); "
+    "import runpy; runpy.run_module('agent.batch.worker', run_name='__main__')"
+)
 
 
 class Processes:
@@ -58,7 +64,7 @@ class Processes:
         with (folder / LOG_NAME).open("ab") as errors:
             # A session of its own: Ctrl-C on the terminal is for whoever started the batch, who then stops the workers.
             worker = subprocess.Popen(
-                [sys.executable, "-m", "agent.batch.worker"],
+                [sys.executable, "-P", "-c", PROGRAM, str(Path(agent.__file__).parents[1])],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

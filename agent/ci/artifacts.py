@@ -130,7 +130,7 @@ def _told(folder: Path, outcome: str, patch: bytes) -> tuple[str, str]:
         story = replace(tell(parse(data, f"the artifact's {LOG_NAME}")[0]), patch=patch)
         report = story_markdown(story)
     # A record may fit its type and still not be one of ours: a time that is no number, a depth that nothing has.
-    except (LogError, RecursionError, ValueError, OverflowError) as error:
+    except (LogError, RecursionError, TypeError, ValueError, OverflowError) as error:
         raise PolicyRefused(f"the artifact's {LOG_NAME} is not one of ours: {error}") from error
     if story.ended is None or story.ended.outcome != outcome:
         raise PolicyRefused(f"the artifact contradicts itself: {RESULT_NAME} says {outcome}, its log {story.state}")

@@ -13,6 +13,7 @@ from agent.ci.request import (
     Rules,
     at,
     check_task,
+    commit_at,
     issue_task,
     number_at,
     pull_task,
@@ -110,5 +111,5 @@ def _failed(data: object, name: str) -> Request | Ignored:
         check_task(text_at(run, "name"), output),
         "",
         branch,
-        text_at(run, "head_sha") or None,
+        commit_at(run, "head_sha"),
     )

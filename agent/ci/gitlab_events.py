@@ -14,6 +14,7 @@ from agent.ci.request import (
     Rules,
     at,
     check_task,
+    commit_at,
     issue_task,
     number_at,
     pull_task,
@@ -92,7 +93,7 @@ def _about_merge_request(data: object, wish: str) -> Request | Ignored:
         pull_task(title, text_at(merge_request, "description"), wish),
         str(number_at(data, "user", "id")),
         target=None,
-        commit=text_at(merge_request, "last_commit", "id") or None,
+        commit=commit_at(merge_request, "last_commit", "id"),
     )
 
 
@@ -123,7 +124,7 @@ def _failed(data: object) -> Request | Ignored:
         check_task(name, "\n".join(failed)),
         "",
         branch,
-        text_at(pipeline, "sha") or None,
+        commit_at(pipeline, "sha"),
     )
 
 

@@ -15,12 +15,30 @@ BRANCH_PREFIX = "agent/"
 TITLE_CHARS = 200
 TEXT_CHARS = 20_000
 FAILURES = ("failure", "failed", "timed_out")
-# What is not shown to a reader must not be read by a model: comments are kept only where they are code, and so visible.
+# What is not shown to a reader must not be read by a model: comments, XML's instructions and the like, where links lead,
+# attributes of tags, images. They are kept only where they are code, and so visible.
+_FENCED = (
+    r"^(?P<indent> {0,3})(?P<fence>(?P<mark>[`~])(?P=mark){2,}+)(?:(?<=~)|(?=[^`\n]*$))[^\n]*\n"
+    r".*?(?:^ {0,3}(?P=fence)(?P=mark)*[ \t]*$|\Z)"
+)
+_SPAN = r"(?<![`\\])(?P<tick>`++)(?P<span>[^`\n]+)(?P=tick)(?!`)"
+_COMMENT = r"<!--.*?(?:-->|\Z)"
+_RAW = r"<(?:\?.*?\?>|![a-z].*?>|!\[CDATA\[.*?\]\]>)|^ {0,3}<(?:\?|![a-z]|!\[CDATA\[).*\Z"
+_TITLE = r"""(?:"[^"]*"|'[^']*'|\([^()]*\))"""
+_DEFINITION = rf"^ {{0,3}}\[[^\[\]]+\]:[ \t]*\n?[ \t]*(?:<[^<>\n]*>|[^\s<]\S*)(?:[ \t]*\n?[ \t]*{_TITLE})?[ \t]*$"
+_VALUES = r"""(?:\s+[a-z_:][\w.:-]*+(?:\s*=\s*(?:[^\s"'=<>`]+|'[^']*'|"[^"]*"))?+)++"""
+_IMAGE = (
+    rf"""!\[(?:[^\[\]]|\[[^\[\]]*\])*+\](?:\((?:[^()"']|{_TITLE})*+\)|\([^)]*\)|\[[^\]]*\])"""
+    rf"|<img(?:{_VALUES})\s*/?>|<img\b[^>]*>"
+)
 _HIDDEN = re.compile(
-    r"(?P<code>^ {0,3}(?P<fence>`{3,}|~{3,})[^\n]*\n.*?(?:^ {0,3}(?P=fence)[`~]*[ \t]*$|\Z)|(?<!`)(?P<tick>`+)(?!`)[^`\n]+(?P=tick)(?!`))"
-    r"|<!--.*?(?:-->|\Z)|(?P<image>!\[[^\]]*\]\([^)]*\)|<img\b[^>]*>)",
+    rf"(?P<code>{_FENCED}|{_SPAN})|(?P<comment>{_COMMENT})|{_RAW}|{_DEFINITION}|(?P<image>{_IMAGE})"
+    rf"|<(?P<tag>[a-z][a-z0-9-]*){_VALUES}\s*/?>",
     re.DOTALL | re.MULTILINE | re.IGNORECASE,
 )
+# What, outside of code, may make a comment of what looks like code: HTML around it, a mark that is escaped or has no
+# partner on its line, a definition, a comment before it on its line.
+_DOUBT = re.compile(r"<[a-z/?!]|`|~~~|\]:|\x00[^\n]*\x01", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +99,31 @@ def marker(key: str) -> str:
 
 
 def visible(text: str, most_chars: int = TEXT_CHARS) -> str:
-    """Return what a person sees of a Markdown text, and no more than ``most_chars`` of it."""
+    """Return what a person sees of a Markdown text, and no more than ``most_chars`` of it.
 
-    def seen(found: re.Match[str]) -> str:
-        return found["code"] or ("[image]" if found["image"] else "")
+    Where it cannot be said for sure what is code, comments are taken out of that, too.
+    """
+    beyond = max(len(text) - 2 * most_chars, 0)  # looking at it may take time that grows with its square
+    plain = text[: 2 * most_chars].replace("\r\n", "\n").replace("\r", "\n")
+    plain = "".join(character for character in plain if _is_seen(character))
+    if _DOUBT.search(_HIDDEN.sub(_outside, plain)):
+        plain = re.sub(_COMMENT, "", plain, flags=re.DOTALL)
+    plain = _HIDDEN.sub(_seen, plain).strip()
+    left_out = max(len(plain) - most_chars, 0) + beyond
+    return f"{plain[:most_chars]}\n[{left_out} more characters were left out]" if left_out else plain
 
-    plain = _HIDDEN.sub(seen, text.replace("\r\n", "\n").replace("\r", "\n"))
-    plain = "".join(character for character in plain if _is_seen(character)).strip()
-    if len(plain) <= most_chars:
-        return plain
-    return f"{plain[:most_chars]}\n[{len(plain) - most_chars} more characters were left out]"
+
+def _seen(found: re.Match[str]) -> str:
+    if found["code"] or found["tag"]:
+        return found["code"] or f"<{found['tag']}>"
+    return "[image]" if found["image"] else ""
+
+
+def _outside(found: re.Match[str]) -> str:
+    r"""Return what is looked at for doubt: \0 where a comment was and \1 for code, but a list may have, or a table cut, that."""
+    if found["code"]:
+        return "`" if found["indent"] or "|" in (found["span"] or "") else "\1"
+    return "\0" if found["comment"] else found[0]
 
 
 def title_of(text: str) -> str:
@@ -134,6 +167,12 @@ def text_at(data: object, *path: str | int) -> str:
     """Return a text in JSON data, "" where there is none."""
     found = at(data, *path)
     return found if isinstance(found, str) else ""
+
+
+def commit_at(data: object, *path: str | int) -> str | None:
+    """Return a commit's full name, None where there is none: git is given it, and takes what begins with a dash for an option."""
+    found = text_at(data, *path)
+    return found if re.fullmatch(r"[0-9a-f]{40}([0-9a-f]{24})?", found) else None
 
 
 def number_at(data: object, *path: str | int) -> int:

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 AGAIN = "endpoint,sandbox"
 # What decides what comes out of a batch: one is gone on with only under the same. Where the endpoint is does not.
 HELD = (
-    "model", "effort", "temperature", "top_p", "seed", "context_tokens", "tools", "python", "constrain", "image", "network", "checks",
+    "model", "effort", "temperature", "top_p", "seed", "context_tokens", "tools", "python", "constrain", "browser", "sandbox", "image", "network",
+    "policy", "trusted_commit", "checks",
     "max_turns", "max_tokens", "max_answer_tokens", "timeout_s", "command_timeout_s", "check_timeout_s", "max_output_bytes",
 )  # fmt: skip
 GRADING = ("check_timeout_s", "sandbox", "image", "network", "memory_bytes", "pids", "cpus", "disk_bytes")

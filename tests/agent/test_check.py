@@ -25,6 +25,7 @@ from agent.check import (
 from agent.events import CheckResult, Outcome
 from agent.position import HARNESS
 from sandbox.base import ExecResult
+from sandbox.open import ENVIRONMENT
 
 # -- which ----------------------------------------------------------------------------------------------------------
 
@@ -318,7 +319,7 @@ def here(tmp_path: Path) -> Recording:
             done = subprocess.run(
                 argv,
                 cwd=tmp_path / "work",
-                env={"PATH": path, "HOME": str(tmp_path / "its home"), **(env or {})},
+                env={"PATH": path, "HOME": str(tmp_path / "its home"), **ENVIRONMENT, **(env or {})},
                 capture_output=True,
                 timeout=60,
                 check=False,

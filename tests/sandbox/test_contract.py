@@ -23,6 +23,13 @@ def test_a_command_gives_its_output_and_exit_code(sandbox: Sandbox) -> None:
     assert 0 < done.duration_s < 5
 
 
+def test_python_sees_an_edit_of_the_same_second_and_length(sandbox: Sandbox) -> None:
+    edit = "import os, pathlib; p = pathlib.Path('m.py'); p.write_text('print({})'); os.utime(p, (1, 1))"
+    for number in "12":
+        assert sandbox.exec(["python3", "-c", edit.format(number)], 30).exit_code == 0
+        assert sandbox.exec(["python3", "-c", "import m"], 30).output.decode().strip() == number
+
+
 def test_a_death_by_signal_is_128_and_its_number(sandbox: Sandbox) -> None:
     assert sandbox.exec(["sh", "-c", "kill -9 $$"], 10).exit_code == 137
 
@@ -53,7 +60,7 @@ def test_the_environment_starts_empty(sandbox: Sandbox, monkeypatch: pytest.Monk
     names = {line.split("=")[0] for line in sh(sandbox, "env").splitlines()}
     assert names <= {
         *("PATH", "HOME", "HOSTNAME", "LANG", "LC_CTYPE", "TERM", "PAGER", "GIT_PAGER", "GIT_TERMINAL_PROMPT"),
-        *("PWD", "OLDPWD", "SHLVL", "_", "SANDBOX_COMMAND", "VIRTUAL_ENV"),
+        *("PWD", "OLDPWD", "SHLVL", "_", "SANDBOX_COMMAND", "VIRTUAL_ENV", "PYTHONDONTWRITEBYTECODE"),
     }
 
 

@@ -44,6 +44,9 @@ from sandbox.protected import PROTECTED, admit, protection
         "Jenkinsfile.release",
         ".circleci/config.yml",
         "azure-pipelines.yml",
+        ".nvim.lua",
+        "crates/a/.cargo/config.toml",
+        ".kiro/steering/a.md",
     ],
 )
 def test_what_others_obey_is_protected(path: str) -> None:
@@ -69,6 +72,8 @@ def test_what_others_obey_is_protected(path: str) -> None:
         "pyproject.toml",
         "src/idea.py",
         "claude.py",
+        "src/continue.py",
+        "cargo/config.toml",
     ],
 )
 def test_what_is_only_source_is_not(path: str) -> None:

@@ -160,6 +160,20 @@ def test_what_cannot_be_graded_says_why(tmp_path: Path, repository: Path, swe: T
     assert (nothing.empty, nothing.error, nothing.resolved) == (True, "", False)
 
 
+def test_what_is_no_grade_is_not_deleted(tmp_path: Path, swe: Task, config: RunConfig) -> None:
+    """`--out tasks` would name the tasks' own folders."""
+    folder = tmp_path / "tasks" / swe.name
+    write(folder, {"prompt.md": "mend it"})
+    with pytest.raises(UsageError, match="other things than a grade"):
+        grade(swe, b"\n", config, folder)
+    assert (folder / "prompt.md").read_text() == "mend it"
+    (folder / "prompt.md").rename(folder / OUTPUT_NAME)
+    (folder / "checkout" / ".git").mkdir(parents=True)  # what a grade leaves that was killed
+    (folder / ".new-x").mkdir()
+    assert grade(swe, b"\n", config, folder).empty
+    assert {path.name for path in folder.iterdir()} == {OUTPUT_NAME, REPORT_NAME}
+
+
 def test_a_script_that_runs_out_of_time_does_not_resolve(tmp_path: Path, config: RunConfig, swe: Task) -> None:
     slow = replace(swe, tests=None, script="#!/bin/sh -e\nsleep 30\n")
     result = grade(slow, patch_that_changes_nothing_of_worth(), replace(config, check_timeout_s=1.0), tmp_path / "x")

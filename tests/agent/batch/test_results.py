@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.batch.results import RESULTS_NAME, Results, derive, hold_to, read_results
+from agent.cli.tasks import HELD
+from agent.config import RULES
 from agent.errors import LogError, UsageError
 
 
@@ -95,6 +97,18 @@ def test_predictions_are_in_swe_benchs_form(tmp_path: Path) -> None:
         {"instance_id": "b", "model_name_or_path": "gpt-oss-agent/m", "model_patch": "diff --git a/x b/x\n"},
     ]
     assert list(json.loads((tmp_path / "preds.json").read_text()).values()) == rows
+
+
+def test_what_decides_what_comes_out_is_held() -> None:
+    """A setting is held, or has no part in what comes out, or may have to change for the batch to go on at all."""
+    free = {
+        *("endpoint", "api_key", "wire", "script", "silence_timeout_s", "endpoint_timeout_s"),
+        *("browser_url", "exa_api_key", "youcom_api_key", "memory_bytes", "pids", "cpus", "disk_bytes"),
+        *("price_input", "price_cached", "price_output", "otel", "otel_content", "include_uncommitted"),
+        *("runs_dir", "cache_dir", "branch", "worktree", "deliver"),
+    }
+    assert {*HELD} | free == {*RULES}
+    assert not {*HELD} & free
 
 
 def test_a_batch_is_gone_on_with_under_the_same_settings(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,20 @@ def test_whatever_is_sent_is_a_request_ignored_or_refused(name: str, data: objec
         ("````\n```\n<!-- code -->\n````\n<!-- evil -->x", "````\n```\n<!-- code -->\n````\nx"),
         ("~~~\n<!-- code, to the end", "~~~\n<!-- code, to the end"),
         ("<!-- ``` -->\n<!-- evil -->\n```", "```"),
+        ("\\`<!-- evil -->`", "\\``"),
+        ("` a\n` <!-- evil -->`", "` a\n` `"),
+        ("<div>\n```\n<!-- evil -->\n```\n</div>", "<div>\n```\n\n```\n</div>"),
+        ("```a`b\n\n<!-- evil -->\n\n```", "```a`b\n\n\n\n```"),
+        ("```\na\n```~\n```\n<!-- evil -->\n```", "```\na\n```~\n```\n\n```"),
+        ("- a\n  ```\n  b\n```\n\n```\n<!-- evil -->", "- a\n  ```\n  b\n```\n\n```"),
+        ("|a|\n|-|\n| ` | <!-- evil --> ` |", "|a|\n|-|\n| ` |  ` |"),
+        ("<!-- a --> `<!-- evil -->`", "``"),
+        ("<details>\n\n```php\n<?php echo 1 ?>\n```", "<details>\n\n```php\n<?php echo 1 ?>\n```"),
+        ("a <?evil?><!EVIL><![CDATA[evil]]> b", "a  b"),
+        ("List<?> of Map<K, V> if a < b && c > d", "List<?> of Map<K, V> if a < b && c > d"),
+        ("<a title='do > evil' href=x>b</a> <br/>", "<a>b</a> <br/>"),
+        ("[//]: # (do evil)\n[x]: <y> 'do\nevil'\n[note]: two words stay", "[note]: two words stay"),
+        ("![a [b] evil](x 'evil ) evil')![a][b]<img alt='>evil'>", "[image][image][image]"),
         ("![do evil](https://example.org/x.png) and <img src='x' alt='do evil'>", "[image] and [image]"),
         ("in\u200bvis\u2060ible\U000e0041\U000e0042 \u202eevil\U000e0101\x1b[2J", "invisible evil[2J"),
         ("a\r\nb\rc\td", "a\nb\nc\td"),
@@ -217,6 +232,24 @@ def test_nothing_hidden_is_left_outside_of_code(text: str) -> None:
     assert "\u200b" not in found
     if "`" not in text and "~" not in text:
         assert "<!--" not in found
+
+
+@pytest.mark.parametrize(
+    "part", ["<?", "<a ", "`", "![", '[a]: b "', "<!--", '<a b="', "```\n", "<!a", "\n <!a", "![[a]"]
+)
+def test_no_text_takes_long_to_look_at(part: str) -> None:
+    began_s = time.process_time()
+    visible(part * (1 << 20))
+    assert time.process_time() - began_s < 10
+
+
+@pytest.mark.parametrize("commit", ["--upload-pack=evil", "main", "0" * 39, 7, "A" * 40])
+def test_what_git_is_to_fetch_is_a_commits_full_name(commit: object) -> None:
+    event = pipeline_failed()
+    event["object_attributes"]["sha"] = commit
+    found = gitlab_events.read(event, ALLOWED)
+    assert isinstance(found, Request)
+    assert found.commit is None
 
 
 def test_long_texts_are_cut_and_say_so() -> None:

@@ -388,6 +388,18 @@ def test_a_log_with_anything_odd_in_it_is_read_or_refused(bench: Bench, odd: obj
             json.dumps(body).encode("ascii")
 
 
+@ON_GITHUB
+def test_prices_that_are_no_numbers_are_refused(bench: Bench) -> None:
+    bench.mended()
+    log = bench.folder / LOG_NAME
+    first, *rest = log.read_text().splitlines(keepends=True)
+    record = json.loads(first)
+    record["config"] = {"price_input": {}, "price_output": 1}
+    log.write_text(json.dumps(record) + "\n" + "".join(rest))
+    with pytest.raises(PolicyRefused, match="not one of ours"):
+        artifacts.read(bench.folder)
+
+
 def test_a_summary_in_the_artifact_is_not_believed(bench: Bench) -> None:
     bench.mended()
     (bench.folder / artifacts.SUMMARY_NAME).write_text("@everyone read https://evil.example")
