@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agent.cli.exits import INTERRUPTED
-from agent.cli.options import ACKNOWLEDGEMENT, FLAGS, config_options, configured, read_ladder
+from agent.cli.options import ACKNOWLEDGEMENT, FLAGS, config_options, configured, configured_run, read_ladder
 from agent.cli.signals import Interrupts
 from agent.config import RunConfig
 from agent.errors import UsageError
@@ -78,8 +78,7 @@ def run(
     from agent.cli.tasks_view import open_watch
 
     flags = {key: value for key, value in flags.items() if value is not None and value != ()}
-    base = configured(flags, None).config
-    _acknowledge(base, acknowledged)
+    base = configured_run(flags, None, acknowledged)
     plan = Plan(jobs, attempts, read_ladder(effort_ladder), again=_kinds(again))
     found = read_tasks(paths, pattern, repositories, _say)
     with Results(out) as results:
@@ -132,7 +131,7 @@ def grade(
     from agent.batch.read import read_tasks
     from agent.saver import write_whole
 
-    _acknowledge(configured(flags, None).config, acknowledged)
+    configured_run(flags, None, acknowledged)
     found = read_tasks(paths, pattern, repositories, _say)
     patches = grading.read_patches(results)
     folder = (out or (results if results.is_dir() else results.parent) / "grades").absolute()
@@ -168,13 +167,6 @@ def grade(
 
 def _say(text: str) -> None:
     click.echo(clean(text), err=True)
-
-
-def _acknowledge(config: RunConfig, acknowledged: bool) -> None:
-    if config.sandbox == "none" and not acknowledged:
-        raise UsageError(
-            f"--sandbox none lets the model's commands run on this machine. If you want that, add {ACKNOWLEDGEMENT}."
-        )
 
 
 def _configure(flags: Mapping[str, Any]) -> Callable[[Task, Path], RunConfig]:
