@@ -27,6 +27,7 @@ ONLY_IMPORTERS = {
     "opentelemetry": ("agent.telemetry",),
     "pygments": ("agent.report.highlight",),
     "lxml": ("agent.tools.browser.markup",),
+    "regex": ("agent.server.schema",),
     "torch": ("runtime",),
     "safetensors": ("runtime.model",),
     "huggingface_hub": ("runtime.model.hub", "agent.batch.hub"),

@@ -1,18 +1,25 @@
-"""JSON schemas that callers give: looked at before they are used, and never followed out of themselves.
+"""JSON schemas that callers give: looked at before they are used, never followed out of themselves, and given little time.
 
 A reference is only ever resolved inside its schema. jsonschema's own default would fetch it, from this machine's network or disk.
+A pattern is searched for with the regex package: Python's own matcher cannot be interrupted, and holds up all threads meanwhile.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jsonschema import ValidationError
     from jsonschema.protocols import Validator
 
-_REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
+    Check = Callable[[Validator, Any, Any, Any], Iterator[ValidationError] | None]
+
+MOST_CHARS = 1 << 17
+PATIENCE_S = 5.0
+_REFERENCES = frozenset({"$ref", "$dynamicRef", "$recursiveRef"})
 
 
 def wrong_with(schema: Mapping[str, Any]) -> str:
@@ -22,9 +29,14 @@ def wrong_with(schema: Mapping[str, Any]) -> str:
     if not isinstance(schema.get("$schema", ""), str):
         return "has a $schema that is no text"
     try:
-        outside = [ref for ref in _references(schema) if not (isinstance(ref, str) and ref.startswith("#"))]
-        if outside:
-            return "has a $ref that leads out of it: only references within the schema (#…) are followed"
+        if len(json.dumps(schema)) > MOST_CHARS:
+            return f"is longer than {MOST_CHARS} characters"
+        if wrong := next(filter(None, (_wrong_keyword(*keyword) for keyword in _keywords(schema))), ""):
+            return wrong
+        if any(
+            key == "$schema" and isinstance(value, str) for part in schema.values() for key, value in _keywords(part)
+        ):
+            return "has a part with a $schema of its own"
         _draft(schema).check_schema(dict(schema))
     except SchemaError as error:
         return f"is not a JSON schema (at {error.json_path})"
@@ -33,7 +45,7 @@ def wrong_with(schema: Mapping[str, Any]) -> str:
     return ""
 
 
-def mismatch(text: str, schema: Mapping[str, Any] | None) -> str:
+def mismatch(text: str, schema: Mapping[str, Any] | None, patience_s: float = PATIENCE_S) -> str:
     """Return how a text fails to be JSON that fits; empty where it fits. Without a schema any object does."""
     from referencing import Registry
     from referencing.exceptions import Unresolvable
@@ -45,12 +57,14 @@ def mismatch(text: str, schema: Mapping[str, Any] | None) -> str:
     if schema is None:
         return "" if isinstance(value, dict) else "its answer is not a JSON object"
     try:
-        validator = _draft(schema)(schema, registry=Registry())
+        validator = _timed(_draft(schema), time.monotonic() + patience_s)(schema, registry=Registry())
         fault = next(iter(validator.iter_errors(value)), None)
     except Unresolvable:
         return "its answer cannot be held to the schema, which has a $ref to something that it does not define"
     except RecursionError:
         return "its answer cannot be held to the schema, which refers to itself without an end"
+    except TimeoutError:
+        return f"its answer cannot be held to the schema within {patience_s:g} seconds"
     return "" if fault is None else f"its answer does not fit the schema (at {fault.json_path})"
 
 
@@ -62,13 +76,52 @@ def _draft(schema: Mapping[str, Any]) -> type[Validator]:
     return validator_for(schema, default=Draft202012Validator)
 
 
-def _references(value: object) -> Iterator[object]:
-    """Give the targets of all references, also of what only looks like one (an example, say): better too many."""
+def _timed(draft: type[Validator], ends_s: float) -> type[Validator]:
+    """Return the same validator, which raises TimeoutError at the first keyword, or in a pattern, once its time is over."""
+    import regex
+    from jsonschema import ValidationError
+    from jsonschema.validators import extend
+
+    def timed(check: Check) -> Check:
+        def in_time(validator: Validator, wanted: Any, value: Any, schema: Any) -> Iterator[ValidationError]:  # noqa: ANN401 - JSON
+            if time.monotonic() > ends_s:
+                raise TimeoutError
+            yield from check(validator, wanted, value, schema) or ()
+
+        return in_time
+
+    def pattern(validator: Validator, wanted: str, value: object, schema: object) -> Iterator[ValidationError]:
+        del validator, schema
+        left_s = max(ends_s - time.monotonic(), 0.001)
+        if isinstance(value, str) and regex.search(wanted, value, timeout=left_s, concurrent=True) is None:
+            yield ValidationError("does not match the pattern")
+
+    checks: Mapping[str, Check] = {**draft.VALIDATORS, "pattern": pattern}
+    extended: type[Validator] = extend(draft, {name: timed(check) for name, check in checks.items()})  # type: ignore[no-untyped-call]
+    return extended
+
+
+def _wrong_keyword(key: str, value: object) -> str:
+    import regex
+
+    if key in _REFERENCES and not isinstance(value, Mapping) and not (isinstance(value, str) and value.startswith("#")):
+        return "has a $ref that leads out of it: only references within the schema (#…) are followed"
+    if key == "patternProperties":
+        return "has patternProperties, to which this server holds no answer"
+    if key == "pattern" and isinstance(value, str):
+        try:
+            regex.compile(value)
+        except regex.error:
+            return "has a pattern that is no regular expression"
+    return ""
+
+
+def _keywords(value: object) -> Iterator[tuple[str, object]]:
+    """Give all keywords and their values, also what only looks like one (in an example, say): better too many."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            if key in _REFERENCES and not isinstance(inner, Mapping):
-                yield inner
-            yield from _references(inner)
+            yield key, inner
+            yield from _keywords(inner)
     elif isinstance(value, list):
         for inner in value:
-            yield from _references(inner)
+            yield from _keywords(inner)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import httpx2
@@ -20,7 +21,8 @@ TREE = {"type": "object", "properties": {"inner": {"$ref": "#"}, "n": {"type": "
 BROKEN: list[dict[str, Any]] = [
     {"type": "nosuch"}, {"type": 5}, {"properties": 5}, {"pattern": "("}, {"$schema": 5}, {"allOf": {}}, {"required": 5},
     {"minimum": "a"}, {"properties": {"city": {"minLength": "a"}}}, {"items": 5}, {"enum": 5}, {"not": 5}, {"$ref": 5},
-    {"$ref": "x"}, {"$ref": "http://127.0.0.1:9/x"}, {"$ref": "file:///etc/passwd"}, {"items": {"$dynamicRef": "other.json"}},
+    {"patternProperties": {"a": {}}}, {"properties": {"a": {"$schema": "http://json-schema.org/draft-07/schema#"}}},
+    {"enum": ["long" * 40_000]}, {"$ref": "x"}, {"$ref": "http://127.0.0.1:9/x"}, {"$ref": "file:///etc/passwd"}, {"items": {"$dynamicRef": "other.json"}},
 ]  # fmt: skip
 
 
@@ -59,6 +61,27 @@ def test_a_schema_may_refer_to_itself() -> None:
     assert mismatch('{"n": 1, "inner": {"n": 2}}', TREE) == ""
     assert "$.inner" in mismatch('{"n": 1, "inner": {}}', TREE)
     assert "without an end" in mismatch("1", ENDLESS)
+
+
+def bomb(levels: int) -> dict[str, Any]:
+    """Few lines that come to 2**levels checks."""
+    doubled = {f"d{n}": {"allOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2} for n in range(levels)}
+    return {"$defs": {**doubled, f"d{levels}": {"type": "string"}}, "$ref": "#/$defs/d0"}
+
+
+@pytest.mark.parametrize("schema", [bomb(60), {"pattern": "(a|a)+$"}], ids=["references", "pattern"])
+def test_no_schema_takes_more_than_its_time(schema: dict[str, Any]) -> None:
+    """Python's own matcher would search for years here, and let no other thread run meanwhile."""
+    assert wrong_with(schema) == ""
+    began_s = time.monotonic()
+    assert "within 0.2 seconds" in mismatch(json.dumps("a" * 60 + "!"), schema, 0.2)
+    assert time.monotonic() - began_s < 5
+
+
+def test_a_pattern_is_held_to() -> None:
+    schema = {"type": "object", "properties": {"day": {"type": "string", "pattern": r"^\d{4}-\d\d$"}}}
+    assert mismatch('{"day": "2026-11"}', schema) == ""
+    assert "at $.day" in mismatch('{"day": "today"}', schema)
 
 
 def test_a_schema_nested_too_deeply_is_refused() -> None:
