@@ -88,13 +88,24 @@ def _tell(text: str) -> None:
 
 
 def _key(given: str | None) -> str | None:
-    """The key itself, or what a file holds: a command line can be read by others on the machine."""
-    if given is None or not given.startswith("@"):
-        return given
-    try:
-        key = Path(given[1:]).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--api-key: {given[1:]} cannot be read: {error}.") from error
+    """The key itself, or what a file holds: a command line can be read by others on the machine.
+
+    Raises UsageError also for an empty one (a variable that is not set, say), which anybody would bring.
+    """
+    if given is None:
+        return None
+    key, place = given, "it"
+    if given.startswith("@"):
+        place = given[1:]
+        try:
+            key = Path(place).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"--api-key: {place} cannot be read: {error}.") from error
+    key = key.strip()
     if not key:
-        raise UsageError(f"--api-key: {given[1:]} is empty.")
+        raise UsageError(f"--api-key: {place} is empty, and would keep nobody out.")
+    if not key.isascii() or not key.isprintable():
+        raise UsageError(
+            f"--api-key: {place} holds a character that no header can carry: take plain ASCII on one line."
+        )
     return key

@@ -128,9 +128,9 @@ class Service:
     async def response(self, request: Request) -> Response:
         """GET /v1/responses/{id}."""
         ident = request.path_params["id"]
-        flight = self._flights.get(ident)
-        if flight is not None:
-            return _json(flight.writer.document())
+        found = self._under_way(ident)
+        if found is not None:
+            return _json(found[0].document())
         kept = self.store.responses.get(ident)
         if kept is None:
             raise NotThere("There is no such response here: it is not kept any more, or it had store: false.", "id")
@@ -145,12 +145,12 @@ class Service:
 
     async def cancel(self, request: Request) -> Response:
         """POST /v1/responses/{id}/cancel. A response that has ended is given as it is."""
-        ident = request.path_params["id"]
-        flight = self._flights.get(ident)
-        if flight is None:
+        found = self._under_way(request.path_params["id"])
+        if found is None or found[0].ended is not None:
             return await self.response(request)
+        writer, flight = found
         flight.cancel()
-        return _json({**flight.writer.document(), "status": "cancelled"})
+        return _json({**writer.document(), "status": "cancelled"})
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
@@ -227,6 +227,12 @@ class Service:
         self._flights[writer.id] = flight
         flight.landed = lambda: self._landed(writer.id)
         return Played(flight, stream=stream)
+
+    def _under_way(self, ident: str) -> tuple[ResponseWriter, Flight[Any]] | None:
+        """Return a response that is being written; completions have ids too, and nothing that could be shown before their end."""
+        flight = self._flights.get(ident)
+        writer = flight.writer if flight is not None else None
+        return (writer, flight) if flight is not None and isinstance(writer, ResponseWriter) else None
 
     def _landed(self, ident: str) -> None:
         del self._flights[ident]

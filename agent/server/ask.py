@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +19,16 @@ from agent.server.schema import wrong_with
 EFFORTS: Mapping[str, str] = {
     "none": "low", "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high",
 }  # fmt: skip
+# Settings of sampling that no backend is asked for, and the values that want nothing.
+UNHEEDED: Mapping[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "logit_bias": ({},),
+    "frequency_penalty": (0, 0.0),
+    "presence_penalty": (0, 0.0),
+    "repetition_penalty": (1, 1.0),
+    "top_k": (-1, 0),
+    "min_p": (0, 0.0),
+}
 FUNCTIONS = "functions."
 MOST_STOPS = 16
 MUST_CALL = "Answer with a call to one of the functions, not with text."
@@ -159,6 +170,14 @@ def json_format(spec: Fields) -> Format | None:
             return Format(spec.text("name", "answer"), spec.text("description", ""), schema)
         case _:
             return None
+
+
+def by_id(results: Iterable[tuple[str, str]]) -> dict[str, deque[str]]:
+    """Return the results of calls in their order, by the ids of the calls, which some servers use again in the next turn."""
+    found: dict[str, deque[str]] = {}
+    for call_id, text in results:
+        found.setdefault(call_id, deque()).append(text)
+    return found
 
 
 def instructed(instructions: str, messages: Sequence[Message]) -> tuple[str, tuple[Message, ...]]:

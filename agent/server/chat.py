@@ -15,9 +15,11 @@ from agent.server import sse
 from agent.server.answer import Called, Cited, Ended, Part, Said, Void, Worked, Working
 from agent.server.ask import (
     FUNCTIONS,
+    UNHEEDED,
     Ask,
     Choice,
     Format,
+    by_id,
     check_choice,
     effort,
     function,
@@ -36,10 +38,7 @@ from agent.server.store import Store
 _TEXT_KINDS = frozenset({"text", "input_text", "output_text", "refusal"})
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "logit_bias": ({},),
-    "frequency_penalty": (0, 0.0),
-    "presence_penalty": (0, 0.0),
+    **UNHEEDED,
     "audio": (),
     "functions": (),
     "function_call": (),
@@ -93,7 +92,8 @@ def _messages(body: Fields) -> tuple[list[Message], dict[int, str]]:
     entries = list(body.objects("messages"))
     if not entries:
         raise body.wrong("messages", "must be an array with at least one message")
-    results = {e.text("tool_call_id"): e.content("content", _TEXT_KINDS) for e in entries if e.raw("role") == "tool"}
+    tools = (entry for entry in entries if entry.raw("role") == "tool")
+    results = by_id((entry.text("tool_call_id"), entry.content("content", _TEXT_KINDS)) for entry in tools)
     messages: list[Message] = []
     call_ids: dict[int, str] = {}
     for entry in entries:
@@ -103,8 +103,8 @@ def _messages(body: Fields) -> tuple[list[Message], dict[int, str]]:
                     if call_id:
                         call_ids[len(messages)] = call_id
                     messages.append(message)
-                    if call_id in results:
-                        messages.append(Message(Role.TOOL, results[call_id], name=message.recipient))
+                    if results.get(call_id):
+                        messages.append(Message(Role.TOOL, results[call_id].popleft(), name=message.recipient))
             case "tool" if entry.text("tool_call_id") not in call_ids.values():
                 raise entry.wrong("tool_call_id", "names a call that no message before it made")
             case "tool":

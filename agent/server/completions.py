@@ -18,7 +18,7 @@ from agent.harmony.tokens import ENDOFTEXT, STOPS, VOCABULARY_SIZE
 from agent.model.base import SamplingParams, TokenSource
 from agent.model.cancel import Cancel
 from agent.model.client import closing_iterator
-from agent.server.ask import sampling, stops
+from agent.server.ask import UNHEEDED, sampling, stops
 from agent.server.faults import BadRequest, Refusal
 from agent.server.fields import Fields
 from agent.server.responses import new_id
@@ -27,16 +27,10 @@ from agent.server.stops import StopFilter
 
 _DEFAULT_TOKENS = 16  # OpenAI's
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
-    "n": (1,),
+    **UNHEEDED,
     "best_of": (1,),
     "echo": (False,),
     "suffix": ("",),
-    "logit_bias": ({},),
-    "frequency_penalty": (0, 0.0),
-    "presence_penalty": (0, 0.0),
-    "repetition_penalty": (1, 1.0),
-    "top_k": (-1, 0),
-    "min_p": (0, 0.0),
 }
 
 

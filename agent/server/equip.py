@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 from agent.config import RunConfig
@@ -33,12 +32,8 @@ def equipped(
     with scratch.folder("serve") as folder:
         browser = None
         if web is not None:
-            if find_spec("lxml") is None:
-                raise UsageError(
-                    '--web-search needs lxml, which is not installed: pip install "gpt-oss-agent[browser]"'
-                )
             wanted = replace(config, browser=web)
-            open_browser(wanted)  # so that a key that is missing is told now
+            open_browser(wanted)  # so that a key or a package that is missing is told now
             browser = lambda: open_browser(wanted)  # noqa: E731
         interpreters = None
         if most_interpreters:

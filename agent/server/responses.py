@@ -32,7 +32,7 @@ from agent.server.faults import Refusal
 from agent.server.sse import event
 
 _SEAL = "gpt-oss-agent.1."
-_MOST_SEALED_BYTES = 8 << 20
+MOST_SEALED_BYTES = 8 << 20  # of all reasoning in one request
 
 
 def new_id(kind: str) -> str:
@@ -45,13 +45,13 @@ def sealed(text: str) -> str:
     return _SEAL + base64.urlsafe_b64encode(zlib.compress(text.encode("utf-8", "replace"))).decode()
 
 
-def unsealed(content: str) -> str:
-    """Return the reasoning in an ``encrypted_content`` of ours; empty for anything else."""
+def unsealed(content: str, most_bytes: int = MOST_SEALED_BYTES) -> str:
+    """Return the reasoning in an ``encrypted_content`` of ours, up to ``most_bytes`` of it; empty for anything else."""
     if not content.startswith(_SEAL):
         return ""
     try:
         packed = base64.urlsafe_b64decode(content[len(_SEAL) :])
-        return zlib.decompressobj().decompress(packed, _MOST_SEALED_BYTES).decode("utf-8", "replace")
+        return zlib.decompressobj().decompress(packed, most_bytes).decode("utf-8", "replace")
     except (binascii.Error, zlib.error, ValueError):
         return ""
 
@@ -115,7 +115,9 @@ class ResponseWriter:
                 return self._end(part)
 
     def fail(self, error: Refusal) -> bytes:
-        """Return the last events of a response that broke off."""
+        """Return the last events of a response that broke off; none where it came to its end first."""
+        if self.ended is not None:
+            return b""
         code = error.code if error.code in _ERROR_CODES else "server_error"
         closed = self._close("incomplete")
         self.status = "failed"
@@ -123,7 +125,12 @@ class ResponseWriter:
         return closed + self._event("response.failed", response=self.document())
 
     def cancel(self) -> bytes:
-        """Return the last events of a response that somebody cancelled. The stream has no event for it but incomplete."""
+        """Return the last events of a response that somebody cancelled. The stream has no event for it but incomplete.
+
+        None where it came to its end first.
+        """
+        if self.ended is not None:
+            return b""
         closed = self._close("incomplete")
         self.status = "cancelled"
         return closed + self._event("response.incomplete", response=self.document())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,26 +10,30 @@ from typing import Any
 from agent.conversation import Channel, Conversation, Message, Role, ToolSpec
 from agent.server.ask import (
     FUNCTIONS,
+    UNHEEDED,
     Ask,
     Choice,
+    by_id,
     check_choice,
     effort,
     function,
     instructed,
     json_format,
     sampling,
+    stops,
 )
 from agent.server.builtin import CODE, WEB, Offer, Wanted, read_builtin, tool_name
 from agent.server.echo import echo
 from agent.server.faults import NotThere
 from agent.server.fields import Fields
-from agent.server.responses import unsealed
+from agent.server.responses import MOST_SEALED_BYTES, unsealed
 from agent.server.store import Kept, Places, Store
 
 _TEXT_KINDS = frozenset({"input_text", "output_text", "text", "refusal", "summary_text", "reasoning_text"})
 _ROLES = {"system": Role.SYSTEM, "developer": Role.DEVELOPER, "user": Role.USER, "assistant": Role.ASSISTANT}
 # What cannot be honoured, and the values that ask for nothing.
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
+    **UNHEEDED,
     "background": (False,),
     "conversation": (),
     "prompt": (),
@@ -65,6 +70,7 @@ class _Input:
     call_ids: dict[int, str] = field(default_factory=dict)
     recipients: dict[str, str] = field(default_factory=dict)
     places: Places = field(default_factory=Places)
+    sealed_bytes_left: int = MOST_SEALED_BYTES
 
 
 def read_responses(body: Fields, store: Store, default_effort: str, offer: Offer) -> ResponsesRequest:
@@ -85,7 +91,7 @@ def read_responses(body: Fields, store: Store, default_effort: str, offer: Offer
     conversation = Conversation(instructions, tools, shown, effort(reasoning, "effort", default_effort))
     params = sampling(body, "max_output_tokens")
     parallel = body.flag("parallel_tool_calls", default=True)
-    ask = Ask(conversation, params, choice, None if inner is None else json_format(inner), parallel=parallel)
+    ask = Ask(conversation, params, choice, None if inner is None else json_format(inner), stops(body), parallel)
     keep = body.flag("store", default=True)
     return ResponsesRequest(
         ask,
@@ -120,7 +126,8 @@ def _input(body: Fields, previous: Kept, store: Store) -> _Input:
     if value is None and not previous.messages:
         raise body.wrong("input", "is missing")
     items = list(body.objects("input"))
-    outputs = {item.text("call_id"): _output(item) for item in items if item.text("type", "") == "function_call_output"}
+    given = (item for item in items if item.text("type", "") == "function_call_output")
+    outputs = by_id((item.text("call_id"), item.content("output", _TEXT_KINDS)) for item in given)
     for item in items:
         if not _own_item(item, said, store):
             _item(item, said, outputs, previous)
@@ -128,14 +135,14 @@ def _input(body: Fields, previous: Kept, store: Store) -> _Input:
     return said
 
 
-def _item(item: Fields, said: _Input, outputs: Mapping[str, str], previous: Kept) -> None:
+def _item(item: Fields, said: _Input, outputs: Mapping[str, deque[str]], previous: Kept) -> None:
     match item.text("type", "message"):
         case "message":
             role = _ROLES[item.choice("role", _ROLES)]
             channel = Channel.FINAL if role is Role.ASSISTANT else None
             said.messages.append(Message(role, item.content("content", _TEXT_KINDS), channel))
         case "reasoning":
-            text = item.content("content", _TEXT_KINDS) or unsealed(item.text("encrypted_content", ""))
+            text = item.content("content", _TEXT_KINDS) or _unsealed(item, said)
             if text := text or item.content("summary", _TEXT_KINDS):
                 said.messages.append(Message(Role.ASSISTANT, text, Channel.ANALYSIS))
         case "function_call":
@@ -144,12 +151,23 @@ def _item(item: Fields, said: _Input, outputs: Mapping[str, str], previous: Kept
             said.call_ids[len(said.messages)] = call_id
             said.recipients[call_id] = recipient
             said.messages.append(Message(Role.ASSISTANT, arguments, Channel.COMMENTARY, recipient, "json"))
-            if call_id in outputs:  # right behind its call, wherever the client put it: harmony knows no parallel calls
-                said.messages.append(Message(Role.TOOL, outputs[call_id], name=recipient))
+            if outputs.get(
+                call_id
+            ):  # right behind its call, wherever the client put it: harmony knows no parallel calls
+                said.messages.append(Message(Role.TOOL, outputs[call_id].popleft(), name=recipient))
         case "function_call_output":
             _late_output(item, said, outputs, previous)
         case kind if kind not in _SILENT:
             raise item.wrong("type", "is of a kind that this server does not know")
+
+
+def _unsealed(item: Fields, said: _Input) -> str:
+    """Unpack reasoning. A request may do so only up to a bound in all: few bytes can hold a thousand times as many."""
+    text = unsealed(item.text("encrypted_content", ""), said.sealed_bytes_left + 1)
+    said.sealed_bytes_left -= len(text.encode("utf-8", "replace"))
+    if said.sealed_bytes_left < 0:
+        raise item.wrong("encrypted_content", f"comes to more than {MOST_SEALED_BYTES} bytes with those before it")
+    return text
 
 
 def _own_item(item: Fields, said: _Input, store: Store) -> bool:
@@ -178,7 +196,7 @@ def _own_item(item: Fields, said: _Input, store: Store) -> bool:
     return True
 
 
-def _late_output(item: Fields, said: _Input, outputs: Mapping[str, str], previous: Kept) -> None:
+def _late_output(item: Fields, said: _Input, outputs: Mapping[str, deque[str]], previous: Kept) -> None:
     """The result of a call in the stored response before. One whose call is in the input was taken with its call."""
     call_id = item.text("call_id")
     if call_id in said.recipients:
@@ -186,11 +204,7 @@ def _late_output(item: Fields, said: _Input, outputs: Mapping[str, str], previou
     calls = {entry.get("call_id"): entry.get("name") for entry in previous.response["output"]}
     if call_id not in calls:
         raise item.wrong("call_id", "names a call that is neither in the input nor in the previous response")
-    said.messages.append(Message(Role.TOOL, outputs[call_id], name=f"{FUNCTIONS}{calls[call_id]}"))
-
-
-def _output(item: Fields) -> str:
-    return item.content("output", _TEXT_KINDS)
+    said.messages.append(Message(Role.TOOL, outputs[call_id].popleft(), name=f"{FUNCTIONS}{calls[call_id]}"))
 
 
 def _mark_preambles(messages: list[Message]) -> None:

@@ -60,3 +60,14 @@ def test_it_says_on_one_line_what_it_took_and_why(tmp_path: Path) -> None:
         _, said = serving.communicate(timeout=20)
     assert said == "agent: taking the scripted backend, because a script was given\n"
     assert serving.returncode == 0
+
+
+@pytest.mark.parametrize(("key", "said"), [("", "keep nobody out"), ("  ", "keep nobody out"), ("schlüssel", "ASCII")])
+@pytest.mark.parametrize("in_file", [False, True])
+def test_a_key_that_nobody_or_anybody_could_bring_is_refused(
+    key: str, said: str, in_file: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "key"
+    place.write_text(key)
+    assert run(["serve", "--api-key", f"@{place}" if in_file else key, "--port", "0"]) == 2
+    assert said in capsys.readouterr().err

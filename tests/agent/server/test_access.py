@@ -16,9 +16,12 @@ from agent.events import Delta
 from agent.model.chat import chat_model
 from agent.model.client import Client, Endpoint
 from agent.model.responses import responses_model
+from agent.server.answer import Ended
 from agent.server.app import Access
 from agent.server.bridge import MOST_WAITING
+from agent.server.faults import Refusal
 from agent.server.gate import Limits
+from agent.server.responses import ResponseWriter
 from agent.server.store import Bounded
 from tests.agent.server.served import Player, Talker, final, said, scripted, serving, until
 from tests.servers import Pause
@@ -248,3 +251,19 @@ def test_small_events_are_not_held_back_by_the_socket() -> None:
             assert client.post(f"{url}/chat/completions", json={**BODY, "stream": True}).status_code == 200
             took_s.append(time.monotonic() - began_s)
     assert min(took_s) < 0.03
+
+
+def test_the_id_of_a_completion_under_way_is_no_response_and_ends_nothing() -> None:
+    with serving(Talker()) as (url, service), open_stream(url):
+        until(lambda: len(service._flights) == 1)
+        (ident,) = service._flights
+        for answer in (httpx2.get(f"{url}/responses/{ident}"), httpx2.post(f"{url}/responses/{ident}/cancel", json={})):
+            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+        assert list(service._flights) == [ident]
+
+
+def test_behind_the_end_of_a_response_comes_nothing_more() -> None:
+    writer = ResponseWriter("m", {}, 0)
+    writer.part(Ended((final("Hi."),), "stop", 1, 1, 0, 0))
+    assert writer.cancel() + writer.fail(Refusal(503, "too late")) == b""
+    assert writer.document()["status"] == "completed"

@@ -657,6 +657,19 @@ class TestEnds:
             assert model.asked[-1][0].messages[-1].text == BUSY
             service_.gate.set()
 
+    def test_a_client_that_goes_away_in_a_search_keeps_its_sandbox(self, interpreters: Interpreters) -> None:
+        service_ = Web()
+        service_.gate.clear()
+        model = Player([said(code("z = 1"), finish="call"), said(web("search", query="q"), finish="call")])
+        with equipment(service_, interpreters) as tools, serving(model, builtins=tools) as (url, service):
+            stream = open_stream(url, "/v1/responses", input="x", tools=[CODE, SEARCH])
+            until(lambda: bool(service_.asked))
+            (kept,) = interpreters._taken
+            stream.close()
+            until(lambda: service.slots.taken == 0)
+            assert list(interpreters._idle) == [kept]
+            service_.gate.set()
+
     def test_a_client_that_goes_away_between_calls_keeps_its_sandbox(self, interpreters: Interpreters) -> None:
         """Nothing ran: it is idle, and is found by the next request."""
         from tests.agent.server.served import Talker

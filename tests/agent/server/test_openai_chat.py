@@ -178,6 +178,7 @@ def test_a_damaged_call_is_mended_before_anybody_sees_it(codec: Codec) -> None:
         ({"messages": ASK, "n": 2}, "n"),
         ({"messages": ASK, "logprobs": True}, "logprobs"),
         ({"messages": ASK, "frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"messages": ASK, "extra_body": {"top_k": 40}}, "top_k"),
         ({"messages": ASK, "stop": [""]}, "stop"),
         ({"messages": ASK, "tool_choice": "required"}, "tool_choice"),
         ({"messages": ASK, "response_format": {"type": "json_schema"}}, "response_format.json_schema"),
@@ -258,3 +259,18 @@ def test_two_thoughts_are_not_mixed_into_the_answer() -> None:
     with serving(Player([said(thought("a"), thought("b"), final("c"))])) as (url, _), client_of(url) as client:
         told = client.chat.completions.create(model="m", messages=ASK).choices[0].message.to_dict()
     assert (told["reasoning"], told["content"]) == ("ab", "c")
+
+
+def test_a_client_that_uses_ids_again_gets_each_result_to_its_own_call() -> None:
+    player = Player([said(final("Done."))])
+    history: list[Any] = [{"role": "user", "content": "x"}]
+    for city in ("Oslo", "Rome"):
+        function = {"name": "get_weather", "arguments": json.dumps({"city": city})}
+        history += [
+            {"role": "assistant", "tool_calls": [{"id": "call_0", "type": "function", "function": function}]},
+            {"role": "tool", "tool_call_id": "call_0", "content": f"sunny in {city}"},
+        ]
+    with serving(player) as (url, _), client_of(url) as client:
+        client.chat.completions.create(model="m", messages=history)
+    shown = [message.text for message in player.asked[0][0].messages[1:]]
+    assert shown == ['{"city": "Oslo"}', "sunny in Oslo", '{"city": "Rome"}', "sunny in Rome"]

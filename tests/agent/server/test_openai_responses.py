@@ -13,6 +13,7 @@ from pydantic import BaseModel, TypeAdapter
 from agent.conversation import Channel, Role
 from agent.events import Delta, MessageAdded, Retried, Sampled
 from agent.harmony.codec import Codec
+from agent.server.responses import sealed
 from tests.agent.server.conftest import client_of
 from tests.agent.server.served import (
     TURNS,
@@ -366,3 +367,31 @@ def test_what_cannot_be_done_is_refused_by_name(request_: dict[str, Any], param:
     assert isinstance(refused.value.body, dict)
     assert refused.value.body["param"] == param
     assert param in refused.value.body["message"] or refused.value.status_code == 404
+
+
+def test_a_client_that_uses_ids_again_gets_each_output_to_its_own_call() -> None:
+    player = Player([said(final("Done."))])
+    items: list[Any] = [{"role": "user", "content": "x"}]
+    for city in ("Oslo", "Rome"):
+        items += [
+            {"type": "function_call", "call_id": "c", "name": "get_weather", "arguments": json.dumps({"city": city})},
+            {"type": "function_call_output", "call_id": "c", "output": f"sunny in {city}"},
+        ]
+    with serving(player) as (url, _), client_of(url) as client:
+        client.responses.create(model="m", input=items, extra_body={"stop": ["."]})
+        with pytest.raises(BadRequestError, match="top_k"):
+            client.responses.create(model="m", input=items, extra_body={"top_k": 5})
+    shown = [message.text for message in player.asked[0][0].messages[1:]]
+    assert shown == ['{"city": "Oslo"}', "sunny in Oslo", '{"city": "Rome"}', "sunny in Rome"]
+
+
+def test_sealed_reasoning_is_bounded_in_all() -> None:
+    """A kilobyte can hold a megabyte, and a request thousands of them."""
+    items: list[Any] = [
+        {"type": "reasoning", "id": f"rs_{n}", "summary": [], "encrypted_content": sealed("x" * (1 << 20))}
+        for n in range(9)
+    ]
+    with serving(Player([said(final("Done."))])) as (url, _), client_of(url) as client:
+        assert client.responses.create(model="m", input=items[:8]).status == "completed"
+        with pytest.raises(BadRequestError, match=r"input\[8\].encrypted_content comes to more than"):
+            client.responses.create(model="m", input=items)
