@@ -69,6 +69,8 @@ def checked(rule: Rule, key: str, value: object, place: str) -> object:
         case "text":
             if not isinstance(value, str) or not value.strip() or not value.strip().isprintable():
                 raise wrong("a text on one line")
+            if rule.secret and not value.strip().isascii():
+                raise wrong("plain ASCII, since it is sent in a header")
             return value.strip()
 
 

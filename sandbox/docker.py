@@ -169,6 +169,8 @@ def remove(client: DockerClient, container: str) -> None:
             raise SandboxError(
                 f"the container {container} could not be removed: {error.explanation or error}"
             ) from error
+    except OSError as error:  # of the connection: the engine was stopped, say
+        raise SandboxError(f"the container {container} could not be removed: {error}") from error
 
 
 def _create(client: DockerClient, base: images.Base, order: Order) -> str:

@@ -74,7 +74,10 @@ def _load(desk: Desk, argument: str) -> None:
 def _path(argument: str, name: str) -> Path:
     if not argument:
         raise UsageError(f"which file? /{name} FILE")
-    return Path(argument).expanduser()
+    try:
+        return Path(argument).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{argument}: there is nobody of this name on this machine") from error
 
 
 def _undo(desk: Desk, argument: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
@@ -41,7 +42,8 @@ class Place:
         try:
             return tool.run(body, cast("Sandbox", _Late(self)))
         except (SandboxError, WorktreeError) as error:
-            self.close()
+            with suppress(SandboxError):  # the engine may be gone with it; the chat is not
+                self.close()
             return ToolResult(NO_SANDBOX.format(why=error), ok=False)
 
     def opened(self) -> Sandbox:
@@ -52,9 +54,9 @@ class Place:
 
     def close(self) -> None:
         """Tear the sandbox down, if there is one."""
-        if self.sandbox is not None:
-            self.sandbox.close()
-            self.sandbox = None
+        sandbox, self.sandbox = self.sandbox, None
+        if sandbox is not None:
+            sandbox.close()
 
     def check(self, when: str) -> tuple[CheckResult, ...]:
         """A chat has no checks; see World."""

@@ -38,9 +38,12 @@ def typed(
 
 
 def piped(stream: TextIO) -> Iterator[str]:
-    """Yield the lines of a stream; a line that ends in a backslash goes on in the next one."""
+    """Yield the lines of a stream; a line that ends in a backslash goes on in the next one.
+
+    Raises UsageError where the stream is not in its encoding.
+    """
     parts: list[str] = []
-    for line in stream:
+    for line in _lines(stream):
         text = line.rstrip("\n")
         if text.endswith("\\"):
             parts.append(text[:-1])
@@ -51,6 +54,13 @@ def piped(stream: TextIO) -> Iterator[str]:
             yield whole
     if parts:
         yield "\n".join(parts)
+
+
+def _lines(stream: TextIO) -> Iterator[str]:
+    try:
+        yield from stream
+    except UnicodeDecodeError as error:
+        raise UsageError(f"standard input is not text: {error}.") from error
 
 
 def _session(

@@ -33,7 +33,7 @@ TRAINED_NAMES: Mapping[str, str] = {
 def open_tools(config: RunConfig) -> dict[str, Tool]:
     """Return the tools of a run by our names, in the order in which they are declared.
 
-    Raises UsageError when the browser is wanted and there is no key for a search service.
+    Raises UsageError when the browser is wanted and there is no key for a search service, or no lxml.
     """
     most = config.max_output_bytes
     python = Python(

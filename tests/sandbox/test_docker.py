@@ -271,6 +271,13 @@ def test_orphans_can_be_removed_at_once(snapshot: Snapshot, tmp_path: Path, engi
     assert run not in dict(containers.orphans(engine))
 
 
+def test_an_engine_that_is_gone_is_told_as_any_fault_of_a_sandbox() -> None:
+    gone = DockerClient("tcp://127.0.0.1:9", version="1.41")
+    with pytest.raises(SandboxError, match="could not be removed"):
+        containers.remove(gone, "none")
+    gone.close()
+
+
 def test_a_container_that_dies_is_lost_and_says_so(box: Sandbox, engine: DockerClient, tmp_path: Path) -> None:
     (container,) = engine.containers.list(filters={"label": f"{containers.LABEL}=test-{tmp_path.name}"})
     container.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from agent.config import RunConfig
@@ -14,8 +15,10 @@ from agent.tools.browser.services import EXA_URL, YOU_URL, Api, Exa, Service, Yo
 def open_browser(config: RunConfig) -> Browser:
     """Return a new browser with an empty history; ``browser`` auto takes the first service with a key.
 
-    Raises UsageError when there is no key.
+    Raises UsageError when there is no key, or nothing to read pages with.
     """
+    if find_spec("lxml") is None:  # loaded with the first page
+        raise UsageError('The browser needs lxml, which is not installed: pip install "gpt-oss-agent[browser]"')
     return Browser(_service(config), _counter(config.cache_dir))
 
 

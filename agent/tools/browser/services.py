@@ -117,6 +117,7 @@ class Api:
             raise WebError(f"{self.name} refuses the key (status {status}): the person has to set another one.")
         if status >= 300:
             text = " ".join(data[: 4 * SAID_CHARS].decode("utf-8", "replace").split())[:SAID_CHARS]
+            text = text.replace(self.key, "***")  # which some services repeat
             raise WebError(f"{self.name} refuses this request (status {status}): {text}")
         try:
             return json.loads(data)

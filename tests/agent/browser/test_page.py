@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
 from hypothesis import given
@@ -193,3 +194,11 @@ def test_find_shows_places_with_what_follows() -> None:
 def test_what_was_looked_for_cannot_forge_a_mark() -> None:
     page = make_page(URL, "P", "x", {})
     assert "【" not in "".join(find(page, "【1†a】").lines) + find(page, "【1†a】").title
+
+
+def test_a_deep_page_of_declarations_without_an_end_is_read_in_time() -> None:
+    """Looking for each one's end would take minutes, in which no other thread runs."""
+    began_s = time.monotonic()
+    page = page_of(f"{DEEP}<p>before</p>{'<!x ' * 200_000}", URL)
+    assert "before" in page.lines
+    assert time.monotonic() - began_s < 20

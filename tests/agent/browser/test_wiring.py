@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,3 +124,10 @@ def test_windows_are_counted_with_our_own_vocabulary(codec: Codec, tmp_path: Pat
         len(codec.encode(shown)) + end >= WINDOW_TOKENS
     )  # counted line by line, a token may be split at each line's end
     assert len(codec.encode(shown)) < WINDOW_TOKENS + 40
+
+
+def test_what_reads_pages_is_asked_for_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lxml", None)
+    with pytest.raises(UsageError, match=r'lxml.*pip install "gpt-oss-agent\[browser\]"'):
+        open_tools(EXA)
+    assert "plan" in open_tools(RunConfig())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given
@@ -18,7 +20,7 @@ from agent.model.scripted import ScriptedModel, load_script
 from agent.position import GO_ON, open_call
 from agent.tools.open import open_tools
 from sandbox.base import Sandbox
-from sandbox.errors import SandboxLost
+from sandbox.errors import SandboxError, SandboxLost
 from tests.agent.chat.talks import FunctionTool, Shown, folder_sandbox, talk_with
 from tests.fakes import FaultyModel, analysis, call, final, user
 
@@ -132,6 +134,25 @@ def test_a_lost_sandbox_is_a_result_and_the_next_call_has_a_new_one(tmp_path: Pa
     assert seen[0] is not seen[1]
     talk.place.close()
     talk.place.close()
+    assert talk.place.sandbox is None
+
+
+def test_an_engine_that_is_gone_with_the_sandbox_ends_no_chat() -> None:
+    @dataclass
+    class Gone:
+        """A sandbox whose engine was stopped: nothing can be done with it any more, not even an end."""
+
+        def close(self) -> None:
+            raise SandboxError("the engine does not answer")
+
+    def act(text: str, sandbox: Sandbox) -> ToolResult:
+        talk.place.opened()
+        raise SandboxLost("the container is gone")
+
+    turns = [[call("python", code="1")], [final("Done.")]]
+    talk = talk_with(turns, {"python": FunctionTool("python", act)}, lambda: cast("Sandbox", Gone()))
+    assert talk.turn("go", Shown()).claimed == "Done."
+    assert "the container is gone" in texts(talk)[2]
     assert talk.place.sandbox is None
 
 

@@ -79,3 +79,10 @@ def test_lines_from_a_pipe() -> None:
 @given(st.lists(st.text(st.characters(exclude_characters="\r\n\\"), min_size=1).filter(str.strip)))
 def test_every_line_of_a_pipe_is_a_message(lines: list[str]) -> None:
     assert list(piped(io.StringIO("".join(f"{line}\n" for line in lines), newline="\n"))) == lines
+
+
+def test_what_is_not_text_is_said() -> None:
+    lines = piped(io.TextIOWrapper(io.BytesIO(b"one\n" + b"x" * 9000 + b"\n\xff\n"), encoding="utf-8"))
+    assert next(lines) == "one"
+    with pytest.raises(UsageError, match="standard input is not text"):
+        list(lines)

@@ -124,6 +124,14 @@ def test_a_saved_chat_goes_on(tmp_path: Path, home: dict[str, str]) -> None:
     assert chat([*played, "--load", "none.jsonl"], "", home, tmp_path).returncode == 1
 
 
+def test_without_lxml_a_browser_is_refused_before_the_first_line(tmp_path: Path, home: dict[str, str]) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['lxml'] = None\n")
+    path = os.pathsep.join(filter(None, [str(tmp_path), home.get("PYTHONPATH")]))
+    ran = chat(["-b", *script(tmp_path, [GREET])], "hi\n", {**home, "PYTHONPATH": path, "EXA_API_KEY": "k"}, tmp_path)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == 'agent: The browser needs lxml, which is not installed: pip install "gpt-oss-agent[browser]"\n'
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
