@@ -91,11 +91,17 @@ class TransformersWorker:
         with self._turn:
             if run.unwanted.is_set():
                 return
+            failed = "see the traceback on standard error"
             try:
                 self._generate(request, run)
-            except RuntimeError as error:  # torch's, out of memory among them: the cache is in no known state
-                self._cache, self._cached = None, ()
-                run.outs.put(EngineStopped(f"transformers failed: {error}"))
+                failed = ""
+            except RuntimeError as error:  # torch's, out of memory among them
+                failed = str(error) or type(error).__name__
+            finally:
+                if failed:
+                    self._cache, self._cached = None, ()  # in no known state
+                # Heard only where no token was the last; without it such a stream would wait for ever.
+                run.outs.put(EngineStopped(f"transformers failed: {failed or 'it gave no reason for its end'}"))
 
     def _generate(self, request: Request, run: _Run) -> None:
         import transformers

@@ -73,11 +73,12 @@ def _tool(rule: str, tool: ToolSpec) -> list[str]:
 
 def _arguments(rule: str, schema: Mapping[str, Any], *, is_patch: bool) -> tuple[str, list[str]]:
     """The symbol of a tool's arguments, and its rules."""
-    properties: Mapping[str, Any] = schema.get("properties") or {}
-    required = [name for name in properties if name in schema.get("required", ())]
+    properties, demanded = schema.get("properties") or {}, schema.get("required") or []
     is_plain = (
         schema.get("type") == "object"
-        and properties.keys() >= set(schema.get("required", ()))
+        and isinstance(properties, Mapping)
+        and isinstance(demanded, list | tuple)
+        and all(isinstance(name, str) and name in properties for name in demanded)
         and not set(schema) - _PLAIN
         and not schema.get("additionalProperties")
         and len(properties) <= MOST_ARGUMENTS
@@ -86,6 +87,7 @@ def _arguments(rule: str, schema: Mapping[str, Any], *, is_patch: bool) -> tuple
         return f"{rule}v", [f"{rule}v: {_value(schema)}"]
     if not properties:
         return f"{rule}o", [f'{rule}o: "{{" ws "}}"']
+    required = [name for name in properties if name in demanded]
     # A rule's parameter has a bit for each argument that was given.
     end = '"}"' + _if_all([f"bit_set({at})" for at, name in enumerate(properties) if name in required])
     pairs = [f"{rule}p{at} {rule}m::set_bit({at}) %if bit_clear({at})" for at in range(len(properties))]

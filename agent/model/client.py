@@ -259,7 +259,7 @@ class Client:
             body = self._masked(response.text)
             raise refusal(response.status_code, response.headers, body, wall_s=self.clock.wall())
         found: object = None
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             found = response.json()
         if not isinstance(found, dict):
             raise ModelUnfit(_no_json(url, response.headers.get("content-type", ""), response.text))

@@ -138,8 +138,8 @@ def message_in(body: str) -> str:
     text = body.strip()
     try:
         found: Any = json.loads(text)
-    except ValueError:
-        found = re.sub(r"<[^>]*>", " ", text) if text.startswith("<") else text
+    except (ValueError, RecursionError):
+        found = re.sub(r"<[^<>]*>", " ", text) if text.startswith("<") else text
     while isinstance(found, (dict, list)):
         if isinstance(found, list):
             found = found[0] if found else ""

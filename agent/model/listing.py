@@ -9,6 +9,7 @@ from typing import Any
 
 from agent.errors import ModelError
 from agent.model.client import Client
+from agent.model.stream import sequence
 
 _ASK_TIMEOUT_S = 5.0
 # Under which names servers tell the window of a model: vLLM and SGLang, llama.cpp, gateways.
@@ -46,7 +47,7 @@ class Offer:
 
 def offers(listing: Mapping[str, Any]) -> list[Offer]:
     """Return the models of a ``/models`` document, in the server's order."""
-    entries = listing.get("data") or listing.get("models") or ()
+    entries = sequence(listing.get("data")) or sequence(listing.get("models"))
     return [
         Offer(
             str(entry.get("id") or entry["name"]),
@@ -71,8 +72,8 @@ def loaded_window(client: Client, offer: Offer) -> int | None:
         found = client.get(place, _ASK_TIMEOUT_S)
     except ModelError:
         return None  # an older or newer server without this page: then the window is not known
-    for entry in found.get("models") or found.get("data") or ():
-        if isinstance(entry, dict) and offer.model in {entry.get("name"), entry.get("model"), entry.get("id")}:
+    for entry in sequence(found.get("models")) or sequence(found.get("data")):
+        if isinstance(entry, dict) and offer.model in (entry.get("name"), entry.get("model"), entry.get("id")):
             loaded = entry.get("loaded_context_length")
             return loaded if isinstance(loaded, int) else _window(entry)
     return None

@@ -164,6 +164,25 @@ def test_a_fault_in_the_middle_ends_that_stream_and_spoils_no_other(worker: Tran
     assert tokens(ask(worker, PROMPT)) == before
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("raised", [IndexError("out of range in self"), None])
+def test_what_nobody_foresaw_leaves_no_stream_waiting(worker: TransformersWorker, raised: Exception | None) -> None:
+    before = tokens(ask(worker, PROMPT))
+    generate = worker._model.generate
+
+    def ends(*arguments: object, **options: Any) -> object:
+        if raised is not None:
+            raise raised
+        options["generation_config"].max_new_tokens = 5
+        return generate(*arguments, **options)
+
+    worker._model.generate = ends
+    with pytest.raises(EngineStopped, match="traceback" if raised else "no reason"):
+        ask(worker, PROMPT)
+    worker._model.generate = generate
+    assert tokens(ask(worker, PROMPT)) == before
+
+
 def test_a_closed_worker_says_so(tiny_checkpoints: dict[Layout, Path]) -> None:
     closing, _ = open_transformers_worker(str(tiny_checkpoints[Layout.HUGGING_FACE]), device="cpu")
     stream = closing.stream(Request("r", PROMPT, 400, sampling=GREEDY))

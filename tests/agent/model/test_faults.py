@@ -7,7 +7,7 @@ import ssl
 
 import httpx2
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agent.errors import ContextOverflow, EndpointRefused, ModelError
@@ -281,6 +281,7 @@ def test_the_message_is_found_in_every_wrapping(body: str, said: str) -> None:
         json.dumps
     )
 )
+@example("[" * 60_000)
 def test_no_body_breaks_the_translation(body: str) -> None:
     for status in (400, 429, 503):
         assert isinstance(refusal(status, {}, body, wall_s=WALL_S), ModelError)

@@ -92,6 +92,11 @@ def test_the_window_in_every_servers_words(entry: dict[str, Any], window: int | 
     assert offer.context_tokens == window
 
 
+@pytest.mark.parametrize("odd", [5, True, "m", {"id": "m"}, None])
+def test_a_list_that_is_none_has_no_models(odd: object) -> None:
+    assert offers({"data": odd}) == offers({"models": odd}) == []
+
+
 def test_a_server_that_is_still_starting_is_waited_for() -> None:
     with serving([document({"error": "Loading model"}, 503), listing({"id": "m"})]) as server:
         open_model(RunConfig(endpoint=server.url, wire="chat"), clock=NO_WAIT).close()
