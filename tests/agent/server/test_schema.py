@@ -22,7 +22,7 @@ BROKEN: list[dict[str, Any]] = [
     {"type": "nosuch"}, {"type": 5}, {"properties": 5}, {"pattern": "("}, {"$schema": 5}, {"allOf": {}}, {"required": 5},
     {"minimum": "a"}, {"properties": {"city": {"minLength": "a"}}}, {"items": 5}, {"enum": 5}, {"not": 5}, {"$ref": 5},
     {"patternProperties": {"a": {}}}, {"properties": {"a": {"$schema": "http://json-schema.org/draft-07/schema#"}}},
-    {"enum": ["long" * 40_000]}, {"$ref": "x"}, {"$ref": "http://127.0.0.1:9/x"}, {"$ref": "file:///etc/passwd"}, {"items": {"$dynamicRef": "other.json"}},
+    {"enum": ["long" * 40_000]}, {"allOf": [True] * 3000}, {"$ref": "x"}, {"$ref": "http://127.0.0.1:9/x"}, {"$ref": "file:///etc/passwd"}, {"items": {"$dynamicRef": "other.json"}},
 ]  # fmt: skip
 
 
