@@ -111,8 +111,8 @@ def fix(
     """
     config = policy.admit(config, repository)
     run = new_run_id()
-    folder = config.runs_dir / run
     telemetry = open_telemetry(config, run, mode, say)
+    folder = _new_folder(config.runs_dir / run)
     model = _begin(lambda: through(_open_model(config, say)))
     try:
         snapshot = snapshots.take(repository, folder, config.include_uncommitted)
@@ -266,6 +266,17 @@ class _Session:
         outcome = next((end for kind, end in ENDS.items() if isinstance(error, kind)), Outcome.INTERNAL)
         said = "stopped by Ctrl-C or a signal" if isinstance(error, KeyboardInterrupt) else str(error) or repr(error)
         self.keep(RunEnded(outcome, said, last_words(self._state), paths, touched_tests(paths)))
+
+
+def _new_folder(folder: Path) -> Path:
+    """Make a run's folder, which holds what is in the repository: nobody else on the machine may read it. Raises UsageError."""
+    try:
+        folder.mkdir(parents=True, mode=0o700)
+    except OSError as error:
+        raise UsageError(
+            f"the run cannot be kept in {folder.parent}: {error.strerror}; name another folder with --runs-dir"
+        ) from error
+    return folder
 
 
 def admit_branch(config: RunConfig, snapshot: Snapshot) -> None:

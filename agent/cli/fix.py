@@ -107,7 +107,7 @@ def fix(
             patch = _patch(config, screen.tally.run)
             screen.view.diff(patch.decode("utf-8", "replace"))
         if output is not None and patch:
-            output.write_bytes(patch)
+            _write_patch(output, patch, screen)
         if config.deliver == "apply" and patch:
             _bring_in(repository, patch, ended, screen, ask=not yes)
         screen.finish(ended)
@@ -207,6 +207,15 @@ class _Attempts:
 def _patch(config: RunConfig, run: str | None) -> bytes:
     path = config.runs_dir / (run or "") / PATCH_NAME
     return path.read_bytes() if path.is_file() else b""
+
+
+def _write_patch(output: Path, patch: bytes, screen: _Screen) -> None:
+    try:
+        output.write_bytes(patch)
+    except OSError as error:
+        raise UsageError(
+            f"--output {output} cannot be written: {error.strerror}. The patch is kept: agent diff {screen.tally.run}"
+        ) from error
 
 
 def _bring_in(repository: Path, patch: bytes, ended: RunEnded, screen: _Screen, *, ask: bool) -> None:

@@ -136,6 +136,21 @@ def test_a_bug_is_mended_and_handed_back_as_a_branch(repository: Path, configure
     assert before.results[0].tests == {"test_calc.py::test_two": "passed", "test_calc.py::test_three": "failed"}
 
 
+def test_what_a_run_keeps_is_for_nobody_else_on_the_machine(repository: Path, configure: Configure) -> None:
+    config = configure([[{"channel": "final", "text": "No change."}]])
+    fix(config, "Look.", repository, "ask", lambda _: None)
+    assert folder_of(config).stat().st_mode & 0o777 == 0o700
+
+
+def test_a_folder_for_runs_that_cannot_be_made_is_named_before_anything_begins(
+    repository: Path, configure: Configure, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    config = replace(configure([]), runs_dir=tmp_path / "file" / "runs")
+    with pytest.raises(UsageError, match=r"cannot be kept in .*file/runs: Not a directory; name another"):
+        fix(config, "Look.", repository, "ask", lambda _: None)
+
+
 def test_the_first_event_holds_the_whole_prompt_and_no_key(repository: Path, configure: Configure) -> None:
     config = configure(MEND, api_key="sk-very-secret")
     fix(config, "mend it", repository, "fix", lambda _: None)
