@@ -13,7 +13,7 @@ from agent.model.base import SamplingParams
 from agent.model.cancel import Cancel
 from agent.model.functions import safe_name
 from agent.server.fields import Fields
-from agent.server.schema import wrong_with
+from agent.server.schema import MOST_LEVELS, is_deep, wrong_with
 
 # OpenAI's efforts, and what harmony has for them.
 EFFORTS: Mapping[str, str] = {
@@ -136,6 +136,8 @@ def function(spec: Fields) -> ToolSpec:
         raise spec.wrong("name", "must be 1 to 64 letters, digits, underscores or dashes")
     inner = spec.object("parameters")
     parameters = {"type": "object", "properties": {}} if inner is None else spec.raw("parameters")
+    if is_deep(parameters):
+        raise spec.wrong("parameters", f"is nested beyond {MOST_LEVELS} levels")
     return ToolSpec(name, spec.text("description", ""), parameters)
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MOST_CHARS = 1 << 17
 MOST_VALUES = 3000  # looking at a schema takes up to 0.6 ms for each, in the loop's thread
 PATIENCE_S = 5.0
+MOST_LEVELS = 100  # openai-harmony's reader of JSON ends at 128, some of which stand around a function's parameters
 _REFERENCES = frozenset({"$ref", "$dynamicRef", "$recursiveRef"})
 
 
@@ -46,6 +47,12 @@ def wrong_with(schema: Mapping[str, Any]) -> str:
     except RecursionError:
         return "is nested too deeply"
     return ""
+
+
+def is_deep(value: object, most: int = MOST_LEVELS) -> bool:
+    """Whether JSON is nested beyond ``most`` levels."""
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return most < 0 or any(is_deep(part, most - 1) for part in inner)
 
 
 def mismatch(text: str, schema: Mapping[str, Any] | None, patience_s: float = PATIENCE_S) -> str:

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.harmony.codec import Codec
 from agent.server.schema import mismatch, wrong_with
-from tests.agent.server.served import WEATHER, Player, final, said, serving
+from tests.agent.server.served import WEATHER, Player, final, ids, raw, said, serving
 from tests.servers import document
 from tests.servers import serving as watched
 
@@ -106,3 +107,15 @@ VALUES = st.recursive(
 def test_nothing_escapes_for_any_schema(schema: dict[str, Any], text: str) -> None:
     if not wrong_with(schema):
         assert isinstance(mismatch(text, schema), str)
+
+
+@pytest.mark.parametrize(("levels", "status"), [(50, 200), (51, 400), (400, 400)])
+def test_parameters_that_no_prompt_can_hold_are_refused(codec: Codec, levels: int, status: int) -> None:
+    parameters: dict[str, Any] = {}
+    for _ in range(levels):
+        parameters = {"properties": {"a": parameters}}
+    with serving(raw(codec, lambda _: ids(codec, [final("Hi.")]))) as (url, _):
+        tool = {"type": "function", "name": "f", "parameters": parameters}
+        answer = httpx2.post(f"{url}/responses", json={"input": "x", "tools": [tool]})
+    assert answer.status_code == status
+    assert status == 200 or answer.json()["error"]["param"] == "tools[0].parameters"
