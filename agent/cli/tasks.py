@@ -135,6 +135,12 @@ def grade(
     found = read_tasks(paths, pattern, repositories, _say)
     patches = grading.read_patches(results)
     folder = (out or (results if results.is_dir() else results.parent) / "grades").absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"reports cannot be kept in {folder}: {error.strerror}; name another folder with --out"
+        ) from error
     wanted = [task for task in found if task.name in patches]
 
     def one(task: Task) -> grading.Grade:
