@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -101,6 +103,8 @@ class Batch:
         self._engine, self._governor, self._watch, self._checkouts = engine, governor, watch, checkouts
         self._state = threading.Condition()
         self._waiting: deque[tuple[_Entry, int]] = deque()
+        self._working = 0  # threads
+        self._ended: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._unfinished = 0
         self._lost = 0  # attempts in a row that the endpoint failed
         self._failure: BaseException | None = None
@@ -121,16 +125,17 @@ class Batch:
             threading.Thread(target=self._work, args=(number,), name=f"worker {number}", daemon=True)
             for number in range(min(self._plan.jobs, len(self._waiting)))
         ]
+        self._working = len(threads)
         for thread in threads:
             thread.start()
         try:
-            _join(threads)
+            self._wait()
         except KeyboardInterrupt:
             self._governor.stop("interrupted by the person")
             with self._state:
                 self._state.notify_all()
             self._engine.stop()
-            _join(threads)
+            self._wait()
             raise
         if self._failure is not None:
             raise self._failure
@@ -161,16 +166,25 @@ class Batch:
             self._waiting.extend(pairs)
 
     def _work(self, number: int) -> None:
-        if not self._governor.wait(number * self._plan.stagger_s):
-            return
         try:
-            while (taken := self._take()) is not None:
-                self._attempt(*taken)
+            if self._governor.wait(number * self._plan.stagger_s):
+                while (taken := self._take()) is not None:
+                    self._attempt(*taken)
         except BaseException as error:  # noqa: BLE001 - it is raised where the batch is waited for
             self._failure = error
             self._governor.stop(f"a defect: {error}")
             with self._state:
                 self._state.notify_all()
+        finally:
+            with self._state:
+                self._working -= 1
+            self._ended.put(None)
+
+    def _wait(self) -> None:
+        """Wait for the threads. Not by join: a Ctrl-C in it makes Python take a thread that runs for ended (up to 3.12)."""
+        while self._working:
+            with suppress(queue.Empty):
+                self._ended.get(timeout=0.5)  # not forever: Ctrl-C must be heard
 
     def _take(self) -> tuple[_Entry, int] | None:
         """Return the next attempt; wait while one may still come. None: there is none, or the batch is stopped."""
@@ -265,9 +279,3 @@ def spent_tokens(records: Mapping[str, Record]) -> dict[tuple[str, int], int]:
         for name, record in records.items()
         for attempt in record["attempts"]
     }
-
-
-def _join(threads: Sequence[threading.Thread]) -> None:
-    for thread in threads:
-        while thread.is_alive():
-            thread.join(0.5)  # not forever: Ctrl-C must be heard

@@ -123,12 +123,18 @@ def derive(folder: Path, records: Mapping[str, Record]) -> None:
 
 
 def hold_to(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Keep the settings that decide what comes out; raise UsageError where a batch begun with others is gone on with."""
+    """Keep the settings that decide what comes out; raise UsageError where a batch begun with others is gone on with.
+
+    Raises LogError where what was kept cannot be read.
+    """
     path = folder / SETTINGS_NAME
     if not path.exists():
         write_whole(path, json.dumps(settings, indent=1).encode())
         return
-    before = json.loads(path.read_bytes())
+    try:
+        before = dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise LogError(f"{path} is not what a batch keeps its settings in: {error}; give another --out") from error
     plain = json.loads(json.dumps(settings))
     other: Iterable[str] = (key for key in sorted({*before, *plain}) if before.get(key) != plain.get(key))
     if said := ", ".join(f"{key} was {before.get(key)!r} and is {plain.get(key)!r}" for key in other):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.batch.results import RESULTS_NAME, Results, derive, hold_to, read_results
+from agent.batch.results import RESULTS_NAME, SETTINGS_NAME, Results, derive, hold_to, read_results
 from agent.cli.tasks import HELD
 from agent.config import RULES
 from agent.errors import LogError, UsageError
@@ -97,6 +97,13 @@ def test_predictions_are_in_swe_benchs_form(tmp_path: Path) -> None:
         {"instance_id": "b", "model_name_or_path": "gpt-oss-agent/m", "model_patch": "diff --git a/x b/x\n"},
     ]
     assert list(json.loads((tmp_path / "preds.json").read_text()).values()) == rows
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "7", "null"])
+def test_settings_that_cannot_be_read_are_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / SETTINGS_NAME).write_text(content)
+    with pytest.raises(LogError, match=SETTINGS_NAME):
+        hold_to(tmp_path, {"model": "a"})
 
 
 def test_what_decides_what_comes_out_is_held() -> None:
