@@ -96,7 +96,8 @@ class Service:
         """Take no more requests, give those that run some time, unless it is urgent meanwhile, and end the rest."""
         self.slots.closing = True
         ends_s = time.monotonic() + self.limits.shutdown_s
-        while self.slots.taken and time.monotonic() < ends_s and not is_urgent():
+        # Not the slots: a thread is free before all that it gave was sent.
+        while self._flights and time.monotonic() < ends_s and not is_urgent():
             await asyncio.sleep(0.02)
         for flight in list(self._flights.values()):
             flight.stop(Refusal(503, "This server is shutting down.", kind="server_error", code="shutting_down"))
