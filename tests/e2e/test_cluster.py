@@ -258,7 +258,11 @@ def test_what_cannot_be_used_is_said_and_spoils_no_task(
         assert another.returncode == 1, another.stderr
         assert "a machine of the cluster has another version of gpt-oss-agent than this one" in another.stderr
         nodes.order("lose other")
-        nodes.order("add none /nowhere")
+        # One without this program, whatever is installed for all: importing it fails there as if it were not.
+        without = tmp_path / "without"
+        without.mkdir()
+        (without / "agent.py").write_text("raise ModuleNotFoundError(\"No module named 'agent'\", name='agent')\n")
+        nodes.order(f"add none {without}")
         missing = place.agent(*command, *nodes.flags, timeout_s=120)
         assert missing.returncode == 1, missing.stderr
         assert "cannot run gpt-oss-agent" in missing.stderr
