@@ -14,7 +14,7 @@ from json import loads
 from pathlib import PurePosixPath
 from xml.parsers import expat
 
-from agent.events import CheckResult, Outcome
+from agent.events import NO_VERDICT, CheckResult, Outcome
 from agent.position import HARNESS
 from sandbox.base import Sandbox
 
@@ -107,7 +107,7 @@ class _Refused(Exception):
 
 
 def parse_junit(data: bytes) -> dict[str, str]:
-    """Return test id → passed, failed, error, skipped or xfailed from a JUnit report; nothing where it is not one.
+    """Return test id → one of ``TEST_STATES`` from a JUnit report; nothing where it is not one.
 
     The report was written by code that is not trusted: document types and entities are refused, so nothing expands and
     nothing is fetched.
@@ -124,8 +124,8 @@ def parse_junit(data: bytes) -> dict[str, str]:
             tests.setdefault(current[0], "passed")
         elif current and tag in {"failure", "error", "skipped"}:
             expected = tag == "skipped" and attributes.get("type") == "pytest.xfail"
-            state = "xfailed" if expected else "failed" if tag == "failure" else tag
-            worse = tests[current[0]] in {"passed", "skipped", "xfailed"}
+            state = "xfailed" if expected else "failed" if tag == "failure" else tag  # pytest writes both as skipped
+            worse = tests[current[0]] in ("passed", *NO_VERDICT)
             tests[current[0]] = state if worse else tests[current[0]]
 
     def end(tag: str) -> None:

@@ -44,9 +44,13 @@ class ToolResult:
     changed_paths: tuple[str, ...] = ()
 
 
+NO_VERDICT = ("skipped", "xfailed")  # states of a test that says nothing of the change: not run, or expected to fail
+TEST_STATES = ("failed", "error", "passed", *NO_VERDICT)  # in the order in which people look at them
+
+
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """What one check command did. ``tests`` maps a test's id to passed, failed, error or skipped, where it is known."""
+    """What one check command did. ``tests`` maps a test's id to one of ``TEST_STATES``, where it is known."""
 
     command: str
     exit_code: int | None  # None: it ran out of time

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from agent.backends import IN_PROCESS
 from agent.conversation import Channel, Message, Role
 from agent.events import (
+    TEST_STATES,
     Checked,
     CheckResult,
     Compacted,
@@ -182,10 +183,7 @@ def check_line(check: CheckResult) -> str:
         if check.exit_code == 0
         else f"fails (exit {check.exit_code})"
     )
-    counts = {
-        name: sum(1 for value in check.tests.values() if value == name)
-        for name in ("failed", "error", "passed", "skipped", "xfailed")
-    }
+    counts = {name: sum(1 for value in check.tests.values() if value == name) for name in TEST_STATES}
     tests = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
     return f"{one_line(check.command)}: {state}{': ' + tests if tests else ''} ({seconds(check.duration_s)})"
 

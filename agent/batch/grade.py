@@ -36,8 +36,9 @@ SCHEMA_VERSION = 2
 REPORT_NAME = "report.json"
 OUTPUT_NAME = "test_output.txt"
 SCRATCH = ("checkout", "state")
-# As swebench finds it in what pytest prints: a skipped test is not there, and one that is expected to fail has passed.
-GOOD = frozenset({"passed", "xfailed"})
+GOOD = frozenset(
+    {"passed", "xfailed"}
+)  # as swebench reads pytest: expected to fail counts as passed, skipped as not there
 
 
 @dataclass(frozen=True, slots=True)

@@ -172,7 +172,7 @@ def _recording(out: Path, asked: Request, tally: Tally) -> Iterator[Callable[[Ru
     except KeyboardInterrupt:
         failed(RunEnded(Outcome.INTERRUPTED, "stopped by Ctrl-C or a signal"), {})
         raise
-    except Exception as error:
+    except Exception as error:  # whatever it was: the artifacts say so, and it is raised on
         changes = {"outcome": outcome_name(error), "exit_code": exit_code(error)}
         failed(RunEnded(Outcome.INTERNAL, str(error) or repr(error)), changes)
         raise

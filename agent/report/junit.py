@@ -12,7 +12,7 @@ from pathlib import Path
 from xml.etree import ElementTree as Xml
 
 from agent.batch.attempt import KINDS, Kind
-from agent.events import EXIT_CODES, CheckResult
+from agent.events import EXIT_CODES, NO_VERDICT, CheckResult
 from agent.lines import clean, one_line, tail
 from agent.report.story import Story, read_story
 from agent.report.tasks import Row, read_batch
@@ -74,7 +74,7 @@ def _check(check: CheckResult, story: Story) -> Xml.Element:
     for name, state in sorted(check.tests.items()):
         where, _, last = name.rpartition("::")
         case = _case(suite, last, where.replace("/", ".") or "check", 0.0)
-        if state in ("skipped", "xfailed"):
+        if state in NO_VERDICT:
             Xml.SubElement(case, "skipped")
         elif state != "passed":
             since = f"it was {earlier[name]} before the change" if name in earlier else "it was not there before"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
-from agent.events import EXIT_CODES, CheckResult, Outcome, PlanStep, StepState
+from agent.events import EXIT_CODES, NO_VERDICT, TEST_STATES, CheckResult, Outcome, PlanStep, StepState
 from agent.lines import (
     VERDICTS,
     call_title,
@@ -180,8 +180,7 @@ def _check_cell(check: CheckResult | None) -> Markup:
     if check is None:
         return element("td", "not run", class_="dim")
     told = "out of time" if check.exit_code is None else "passes" if check.exit_code == 0 else f"exit {check.exit_code}"
-    states = ("failed", "error", "passed", "skipped", "xfailed")
-    counts = [(state, sum(found == state for found in check.tests.values())) for state in states]
+    counts = [(state, sum(found == state for found in check.tests.values())) for state in TEST_STATES]
     tests = ", ".join(f"{count:,} {state}" for state, count in counts if count)
     meta = element("small", " · ".join(filter(None, (tests, seconds(check.duration_s)))))
     return element("td", _mark(GOOD if check.exit_code == 0 else BAD), f" {told} ", meta)
@@ -216,9 +215,7 @@ def _tests(before: CheckResult | None, after: CheckResult | None) -> Markup | No
 def _state(state: str | None) -> Markup:
     if state is None:
         return element("td", "not there", class_="dim")
-    return element(
-        "td", _mark(GOOD if state == "passed" else OPEN if state in ("skipped", "xfailed") else BAD), f"\u00a0{state}"
-    )
+    return element("td", _mark(GOOD if state == "passed" else OPEN if state in NO_VERDICT else BAD), f"\u00a0{state}")
 
 
 def _change(story: Story) -> Markup | None:

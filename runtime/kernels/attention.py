@@ -19,9 +19,7 @@ from runtime.kernels.base import LayerCache, Shapes, StepInputs
 from runtime.kernels.launch import Device, wait_and_release
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-PROMPT_STEPS = (
-    8  # steps of keys that a part of a prompt's context has at least: writing and adding up sums costs about one
-)
+PROMPT_STEPS = 8  # of keys, in a part of a prompt's context at least: writing and adding up its sums costs about one
 
 
 @triton.jit

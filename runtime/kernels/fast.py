@@ -7,6 +7,7 @@ import torch
 from runtime.kernels import attention, dense, grouped, moe, sampling
 from runtime.kernels.base import Kernels, LayerCache, Mxfp4, Shapes, StepInputs
 from runtime.kernels.launch import Tuning, describe
+from runtime.kernels.mxfp4 import PAIRED
 
 
 def triton_kernels(on: torch.device, tuning: Tuning | None = None) -> Kernels:
@@ -77,5 +78,6 @@ def triton_kernels(on: torch.device, tuning: Tuning | None = None) -> Kernels:
         unembed=unembed,
         sample=sample,
         packed_tokens=few_tokens,
+        width_multiple=PAIRED,
         recordable=True,
     )

@@ -11,11 +11,10 @@ import torch
 import triton
 import triton.language as tl
 
-from runtime.errors import RuntimeFault
 from runtime.kernels.base import Mxfp4, Shapes
 from runtime.kernels.launch import Device, wait_and_release
 from runtime.kernels.moe import swiglu
-from runtime.kernels.mxfp4 import PAIRED, after_tiles, decode_tile, from_pair
+from runtime.kernels.mxfp4 import after_tiles, decode_tile, from_pair
 
 LOCAL_PAIRS = 512
 ORDER_CHUNK = 2048
@@ -214,10 +213,6 @@ def _product(
     pairs = ids.numel()
     experts, rows = weight.scales.shape[:2]
     width = x.shape[-1]
-    if width % PAIRED:
-        raise RuntimeFault(
-            f"the Triton kernels multiply rows of a multiple of {PAIRED} and got {width}: use 'reference'"
-        )
     if pairs <= LOCAL_PAIRS:
         order = starts = ids
         block_tokens, columns, step, warps, stages, registers = device.tuning.batch_tile

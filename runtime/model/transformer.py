@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from runtime.errors import RuntimeFault
 from runtime.kernels.base import Kernels, LayerCache, Shapes, StepInputs
 from runtime.model.config import ModelConfig
 from runtime.model.rope import rope_table
@@ -37,7 +38,16 @@ class Transformer:
 def build_transformer(
     config: ModelConfig, weights: Weights, kernels: Kernels, positions: int | None = None
 ) -> Transformer:
-    """Put a model together. ``positions`` bounds the table of rotations (None: the whole context)."""
+    """Put a model together. ``positions`` bounds the table of rotations (None: the whole context).
+
+    Raises RuntimeFault where the kernels do not take the model's sizes.
+    """
+    multiple = kernels.width_multiple
+    if config.hidden % multiple or config.intermediate % multiple:
+        raise RuntimeFault(
+            f"the {kernels.name} kernels take a hidden and an intermediate size that are multiples of {multiple}, and the "
+            f"model has {config.hidden} and {config.intermediate}: use the reference kernels"
+        )
     count = config.context_tokens if positions is None else positions
     rope = rope_table(config, count, weights.embedding.device)
     return Transformer(config, config.shapes(), weights, kernels, rope)

@@ -130,6 +130,13 @@ def test_random_weights_are_valid_spread_evenly_and_repeatable() -> None:
     assert share.max() < 2.0 / config.experts
 
 
+def test_sizes_that_the_kernels_do_not_take_are_refused_before_anything_runs() -> None:
+    config = replace(tiny_config(), intermediate=96)
+    kernels = replace(reference_kernels(), width_multiple=64)
+    with pytest.raises(RuntimeFault, match="multiples of 64, and the model has 64 and 96"):
+        build_transformer(config, tiny_weights(config), kernels)
+
+
 def test_kernels_are_chosen_by_name() -> None:
     assert open_kernels("reference", CPU).name == "reference"
     assert open_kernels("auto", CPU).name == "reference"
