@@ -36,9 +36,7 @@ SCHEMA_VERSION = 2
 REPORT_NAME = "report.json"
 OUTPUT_NAME = "test_output.txt"
 SCRATCH = ("checkout", "state")
-GOOD = frozenset(
-    {"passed", "xfailed"}
-)  # as swebench reads pytest: expected to fail counts as passed, skipped as not there
+GOOD = frozenset({"passed", "xfailed"})  # swebench takes what is expected to fail for passed, and skipped for absent
 
 
 @dataclass(frozen=True, slots=True)
