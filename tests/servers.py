@@ -133,6 +133,8 @@ def read_request(connection: socket.socket) -> Request | None:
     missing = int(headers.get("content-length", "0")) - len(rest)
     while missing > 0:
         piece = connection.recv(65536)
+        if not piece:  # hung up in the middle, as one that is cancelled does
+            return None
         rest += piece
         missing -= len(piece)
     method, path, _ = first.split(" ")

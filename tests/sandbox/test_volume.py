@@ -25,8 +25,14 @@ def engine() -> Iterator[DockerClient]:
     client.close()
 
 
-def volumes(engine: DockerClient) -> set[str]:
-    return {str(volume.name) for volume in engine.volumes.list()}
+def volumes_of(engine: DockerClient, name: str) -> list[str]:
+    """The volumes of this sandbox alone: other tests make theirs on the same engine at the same time."""
+    (container,) = engine.containers.list(filters={"label": f"{containers.LABEL}={name}"})
+    return [mount["Name"] for mount in container.attrs["Mounts"] if mount["Type"] == "volume"]
+
+
+def there_are(engine: DockerClient, volumes: list[str]) -> list[str]:
+    return [volume.name for volume in engine.volumes.list() if volume.name in volumes]
 
 
 @pytest.mark.parametrize(
@@ -53,12 +59,15 @@ def test_a_repository_too_large_for_memory_gets_a_volume(
         bytes(range(256)) * (40 << 12)
     )  # 40 MiB of the 64 that /workspace would have
     snapshot = snapshots.take(repository, tmp_path / "large")
-    before, said = volumes(engine), list[str]()
-    box = open_sandbox(SandboxOptions(f"volume-{tmp_path.name}", image="host", limits=TIGHT, say=said.append), snapshot)
+    said = list[str]()
+    name = f"volume-{tmp_path.name}"
+    box = open_sandbox(SandboxOptions(name, image="host", limits=TIGHT, say=said.append), snapshot)
     try:
-        (container,) = engine.containers.list(filters={"label": f"{containers.LABEL}=volume-{tmp_path.name}"})
+        (container,) = engine.containers.list(filters={"label": f"{containers.LABEL}={name}"})
         assert [mount["Destination"] for mount in container.attrs["Mounts"] if mount["RW"]] == ["/workspace"]
-        assert len(volumes(engine) - before) == 1
+        volumes = volumes_of(engine, name)
+        assert len(volumes) == 1
+        assert there_are(engine, volumes) == volumes
         assert len(said) == 1
         assert said[0].startswith("the workspace is a volume of the engine")
         assert sh(box, "id -u; stat -c %u .; git status --short; sha256sum < large.bin | cut -c1-8; touch new; ls")
@@ -70,18 +79,21 @@ def test_a_repository_too_large_for_memory_gets_a_volume(
         assert b"File too large" in done.output or b"File size limit" in done.output or done.exit_code == 153
     finally:
         box.close()
-    assert volumes(engine) == before
+    assert not there_are(engine, volumes)
 
 
 @pytest.mark.docker
 def test_a_disk_larger_than_the_memory_is_a_volume(snapshot: Snapshot, tmp_path: Path, engine: DockerClient) -> None:
-    before, said = volumes(engine), list[str]()
+    said = list[str]()
+    name = f"disk-{tmp_path.name}"
     limits = Limits(memory_bytes=128 << 20, disk_bytes=256 << 20)
-    box = open_sandbox(SandboxOptions(f"disk-{tmp_path.name}", image="host", limits=limits, say=said.append), snapshot)
+    box = open_sandbox(SandboxOptions(name, image="host", limits=limits, say=said.append), snapshot)
     try:
+        volumes = volumes_of(engine, name)
+        assert len(volumes) == 1
         assert "0.2 GiB" in said[0]
         assert sh(box, "cat README") == "words\n"
         assert box.exec(["sh", "-c", "head -c 300000000 /dev/zero > huge"], 60).exit_code != 0
     finally:
         box.close()
-    assert volumes(engine) == before
+    assert not there_are(engine, volumes)
