@@ -6,7 +6,7 @@ BIN := .venv/bin
 .PHONY: help demo test check lint golden engine clean
 
 help:
-	@echo 'make demo    mend a bug in a sample repository: all real, but for a recorded model'
+	@echo 'make demo    fix a bug in a sample repository: everything real except the model, a recording'
 	@echo 'make test    set everything up and run the tests'
 	@echo 'make check   lint, format, types and tests'
 	@echo 'make golden  renew the golden files, then look at the diff'
@@ -49,7 +49,7 @@ check: lint test
 golden: .venv/.everything engine
 	@scripts/codex || { echo 'make golden: without the Codex program the answers of apply_patch cannot be renewed'; exit 1; }
 	GOLDEN_RENEW=1 $(BIN)/python -m pytest -q tests -k golden
-	git diff --stat -- tests README.md
+	git diff --stat -- tests docs
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build dist

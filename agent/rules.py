@@ -16,7 +16,7 @@ UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": GIB, "kb": 10**3,
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What a value must be, and the sentence that explains it (README and `agent config show` print it)."""
+    """What a value must be, and the sentence that explains it (printed by --help and in docs/configuration.md)."""
 
     kind: Literal["text", "url", "integer", "number", "size", "flag", "choice", "path", "list"]
     help: str
