@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import shutil
 import threading
@@ -51,7 +52,7 @@ from sandbox.base import Sandbox
 from sandbox.errors import DiffRefused, SandboxError, WorktreeError
 from sandbox.open import SandboxOptions, attach, open_sandbox
 from sandbox.snapshot import Snapshot
-from sandbox.worktree import branch_problem, identity
+from sandbox.worktree import branch_problem, folder_problem, identity
 
 
 class _Closes(Protocol):
@@ -112,11 +113,12 @@ def fix(
     config = policy.admit(config, repository)
     run = new_run_id()
     telemetry = open_telemetry(config, run, mode, say)
-    folder = _new_folder(config.runs_dir / run)
+    folder = new_folder(config.runs_dir / run)
     model = _begin(lambda: through(_open_model(config, say)))
     try:
         snapshot = snapshots.take(repository, folder, config.include_uncommitted)
-        admit_branch(config, snapshot)
+        if mode == "fix":
+            admit_delivery(config, snapshot)
         log = Log(folder / LOG_NAME, new=True)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -268,7 +270,7 @@ class _Session:
         self.keep(RunEnded(outcome, said, last_words(self._state), paths, touched_tests(paths)))
 
 
-def _new_folder(folder: Path) -> Path:
+def new_folder(folder: Path) -> Path:
     """Make a run's folder, which holds what is in the repository: nobody else on the machine may read it. Raises UsageError."""
     try:
         folder.mkdir(parents=True, mode=0o700)
@@ -279,11 +281,21 @@ def _new_folder(folder: Path) -> Path:
     return folder
 
 
-def admit_branch(config: RunConfig, snapshot: Snapshot) -> None:
-    """Raise UsageError where the branch that the person named cannot be made: before the run, not after it."""
-    wanted = config.branch if config.deliver == "branch" else None
-    if wanted and (problem := branch_problem(snapshot, wanted)):
+def admit_delivery(config: RunConfig, snapshot: Snapshot) -> None:
+    """Raise UsageError where the change could not go where the person wants it: before the run, not after it."""
+    if config.deliver == "apply" and not os.access(snapshot.repository, os.W_OK | os.X_OK):
+        raise UsageError(f"--apply: {snapshot.repository} cannot be written; take the change as a patch: --output FILE")
+    if config.deliver != "branch":
+        return
+    if not all(os.access(snapshot.common_dir / name, os.W_OK | os.X_OK) for name in ("objects", "refs")):
+        raise UsageError(
+            f"no branch can be made, because {snapshot.common_dir} cannot be written; "
+            "take the change as a patch: --output FILE"
+        )
+    if config.branch and (problem := branch_problem(snapshot, config.branch)):
         raise UsageError(f"{problem}; give another name with --branch")
+    if config.worktree and (problem := folder_problem(config.worktree)):
+        raise UsageError(f"{problem}; name another folder with --worktree")
 
 
 def _started(config: RunConfig, run: str, task: str, mode: str, snapshot: Snapshot) -> RunStarted:

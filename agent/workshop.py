@@ -20,7 +20,7 @@ from agent.tools.names import Unknown, resolve
 from agent.world import Action
 from sandbox import protected
 from sandbox.base import Sandbox
-from sandbox.errors import DiffRefused
+from sandbox.errors import DiffRefused, WorktreeError
 from sandbox.snapshot import Snapshot
 from sandbox.worktree import Applied, Worktree, branch_name
 
@@ -138,10 +138,19 @@ class Workshop:
 def deliver(
     config: RunConfig, snapshot: Snapshot, applied: Applied, state: State, claimed: str, reason: str, suffix: str = ""
 ) -> tuple[str, str]:
-    """Commit a change on the branch that the configuration asks for; return the branch and the commit. Raises WorktreeError."""
+    """Commit a change on the branch that the configuration asks for; return the branch and the commit.
+
+    Raises WorktreeError, which says where the change is all the same.
+    """
     branch = (config.branch or branch_name(state.task, state.run)) + suffix
     folder = config.worktree.with_name(config.worktree.name + suffix) if config.worktree else None
-    return branch, Worktree(snapshot).keep(applied, branch, commit_message(state.task, claimed, reason), folder)
+    try:
+        return branch, Worktree(snapshot).keep(applied, branch, commit_message(state.task, claimed, reason), folder)
+    except WorktreeError as error:
+        raise WorktreeError(
+            f"{error}. The change is kept: `agent apply {state.run}` brings it into the checkout, "
+            f"`agent diff {state.run}` prints it"
+        ) from error
 
 
 def last_words(state: State) -> str:

@@ -91,8 +91,8 @@ class Worktree:
         Raises WorktreeError when the branch or the folder is taken, or git cannot do it.
         """
         plumbing.bare(self.snapshot.git_dir, ["check-ref-format", f"refs/heads/{branch}"])
-        if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise WorktreeError(f"{folder} is there and not empty; name another folder with --worktree")
+        if folder is not None and (problem := folder_problem(folder)):
+            raise WorktreeError(f"{problem}; name another folder with --worktree")
         self.clear()
         start = self._start()
         place = folder or self.folder
@@ -246,12 +246,30 @@ def identity(repository: Path) -> tuple[str, str]:
 
 def branch_problem(snapshot: Snapshot, branch: str) -> str | None:
     """Return why a branch of that name cannot be made, None where it can."""
-    ref = f"refs/heads/{branch}"
-    if branch.startswith("-") or plumbing.attempt(["check-ref-format", ref], snapshot.git_dir).returncode:
+    checked = plumbing.attempt(["check-ref-format", "--branch", branch], snapshot.git_dir)
+    if os.fsdecode(checked.stdout.rstrip(b"\n")) != branch:  # @{-1} stands for another
         return f"{branch!r} is no name that git takes for a branch"
-    if not plumbing.attempt(["rev-parse", "-q", "--verify", ref], snapshot.repository).returncode:
+    if not plumbing.attempt(["rev-parse", "-q", "--verify", f"refs/heads/{branch}"], snapshot.repository).returncode:
         return f"the branch {branch} is there already"
+    # Names of branches are paths: a/b and a cannot both be.
+    listed = plumbing.attempt(["for-each-ref", "--format=%(refname:lstrip=2)", "refs/heads"], snapshot.repository)
+    for other in map(os.fsdecode, listed.stdout.splitlines()):
+        if other.startswith(f"{branch}/") or branch.startswith(f"{other}/"):
+            return f"there is a branch {other}, and git cannot have {branch} beside it"
     return None
+
+
+def folder_problem(folder: Path) -> str | None:
+    """Return why a worktree cannot be made in a new (or empty) folder, None where it can. Folders above it are made too."""
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            return f"{folder} is there and not empty"
+        above = next(place for place in (folder, *folder.parents) if place.exists())
+    except OSError as error:
+        return f"{folder} cannot be used: {error.strerror}"
+    if not above.is_dir():
+        return f"{folder} cannot be made: {above} is no folder"
+    return None if os.access(above, os.W_OK | os.X_OK) else f"{folder} cannot be made: {above} cannot be written"
 
 
 def branch_name(task: str, run: str) -> str:

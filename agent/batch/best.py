@@ -19,7 +19,7 @@ from agent.errors import AgentError, ModelError
 from agent.events import fold
 from agent.log import LOG_NAME, Log
 from agent.runs import PATCH_NAME
-from agent.session import admit_branch
+from agent.session import admit_delivery, new_folder
 from agent.workshop import deliver
 from sandbox import snapshot as snapshots
 from sandbox.worktree import Worktree
@@ -34,8 +34,8 @@ def best_of(config: RunConfig, prompt: str, repository: Path, plan: Plan, watch:
     this is interrupted. Raises ModelError where the endpoint was lost, AgentError where no attempt could begin.
     """
     with tempfile.TemporaryDirectory(prefix="gpt-oss-agent-") as scratch:
-        admit_branch(config, snapshots.take(repository, Path(scratch), config.include_uncommitted))
-    folder = config.runs_dir / f".attempts-{secrets.token_hex(4)}"
+        admit_delivery(config, snapshots.take(repository, Path(scratch), config.include_uncommitted))
+    folder = new_folder(config.runs_dir / f".attempts-{secrets.token_hex(4)}")
     try:
         with Results(folder) as results:
             governor = Governor()

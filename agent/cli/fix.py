@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -84,18 +85,10 @@ def fix(
     --apply. The exit code says what was observed, not what the model claimed: 0 the checks pass, 4 a limit was
     reached, 5 checks fail, 6 no change was made.
     """
-    if to_checkout + (output is not None) + (flags["branch"] is not None) > 1:
-        raise UsageError("--apply, --branch and --output exclude each other: say where the one change is to go.")
-    folder = flags["worktree"]
-    if folder is not None and (to_checkout or output is not None):
-        raise UsageError("--worktree holds the branch, which --apply and --output do not make: leave one of them out.")
-    if isinstance(folder, Path) and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"--worktree {folder}: it is there and not empty. Name a new folder.")
-    if output is not None and not output.absolute().parent.is_dir():
-        raise UsageError(f"--output {output}: the folder {output.absolute().parent} is not there.")
     deliver = "apply" if to_checkout else "patch" if output else None
-    ladder = read_ladder(effort_ladder)
     with _Screen(as_json) as screen:
+        _admit(to_checkout, output, flags)
+        ladder = read_ladder(effort_ladder)
         repository = find_repository(repo or Path.cwd())
         config = configured_run({**flags, "deliver": deliver}, repository, acknowledged)
         task = read_text(text)
@@ -204,6 +197,21 @@ class _Attempts:
         self._say(f"kept: attempt {record['kept']}")
 
 
+def _admit(to_checkout: bool, output: Path | None, flags: Mapping[str, object]) -> None:
+    """Raise UsageError where flags contradict each other, or the patch could not be written: before the run, not after it."""
+    if to_checkout + (output is not None) + (flags["branch"] is not None) > 1:
+        raise UsageError("--apply, --branch and --output exclude each other: say where the one change is to go.")
+    if flags["worktree"] is not None and (to_checkout or output is not None):
+        raise UsageError("--worktree holds the branch, which --apply and --output do not make: leave one of them out.")
+    if output is None:
+        return
+    folder = output.absolute().parent
+    if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises where a folder above may not be entered
+        raise UsageError(f"--output {output}: the folder {folder} is not there. Make it, or name another file.")
+    if not os.access(output if os.access(output, os.F_OK) else folder, os.W_OK):
+        raise UsageError(f"--output {output}: it cannot be written. Give the permission, or name another file.")
+
+
 def _patch(config: RunConfig, run: str | None) -> bytes:
     path = config.runs_dir / (run or "") / PATCH_NAME
     return path.read_bytes() if path.is_file() else b""
@@ -214,7 +222,8 @@ def _write_patch(output: Path, patch: bytes, screen: _Screen) -> None:
         output.write_bytes(patch)
     except OSError as error:
         raise UsageError(
-            f"--output {output} cannot be written: {error.strerror}. The patch is kept: agent diff {screen.tally.run}"
+            f"--output {output} cannot be written: {error.strerror}. The change is kept: `agent diff {screen.tally.run}` prints "
+            f"it, `agent apply {screen.tally.run}` brings it into the checkout"
         ) from error
 
 

@@ -277,11 +277,37 @@ def test_where_no_run_can_begin_nothing_is_left(tmp_path: Path, configure: Confi
     assert not list(config.runs_dir.glob("*"))
 
 
-@pytest.mark.parametrize(("branch", "said"), [("main", "is there already"), ("a..b", "is no name"), ("-f", "no name")])
+@pytest.mark.parametrize(
+    ("branch", "said"),
+    [
+        ("main", "is there already; give another name with --branch"),
+        ("a..b", "is no name"),
+        ("-f", "is no name"),
+        ("HEAD", "is no name"),
+        ("@{-1}", "is no name"),
+        ("main/more", "there is a branch main, and git cannot have main/more beside it; give another"),
+    ],
+)
 def test_a_branch_that_cannot_be_made_is_said_before_the_run(
     repository: Path, configure: Configure, branch: str, said: str
 ) -> None:
     config = configure(MEND, branch=branch)
+    with pytest.raises(UsageError, match=said):
+        fix(config, "mend it", repository, "fix", lambda _: None)
+    assert not list(config.runs_dir.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("folder", "said"),
+    [
+        ("repository", "repository is there and not empty; name another"),
+        ("script.json/new", "script.json is no folder"),
+    ],
+)
+def test_a_worktree_that_cannot_be_made_is_said_before_the_run(
+    repository: Path, configure: Configure, tmp_path: Path, folder: str, said: str
+) -> None:
+    config = configure(MEND, worktree=tmp_path / folder)
     with pytest.raises(UsageError, match=said):
         fix(config, "mend it", repository, "fix", lambda _: None)
     assert not list(config.runs_dir.iterdir())

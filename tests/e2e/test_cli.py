@@ -74,7 +74,7 @@ def test_output_writes_a_patch_and_makes_no_branch(place: Place, tmp_path: Path)
 def test_output_that_cannot_be_written_says_where_the_patch_is(place: Place, tmp_path: Path) -> None:
     done = place.agent("fix", "mend slugify", *SCRIPT, *PLAIN, "--output", str(tmp_path / ("x" * 300)))
     assert done.returncode == 2
-    assert "cannot be written: File name too long. The patch is kept: agent diff 2" in done.stderr
+    assert "cannot be written: File name too long. The change is kept: `agent diff 2" in done.stderr
     assert place.agent("diff", "last").stdout.startswith("diff --git a/textkit/slug.py")
 
 
