@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import posixpath
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -85,6 +86,16 @@ _PATCH_COMMAND = re.compile(
     re.DOTALL,
 )
 _PATCH_PATH = re.compile(r"^(\*\*\* (?:Add File|Delete File|Update File|Move to): )(.+)$", re.MULTILINE)
+_ESCAPE = re.compile(r'\\u[0-9a-fA-F]{4}|\\[nrtbf"/\\]')
+# Arguments one of which is a text with anything in it: {"command": ["bash", "-lc", TEXT], …} or {"command": TEXT, …}.
+_ONE_TEXT = re.compile(
+    r'\{(?P<before>\s*"\w+"\s*:\s*(?P<list>\[\s*"(?:/bin/)?(?:ba)?sh"\s*,\s*"-l?c"\s*,\s*)?)"(?P<text>.*)"'
+    r'(?P<after>\s*(?(list)\]\s*)(?:,\s*"\w+"\s*:\s*(?:\d+|"[^"\n]*")\s*)*)\}',
+    re.DOTALL,
+)
+_NEXT_ARGUMENT = re.compile(r'"\s*,\s*"\w+"\s*:')
+_BARE = re.compile(r'(\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})|["\\]')  # an escape, or what should have been one
+_SPARE_COMMA = re.compile(r",(?=\s*[\]}])")
 _SHELLS = {"bash", "sh", "/bin/bash", "/bin/sh"}
 
 
@@ -141,6 +152,18 @@ def patch_in_command(body: str) -> str | None:
         case str(script):
             return _patch_in_script(script)
     return None
+
+
+def not_python(body: str) -> tuple[str, Body] | None:
+    """The call that a body for python really is, a patch or a command with its arguments; None when it may be Python."""
+    if (patch := _patch_in_script(body)) is not None:
+        return "apply_patch", Body(patch)
+    if not body.lstrip().startswith("{"):
+        return None
+    given, patch = read("shell", body), read("apply_patch", body)
+    if patch.text.lstrip().startswith(PATCH_BEGIN):
+        return "apply_patch", patch
+    return ("shell", given) if given.fits and isinstance(json.loads(given.text)["command"], list) else None
 
 
 def _patch_in_script(script: str) -> str | None:
@@ -200,15 +223,37 @@ def _json(plain: str, repairs: list[str]) -> object:
 
 
 def _repaired(plain: str) -> object:
-    """Mend broken JSON, unless it was cut off (half a command must not run) or mending would change its words."""
-    if len(plain) > _MOST_MENDED_CHARS or _cut_off(plain):
+    """Mend broken JSON, unless it was cut off (half a command must not run) or mending would be a guess.
+
+    Words, commas, colons and quotes must survive: where a text's own quotes are not escaped, a guess takes its commas for
+    those of the JSON, and runs the half of a command before one of them.
+    """
+    if len(plain) > _MOST_MENDED_CHARS:
+        return None
+    if (value := _with_bare_quotes(plain)) is not None:
+        return value
+    if _cut_off(plain):
         return None
     from json_repair import repair_json  # a millisecond to import, and rarely needed
 
     value = repair_json(plain, return_objects=True)
     if not isinstance(value, dict if plain.lstrip().startswith("{") else (list, str)):
         return None  # `{"command"` is the beginning of an object, and no list of one word
-    return value if _words(_flat(value)) == _words(re.sub(r'\\u[0-9a-fA-F]{4}|\\[nrtbf"/\\]', " ", plain)) else None
+    repaired = json.dumps(value, ensure_ascii=False)
+    return value if _words(repaired) == _words(plain) and repaired.count('"') >= plain.count('"') else None
+
+
+def _with_bare_quotes(plain: str) -> object:
+    """Return the arguments whose one long text has quotes that are not escaped: it goes up to the last that can end it."""
+    match = _ONE_TEXT.fullmatch(plain.strip())
+    if match is None or (match["list"] is None and (_NEXT_ARGUMENT.search(match["text"]) or _cut_off(plain))):
+        return None
+    text = _BARE.sub(lambda found: found[1] or f"\\{found[0]}", match["text"])
+    whole = f'{{{match["before"]}"{text}"{match["after"]}}}'
+    try:
+        return json.loads(whole, strict=False)
+    except ValueError:
+        return None
 
 
 def _cut_off(plain: str) -> bool:
@@ -233,19 +278,10 @@ def _cut_off(plain: str) -> bool:
     return inside or (end not in "}]" and "[" in depth) or end in {":", ","} or (end == '"' and is_key)
 
 
-def _flat(value: object) -> str:
-    match value:
-        case dict():
-            return " ".join(f"{key} {_flat(inner)}" for key, inner in value.items())
-        case list():
-            return " ".join(map(_flat, value))
-        case _:
-            # As JSON spells it, and without what an escape stands for.
-            return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def _words(text: str) -> str:
-    return "".join(filter(str.isalnum, text))
+    """What of JSON must survive mending: letters and digits, commas and colons; neither escapes nor commas before a bracket."""
+    plain = _SPARE_COMMA.sub("", _ESCAPE.sub(" ", text))
+    return "".join(letter for letter in plain if letter.isalnum() or letter in ",:")
 
 
 def _inner(found: dict[str, Any], tool: str, repairs: list[str]) -> object:
@@ -277,7 +313,9 @@ def _from_json(tool: str, found: object, repairs: list[str]) -> dict[str, Any] |
     given: dict[str, Any] = {}
     for key, value in found.items():
         name = _canonical(tool, key)
-        if name in given and given[name] != value:
+        if name == "command" and isinstance(given.get(name), str) and isinstance(value, list):
+            value = [given[name], *value]  # {"command": "bash", "args": ["-lc", …]}
+        elif name in given and given[name] != value:
             return None
         given[name] = _milliseconds(key, value)
         if name != key and key not in _ALSO_TRAINED.get(tool, ()):
@@ -291,8 +329,9 @@ def _canonical(tool: str, key: str) -> str:
 
 
 def _milliseconds(key: str, value: object) -> object:
+    """The value of a time-out in seconds, unless it would be so large that the tool takes it for milliseconds itself."""
     if key.casefold() in {"timeout_ms", "timeoutms"} and isinstance(value, int | float) and not isinstance(value, bool):
-        return value / 1000
+        return value / 1000 if value < 1_000_000 else value
     return value
 
 
@@ -348,6 +387,8 @@ def _shaped(tool: str, given: dict[str, Any], repairs: list[str]) -> dict[str, A
     match result.get("path"):
         case [str(path)]:
             result["path"] = path
+    if tool == "open_file" and isinstance(end := result.get("line_end"), int) and end < 0:
+        del result["line_end"]  # -1: the last one
     for key in ("line_range", "view_range", "range", "lines"):
         span = result.get(key)
         if (
@@ -357,9 +398,7 @@ def _shaped(tool: str, given: dict[str, Any], repairs: list[str]) -> dict[str, A
             and all(isinstance(end, int) for end in span)
         ):
             del result[key]
-            result["line_start"], result["line_end"] = span
-            if span[1] < 0:
-                del result["line_end"]
+            result.update(zip(("line_start", "line_end"), span if span[1] >= 0 else span[:1], strict=False))
             repairs.append("arguments")
     return result
 
@@ -392,6 +431,8 @@ def _command(value: object) -> object:
         return [value[0], "-c", value[1]]
     if len(value) > 1 and all(" " in word.strip() for word in value):
         return " && ".join(value)  # several command lines
+    if value[0] == "cd" and "&&" in value:  # a command line, cut into words
+        return " ".join(word if word in {"&&", "||", "|"} else shlex.quote(word) for word in value)
     return value
 
 

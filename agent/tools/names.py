@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from agent.tools.base import Tool
-from agent.tools.bodies import PATCH_BEGIN, Body, patch_in_command, read
+from agent.tools.bodies import PATCH_BEGIN, Body, not_python, patch_in_command, read
 from agent.tools.open import TRAINED_NAMES
 
 
@@ -78,6 +78,8 @@ _BY_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "applydiff": ("apply_patch",),
     "code": ("python",),
 }
+# Tools of other agents that change files.
+_CHANGES = re.compile("write|create|save|edit|insert|replace|strreplace|delete|remove|modify|update")
 # Words that models and servers leave behind a name: content types and channels.
 _TRAILING = {
     "json",
@@ -107,6 +109,8 @@ def resolve(recipient: str, text: str, tools: Mapping[str, Tool], style: str = "
             continue
         if tool == "shell" and (patch := patch_in_command(body.text)) is not None:
             tool, body = "apply_patch", Body(patch, (*body.repairs, "patch-command"))
+        elif tool == "python" and (meant := not_python(body.text)) is not None:
+            tool, body = meant
         if tool in tools:
             known = {
                 tool,
@@ -162,6 +166,8 @@ def _unknown(recipient: str, name: str, text: str, tools: Mapping[str, Tool], st
         return f"{answer} There is no web here; the repository's files are opened and searched with the tools above."
     if PATCH_BEGIN in text and "apply_patch" in tools:
         return f"{answer} A patch goes to {_shown('apply_patch', style)}."
+    if _CHANGES.match(name) and "apply_patch" in tools:
+        return f"{answer} Files are made, changed and deleted with {_shown('apply_patch', style)}."
     near = difflib.get_close_matches(
         name, [spelling for spelling, tool in _CLEAR.items() if tool in tools], n=1, cutoff=0.75
     )

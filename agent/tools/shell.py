@@ -40,7 +40,7 @@ _SCRIPT = 'cd -- "$1" && if command -v bash >/dev/null 2>&1; then exec bash -c "
 _PROGRAM = 'cd -- "$0" && exec "$@"'
 _SHELLS = {"bash", "sh", "/bin/bash", "/bin/sh", "/usr/bin/bash", "/usr/bin/sh", "zsh", "dash"}
 _SHELL_FLAGS = {"-c", "-lc", "-cl", "-l -c", "-ec", "-lec", "-exc", "-xc", "-ic", "-lic"}
-_PATCH_COMMAND = re.compile(r"(?:^|[;&|\n(])[ \t]*apply_?patch\b(?!\s*(?:=|\(\)))")
+_PATCH_COMMAND = re.compile(r"(?:^|[;&|\n(])[ \t]*apply_?patch\b(?!\s*[=(:.,])")
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,9 @@ def arguments(text: str, example: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         shown = text if len(text) <= 200 else f"{text[:120]} … {text[-60:]}"
         raise CallError(
-            f"The arguments are not a JSON object ({error}):\n  {shown}\nA correct call's body: {example}"
+            f"The arguments are not a JSON object ({error}):\n  {shown}\n"
+            'Inside a string, a quote is written \\" and a line break \\n. '
+            f"A correct call's body: {example}"
         ) from None
     if not isinstance(found, dict):
         raise CallError(

@@ -91,12 +91,18 @@ VARIANTS: list[tuple[str, str, str, object]] = [
     ("container.exec", body(command='["bash", "-lc", "ls -R"]'), "shell", LS),
     ("container.exec", body(cmd=["ls"], cwd="src"), "shell", {"command": ["ls"], "workdir": "src"}),
     ("container.exec", body(cmd=["ls"], timeout_ms=5000), "shell", {"command": ["ls"], "timeout": 5}),
+    ("container.exec", body(cmd=["ls"], timeout_ms=1_200_000), "shell", {"command": ["ls"], "timeout": 1_200_000}),
+    ("container.exec", body(command="bash", args=["-lc", "ls -R"]), "shell", LS),
+    ("container.exec", body(command=["cd", "a b", "&&", "ls"]), "shell", {"command": "cd 'a b' && ls"}),
+    ("container.exec", body(command=["grep", "&&", "a"]), "shell", {"command": ["grep", "&&", "a"]}),
     ("container.exec", body(cmd=["ls"], timeout="60"), "shell", {"command": ["ls"], "timeout": 60}),
     ("container.exec", body(arguments={"cmd": ["ls"]}), "shell", {"command": ["ls"]}),
     ("container.exec", body(name="container.exec", arguments=BASH), "shell", LS),
     ("repo_browser.open_file", body(file_path="src/a.py", start_line=1, end_line=20), "open_file", OPEN),
     ("repo_browser.open_file", body(filename="src/a.py", line_start="1", line_end="20"), "open_file", OPEN),
     ("repo_browser.open_file", body(path="src/a.py", view_range=[1, 20]), "open_file", OPEN),
+    ("repo_browser.open_file", body(path="a", view_range=[3, -1]), "open_file", {"path": "a", "line_start": 3}),
+    ("repo_browser.open_file", body(path="a", line_end=-1), "open_file", {"path": "a"}),
     ("repo_browser.open_file", body(filePath="src/a.py", startLine=1.0, endLine=20), "open_file", OPEN),
     ("repo_browser.open_file", body(path=["a"], line_numbers="True"), "open_file", {"path": "a", "line_numbers": True}),
     ("repo_browser.search", body(path="", pattern="x"), "search", {"path": "", "query": "x"}),
@@ -156,6 +162,18 @@ VARIANTS: list[tuple[str, str, str, object]] = [
         {"command": ["bash", "-lc", "cat > x <<E\na\nE"]},
     ),
     ("container.exec", '{"cmd": ["ls"],}', "shell", {"command": ["ls"]}),
+    (
+        "container.exec",
+        r'{"cmd":["bash","-lc","python -c "import os, sys; print(r\"\d\", {1: 2})""],"timeout":10}',
+        "shell",
+        {"command": ["bash", "-lc", r'python -c "import os, sys; print(r"\d", {1: 2})"'], "timeout": 10},
+    ),
+    ("container.exec", '{"command": "echo "a, b", "c""}', "shell", {"command": 'echo "a, b", "c"'}),
+    # one tool taken for another
+    ("python", BASH, "shell", LS),
+    ("python", PATCH, "apply_patch", PATCH),
+    ("python", body(input=PATCH), "apply_patch", PATCH),
+    ("python", f"apply_patch <<'EOF'\n{PATCH}\nEOF", "apply_patch", PATCH),
     ("python", body(code="print(1)"), "python", "print(1)"),
     ("python", '{"code": "a = 1\nprint(a)"}', "python", "a = 1\nprint(a)"),
     ("python", "```python\nprint(1)\n```", "python", "print(1)"),
@@ -205,6 +223,8 @@ def test_there_are_enough_of_them() -> None:
         ("find", "container.exec"),
         ("edit", "container.exec"),
         ("serch", "Did you mean repo_browser.search?"),
+        ("repo_browser.create_file", "Files are made, changed and deleted with repo_browser.apply_patch."),
+        ("str_replace_editor", "Files are made, changed and deleted with repo_browser.apply_patch."),
         ("repo_browser.search.open_file", "There is no tool"),
         ("x" * 500, "…"),
     ],
@@ -245,6 +265,7 @@ def test_a_tool_that_is_not_on_offer() -> None:
         ("container.exec", '{"command"'),  # an object that was begun, not a list of one word
         ("container.exec", '{"command": ["ls"], "workdir"'),  # elsewhere the command means something else
         ("container.exec", BASH + '{"command":["pwd"]}'),  # two calls
+        ("container.exec", '{"command":["rg","-n","a", "b"", "c"", "src"]}'),  # which words?
         ("container.exec", '{"command": ["ls"], "cmd": ["pwd"]}'),  # two commands
         ("container.exec", '{"path": "src"}'),
         ("python", '{"code": "print(1)", "path": "x"}'),
@@ -417,6 +438,23 @@ def test_nothing_escapes_for_any_json_and_any_cut_of_it(value: object, cut: int)
     for name in TOOLS:
         assert isinstance(resolve(name, text, TOOLS), Resolved)
         assert isinstance(resolve(name, text[:cut], TOOLS), Resolved)
+
+
+PIECES = ['"', '\\"', ", ", ": ", "echo a", '"b, c"', "{", "}", "[1]", "\\d", "\n", 'print("x", y)', '"], "n": 1']
+
+
+@given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=8).map("".join), st.booleans())
+def test_a_script_whose_quotes_are_not_escaped_is_read_whole_or_not_at_all(script: str, timed: bool) -> None:
+    written = f'{{"command": ["bash", "-lc", "{script}"]' + (', "timeout": 5}' if timed else "}")
+    with contextlib.suppress(ValueError):
+        json.loads(written)
+        return  # it is JSON as it is
+    found = resolve("container.exec", written, TOOLS)
+    assert isinstance(found, Resolved)
+    if found.text != written:
+        assert json.loads(found.text)["command"][:2] == ["bash", "-lc"]
+        (read,) = json.loads(found.text)["command"][2:]
+        assert read == script.replace('\\"', '"')
 
 
 @given(st.lists(st.text(min_size=1, max_size=10), min_size=1, max_size=4), st.integers(0, 100))
