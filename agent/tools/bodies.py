@@ -160,9 +160,9 @@ def not_python(body: str) -> tuple[str, Body] | None:
         return "apply_patch", Body(patch)
     if not body.lstrip().startswith("{"):
         return None
-    given, patch = read("shell", body), read("apply_patch", body)
-    if patch.text.lstrip().startswith(PATCH_BEGIN):
-        return "apply_patch", patch
+    edit, given = read("apply_patch", body), read("shell", body)
+    if edit.text.lstrip().startswith(PATCH_BEGIN):
+        return "apply_patch", edit
     return ("shell", given) if given.fits and isinstance(json.loads(given.text)["command"], list) else None
 
 
