@@ -229,7 +229,7 @@ def _compare_tests(name: str, before: CheckResult, after: CheckResult) -> Compar
     broken = sorted(failing & passed_before)
     new = sorted(failing - passed_before - failed_before)
     still = sorted(failing & failed_before)
-    mended = sorted(passing & failed_before)
+    fixed = sorted(passing & failed_before)
     lost = sorted(passed_before - passing - failing)
     gone = sorted(failed_before - passing - failing)
     facts = [
@@ -238,7 +238,7 @@ def _compare_tests(name: str, before: CheckResult, after: CheckResult) -> Compar
             (broken, "passed before and now fail"),
             (new, "are new and fail"),
             (still, "failed before and still fail"),
-            (mended, "failed before and pass now"),
+            (fixed, "failed before and pass now"),
             (lost, "passed before and no longer run"),
             (gone, "failed before and no longer run"),
         )
@@ -249,7 +249,7 @@ def _compare_tests(name: str, before: CheckResult, after: CheckResult) -> Compar
         return Comparison(True, f"{name} passes, {len(passing)} tests{told}")
     # An exit code other than 0 that no failing test explains is a failure of the run itself.
     explained = bool(failing) and after.exit_code == 1
-    return Comparison(explained and not broken and not new and bool(mended), f"{name}: {_how(after)}{told}")
+    return Comparison(explained and not broken and not new and bool(fixed), f"{name}: {_how(after)}{told}")
 
 
 def failing_tests(result: CheckResult) -> set[str]:
@@ -290,7 +290,7 @@ def _about_tests(changed_paths: Collection[str]) -> str:
 def feedback(reason: str, results: Sequence[CheckResult]) -> str:
     """Return what the model is told when it says it is done and the checks say it is not."""
     told = (
-        f"{HARNESS}You ended, but the checks do not pass: {reason}. Mend it, or, if these failures have nothing to do "
+        f"{HARNESS}You ended, but the checks do not pass: {reason}. Fix it, or, if these failures have nothing to do "
         "with the task, say so in the final message."
     )
     shown = [f"$ {each.command}\n{each.output[-SHOWN_CHARS:]}" for each in results if each.exit_code != 0]

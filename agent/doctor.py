@@ -139,7 +139,7 @@ def endpoint(config: RunConfig) -> Iterator[Finding]:
     for seen in probe(config):
         code = ENDPOINT_CODE if seen.good is False and seen.subject in {"endpoint", "wire"} else 0
         weak = "weak: " if seen.good is False and not code else ""
-        yield Finding(seen.subject, weak + "; ".join(filter(None, [seen.seen, seen.mend])), code)
+        yield Finding(seen.subject, weak + "; ".join(filter(None, [seen.seen, seen.remedy])), code)
 
 
 def kernels(config: RunConfig) -> Iterator[Finding]:

@@ -99,7 +99,7 @@ class Retried:
 
 @dataclass(frozen=True, slots=True)
 class Repaired:
-    """The model's output was mended. ``kind`` is the rung of the repair ladder (see agent/harmony/repair.py)."""
+    """The model's output was repaired. ``kind`` is the rung of the repair ladder (see agent/harmony/repair.py)."""
 
     kind: str
     detail: str = ""

@@ -49,7 +49,7 @@ TAIL_LINES = 6
 OUTPUT = re.compile(r"<output>\n(.*)</output>", re.DOTALL)  # as the shell tool frames it for the model
 PATCH_FILE = re.compile(r"^\*\*\* (Add|Update|Delete) File: *(.+)$", re.MULTILINE)
 VERDICTS = {
-    Outcome.PASSED: "mended, and the checks say so",
+    Outcome.PASSED: "fixed, and the checks confirm it",
     Outcome.ANSWERED: "answered",
     Outcome.UNVERIFIED: "changed, and no check could be observed",
     Outcome.INTERNAL: "internal error",
@@ -238,7 +238,7 @@ def _described(event: Event, state: State) -> list[str]:
         case Retried():
             return [f"asked again in {seconds(event.wait_s)} (attempt {event.attempt}): {one_line(event.reason, 400)}"]
         case Repaired():
-            return [f"mended the model's output: {one_line(event.kind)} {one_line(event.detail)}".rstrip()]
+            return [f"repaired the model's output: {one_line(event.kind)} {one_line(event.detail)}".rstrip()]
         case MessageAdded(message):
             return message_lines(message)
         case ToolStarted():

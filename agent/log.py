@@ -142,7 +142,7 @@ class Log:
 
     def _refused(self, error: OSError) -> LogError:
         return LogError(
-            f"the log {self._path} cannot be written: {error.strerror}; free space or mend the disk, then resume"
+            f"the log {self._path} cannot be written: {error.strerror}; free some space or repair the disk, then resume"
         )
 
     def _sync_later(self) -> None:

@@ -26,7 +26,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """A call, resolved: our name of the tool, what runs it, and the kinds of what had to be mended to understand it.
+    """A call, resolved: our name of the tool, what runs it, and the kinds of what had to be repaired to understand it.
 
     ``run`` raises SandboxError only.
     """

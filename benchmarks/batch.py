@@ -39,7 +39,7 @@ from agent.log import LOG_NAME, read
 
 ROOT = Path(__file__).resolve().parent.parent
 PATCH = "*** Begin Patch\n*** Update File: calc.py\n@@\n-    return n + 2\n+    return n * 2\n*** End Patch\n"
-# -B: a file that is mended in the second in which it was compiled, to the same length, is the old one to Python.
+# -B: a file that is changed in the second in which it was compiled, to the same length, is the old one to Python.
 CHECK = "python3 -B -c 'import calc; assert calc.double(3) == 6'"
 
 
@@ -55,7 +55,7 @@ TURNS = [
     [{"text": "double() doubles now."}],
 ]
 # What is played only where a kill took the sandbox too and the run is asked to look again.
-ONCE_MORE = [shell("git diff"), TURNS[2], [{"text": "It is mended."}]]
+ONCE_MORE = [shell("git diff"), TURNS[2], [{"text": "It is fixed."}]]
 
 
 def make_tasks(folder: Path, count: int) -> tuple[Path, Path]:

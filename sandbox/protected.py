@@ -1,6 +1,6 @@
 """Files that a change by a stranger's wish may not touch: what a service, a tool or the next agent obeys without a person.
 
-A patch that mends a bug has no business there, and one that does touch them would act with rights that its author does
+A patch that fixes a bug has no business there, and one that does touch them would act with rights that its author does
 not have: a workflow runs with the repository's secrets, a hook on a maintainer's machine, an instruction file steers the next
 run, an attribute hides a file from review. Pure.
 """

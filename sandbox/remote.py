@@ -126,8 +126,8 @@ def _git(snapshot: Snapshot, remote: Remote, arguments: Sequence[str]) -> bytes:
 def _error(what: str, said: str) -> WorktreeError:
     if _LATER.search(said):
         return RemoteUnavailable(f"{what}: {said}")
-    mend = "; the token may not do this: give it the right to write contents" if _REFUSED.search(said) else ""
-    return WorktreeError(f"{what}: {said}{mend}")
+    remedy = "; the token may not do this: give it the right to write contents" if _REFUSED.search(said) else ""
+    return WorktreeError(f"{what}: {said}{remedy}")
 
 
 def _attempt(snapshot: Snapshot, remote: Remote, arguments: Sequence[str]) -> tuple[int, str, bytes]:

@@ -1,4 +1,4 @@
-"""`make demo`: mend the sample repository in tasks/slugify. Everything is real but the model, which is a recording."""
+"""`make demo`: fix the sample repository in tasks/slugify. Everything is real but the model, which is a recording."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IDENTITY = ("-c", "user.name=Demo", "-c", "user.email=demo@example.invalid")
 
 def main() -> int:
     print(
-        "A sample repository has a bug, and `agent fix` mends it in a container.\n"
+        "A sample repository has a bug, and `agent fix` fixes it in a container.\n"
         "The model is RECORDED: its words come from tasks/slugify/script.json. The plan, the container, the commands, the\n"
         "edits, the checks before and after, the branch and its commit are real.\n",
         flush=True,

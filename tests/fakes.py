@@ -30,7 +30,7 @@ def user(text: str) -> Message:
     return Message(Role.USER, text)
 
 
-def started(task: str = "mend it", mode: str = "fix", run: str = "r1") -> RunStarted:
+def started(task: str = "fix it", mode: str = "fix", run: str = "r1") -> RunStarted:
     return RunStarted(run, task, mode, Conversation("Be careful.", (), (user(task),)), "/repo", "0" * 40)
 
 

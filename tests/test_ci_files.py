@@ -80,8 +80,8 @@ def test_only_one_job_may_write() -> None:
         checkout, action = job["steps"]
         assert checkout["with"]["persist-credentials"] is False
         assert ("token" in action["with"]) == (action["with"]["command"] == "publish")
-    mend = next(step for step in read(ACTION)["runs"]["steps"] if step.get("name") == "Mend")
-    assert not set(mend["env"]) & TOKEN_VARIABLES
+    fix = next(step for step in read(ACTION)["runs"]["steps"] if step.get("name") == "Fix")
+    assert not set(fix["env"]) & TOKEN_VARIABLES
     assert "secrets" not in ACTION.read_text()
 
 
@@ -135,8 +135,8 @@ def run_step(
 
 
 @pytest.mark.docker
-def test_the_actions_steps_mend_and_publish(jobs: Jobs, shim: Path) -> None:
-    done = run_step(jobs, "Mend", shim, {"image": "host", "api-key": "sk-0123"}, labelled("github"))
+def test_the_actions_steps_fix_and_publish(jobs: Jobs, shim: Path) -> None:
+    done = run_step(jobs, "Fix", shim, {"image": "host", "api-key": "sk-0123"}, labelled("github"))
     assert done.returncode == 0, done.stderr
     done = run_step(jobs, "Show the summary", shim, {}, labelled("github"))
     assert done.returncode == 0, done.stderr
@@ -153,7 +153,7 @@ def test_the_summary_of_a_job_that_died_is_none(jobs: Jobs, shim: Path) -> None:
 
 
 @pytest.mark.docker
-def test_the_templates_scripts_mend_and_publish(jobs: Jobs, shim: Path, tmp_path: Path) -> None:
+def test_the_templates_scripts_fix_and_publish(jobs: Jobs, shim: Path, tmp_path: Path) -> None:
     """With the tokens that GitLab gives every job, and only their removal keeps the agent from refusing to start."""
     template, payload = read(TEMPLATE), pipeline_failed()
     payload["object_attributes"]["sha"] = jobs.forge.tip("main")

@@ -89,7 +89,7 @@ def test_the_reader_of_this_test_sees_what_is_wrong() -> None:
     assert wrong("agent fix '…' --wire local  # --not-read") == []
     assert wrong("agent tasks run DIR -j 4 --engine ray") == []
     assert wrong("agent fix TEXT --engine ray") == ["--engine"]
-    assert wrong("agent mend TEXT") == ["mend"]
+    assert wrong("agent repair TEXT") == ["repair"]
     assert wrong("agent tasks list") == ["list"]
     assert wrong("--timeout-s") == ["--timeout-s"]
     assert code("a `b` c\n```\nd\ne\n```\n`f`") == ["d", "e", "b", "f"]

@@ -1,12 +1,12 @@
-"""Tasks: a repository with a fault, what a person says about it, and how to tell from outside whether it was mended.
+"""Tasks: a repository with a fault, what a person says about it, and how to tell from outside whether it was fixed.
 
 A task is a folder::
 
     task.toml        name, title, language, difficulty, tags, checks, files, repository, base_commit, image, [limits]
     prompt.md        what the agent is asked
     repo/            the repository's files (or ``repository`` names a git repository: a path, or a URL)
-    check.sh         run in the repository: exit code 0 says that it is mended
-    reference.patch  one way to mend it
+    check.sh         run in the repository: exit code 0 says that it is fixed
+    reference.patch  one way to fix it
 
 or a row of a JSON or JSONL file (agent/batch/rows.py). agent/batch/read.py reads them all.
 """

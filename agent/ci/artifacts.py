@@ -1,4 +1,4 @@
-"""The folder that goes from the job that mends to the job that publishes: written by one, read with distrust by the other.
+"""The folder that goes from the job that fixes to the job that publishes: written by one, read with distrust by the other.
 
 ::
 

@@ -35,7 +35,7 @@ PROPOSED = (Outcome.PASSED, Outcome.UNVERIFIED)
 
 @dataclass(frozen=True, slots=True)
 class Publisher:
-    """What publishing needs: the service, the repository there, and a checkout of the commit that was mended."""
+    """What publishing needs: the service, the repository there, and a checkout of the commit that was fixed."""
 
     service: Service
     remote: Remote
@@ -84,7 +84,7 @@ class Publisher:
         return proposed
 
     def _target(self, asked: Request, snapshot: Snapshot) -> str:
-        """Return the branch that the change is for: a pull request's own only where it still is what was mended."""
+        """Return the branch that the change is for: a pull request's own only where it still is what was fixed."""
         if asked.target is not None:
             return asked.target
         assert asked.number is not None
@@ -94,7 +94,7 @@ class Publisher:
             raise PolicyRefused("the pull request comes from a fork, where nothing can be published")
         if pull.commit != snapshot.commit:
             raise PolicyRefused(
-                f"the pull request has moved to {pull.commit[:12]} since {snapshot.commit[:12]} was mended; ask again"
+                f"the pull request has moved to {pull.commit[:12]} since {snapshot.commit[:12]} was fixed; ask again"
             )
         return pull.branch
 
@@ -107,7 +107,7 @@ class Publisher:
         protected.admit(applied.paths)
         if not applied.changes:
             raise PolicyRefused("the patch changes nothing")
-        message = f"{words.title(asked)}\n\n{words.about(asked, mended=False)}"
+        message = f"{words.title(asked)}\n\n{words.about(asked, fixed=False)}"
         commit = remote.seal(snapshot, applied, message)
         self._persist(lambda: self._set(asked.branch, commit, applied, snapshot))
 

@@ -141,13 +141,13 @@ def pull_task(title: str, body: str, wish: str) -> str:
     """Return the task of a comment on a pull request, whose head is checked out."""
     about = f"Do what was asked about a pull request. Its changes are in your workspace already.\n\nIts title: {title_of(title)}"
     said = f"\n\nWhat it says of itself:\n\n{visible(body, TEXT_CHARS // 2)}" if body.strip() else ""
-    return f"{about}{said}\n\nWhat was asked:\n\n{visible(wish) or 'Mend what is wrong with it.'}"
+    return f"{about}{said}\n\nWhat was asked:\n\n{visible(wish) or 'Fix what is wrong with it.'}"
 
 
 def check_task(name: str, details: str) -> str:
     """Return the task of a check that fails."""
     said = f"\n\nWhat it reports:\n\n{visible(details, TEXT_CHARS // 2)}" if details.strip() else ""
-    return f"The check {title_of(name)!r} fails. Find out why and mend the cause.{said}"
+    return f"The check {title_of(name)!r} fails. Find out why and fix the cause.{said}"
 
 
 def at(data: object, *path: str | int) -> Any:  # noqa: ANN401 - JSON of any shape

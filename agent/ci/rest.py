@@ -35,7 +35,7 @@ TIMEOUT_S = 30.0
 PAGE = 100
 MOST_PAGES = 50
 _AGAIN = frozenset({408, 425, 429})
-_MENDS = {
+_REMEDIES = {
     301: "the project has moved; give the job its new name",
     401: "the token is not valid (any more): give another",
     403: "the token may not do this: give it the rights that docs/ci.md names",
@@ -130,4 +130,4 @@ class Rest:
             wait_s = max(0.0, int(headers["x-ratelimit-reset"]) - self.clock.wall())
         if status in _AGAIN or (status >= 500 and status != 501) or (status == 403 and (spent or wait_s is not None)):
             return Again(told, status, wait_s)
-        return ServiceError(f"{told}; {_MENDS.get(status, 'asking again would not change it')}", status)
+        return ServiceError(f"{told}; {_REMEDIES.get(status, 'asking again would not change it')}", status)

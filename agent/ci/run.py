@@ -13,7 +13,7 @@ from agent.session import fix
 from sandbox import plumbing
 
 
-def mend(
+def run_request(
     asked: Request, config: RunConfig, repository: Path, show: Callable[[Event], None], say: Callable[[str], None]
 ) -> RunEnded:
     """Do what an event asks for; return how it ended. Raises as agent.session.fix does, and UsageError at another commit."""

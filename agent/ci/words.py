@@ -18,30 +18,30 @@ if TYPE_CHECKING:
 
 SUBJECT_CHARS = 72
 FOOTER = "\n---\nMade by gpt-oss-agent. What was observed stands apart from what the model claims; review it as a stranger's patch.\n"
-NO_RESULT = "the job that was to mend this ended without a result; its log says more"
+NO_RESULT = "the job that should fix this ended without a result; see its log"
 
 
 def title(asked: Request) -> str:
     """Return the subject of the commit and the title of the pull request: no #1, GH-1, @, URL or bracket that a service obeys."""
     words = " ".join(re.sub(r"[^\w .,'()=+-]|\bGH-(?=\d)", " ", asked.title, flags=re.IGNORECASE).split())
-    subject = f"Mend {words}" if asked.kind == "check" else words
+    subject = f"Fix {words}" if asked.kind == "check" else words
     if len(subject) > SUBJECT_CHARS:
         subject = subject[: SUBJECT_CHARS - 1].rsplit(" ", 1)[0] + "…"
     return subject or f"Change for {asked.kind} {asked.number}"
 
 
-def about(asked: Request, *, mended: bool) -> str:
-    """Return how the change refers to what it is for. An issue is closed by it only where the checks say that it is mended."""
+def about(asked: Request, *, fixed: bool) -> str:
+    """Return how the change refers to what it is for. An issue is closed by it only where the checks say that it is fixed."""
     if asked.number is None:
         return f"For the failing check on {code(asked.target or '')}."
     sign = "!" if asked.service == "gitlab" and asked.kind != "issue" else "#"
-    return f"{'Fixes' if mended and asked.kind == 'issue' else 'For'} {sign}{asked.number}."
+    return f"{'Fixes' if fixed and asked.kind == 'issue' else 'For'} {sign}{asked.number}."
 
 
 def proposal(asked: Request, found: Found) -> str:
     """Return the text of the pull request."""
-    mended = found.outcome == Outcome.PASSED
-    return f"{asked.marker}\n{about(asked, mended=mended)}\n\n{found.report}{FOOTER}"
+    fixed = found.outcome == Outcome.PASSED
+    return f"{asked.marker}\n{about(asked, fixed=fixed)}\n\n{found.report}{FOOTER}"
 
 
 def answer(asked: Request, found: Found | None, proposed: str | None, refused: str | None = None) -> str:

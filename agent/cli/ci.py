@@ -76,7 +76,7 @@ def ci(
         given = {**flags, "policy": "ci", "deliver": "patch"}
         given["trusted_commit"] = flags["trusted_commit"] or place.commit
         config = configured_run(given, repository, acknowledged=False)
-        ended = _mend(asked, config, repository, tally, done)
+        ended = _fix(asked, config, repository, tally, done)
     return EXIT_CODES[ended.outcome]
 
 
@@ -138,10 +138,10 @@ def _asked(
     return place, request(place, event, environ, Rules(label, word, allow))
 
 
-def _mend(
+def _fix(
     asked: Request, config: RunConfig, repository: Path, tally: Tally, done: Callable[[RunEnded, Path], None]
 ) -> RunEnded:
-    from agent.ci.run import mend
+    from agent.ci.run import run_request
 
     view = open_view(sys.stderr)
 
@@ -150,7 +150,7 @@ def _mend(
         view(event)
 
     with view, Interrupts():
-        ended = mend(asked, config, repository, show, view.say)
+        ended = run_request(asked, config, repository, show, view.say)
         view.summary(ended)
     done(ended, config.runs_dir / (tally.run or ""))
     return ended

@@ -79,7 +79,7 @@ def fix(
     acknowledged: bool,
     **flags: object,
 ) -> int:
-    """Mend what a text describes, in a sandbox; get a branch with one commit.
+    """Fix a bug in a sandbox; get a branch with one commit.
 
     TEXT says what is wrong; @FILE reads it from a file, - from standard input. Your checkout is not touched, except by
     --apply. The exit code says what was observed, not what the model claimed: 0 the checks pass, 4 a limit was

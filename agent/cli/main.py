@@ -14,7 +14,7 @@ from agent.cli.exits import EXPECTED, INTERRUPTED, PIPE_CLOSED, exit_code
 
 # name: (module, its click command, one line of help). The help stands here so that `agent --help` loads no command.
 COMMANDS: Mapping[str, tuple[str, str, str]] = {
-    "fix": ("agent.cli.fix", "fix", "Mend what a text describes, in a sandbox; get a branch with one commit."),
+    "fix": ("agent.cli.fix", "fix", "Fix a bug in a sandbox; get a branch with one commit."),
     "ask": ("agent.cli.fix", "ask", "Answer a question about the repository; change nothing."),
     "chat": ("agent.cli.chat", "chat", "Talk with a model in the terminal; it may use tools."),
     "generate": ("agent.cli.chat", "generate", "Continue a text; no chat, no tools."),
@@ -72,7 +72,7 @@ class LazyGroup(click.Group):
             from difflib import get_close_matches
 
             near = get_close_matches(args[0], COMMANDS, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else 'To mend something: agent fix "what is wrong".'
+            hint = f"Did you mean {near[0]!r}?" if near else 'To fix a bug: agent fix "what is wrong".'
             ctx.fail(f"No such command {args[0]!r}. {hint}")
         return super().resolve_command(ctx, args)
 
@@ -91,7 +91,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="gpt-oss-agent", prog_name="agent", message="%(prog)s %(version)s")
 def cli() -> None:
-    """The coding agent for open-weight models: it mends in a sandbox and hands back a branch, with evidence."""
+    """The coding agent for open-weight models: it fixes bugs in a sandbox and hands back a checked branch."""
 
 
 def run(arguments: Sequence[str]) -> int:

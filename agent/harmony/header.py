@@ -129,7 +129,7 @@ def read_header(segments: Sequence[Segment], recipients: Collection[str]) -> Hea
     if content_type is None and (found := _TYPE.search(rest)):
         content_type = found.group()
         rest = rest[: found.start()] + rest[found.end() :]
-    if recipient is not None and (known := _mended(recipient, segments, recipients)) != recipient:
+    if recipient is not None and (known := _repaired(recipient, segments, recipients)) != recipient:
         kinds.append(Kind.RECIPIENT)
         recipient = known
     body = early
@@ -205,7 +205,7 @@ def _read_recipient(text: str, recipients: Collection[str]) -> tuple[str | None,
     return best.group(1), _RECIPIENT.sub("", text)
 
 
-def _mended(recipient: str, segments: Sequence[Segment], recipients: Collection[str]) -> str:
+def _repaired(recipient: str, segments: Sequence[Segment], recipients: Collection[str]) -> str:
     """The recipient, or the declared name that it is a damaged form of, alone or with what stands behind it."""
     if (known := meant(recipient, recipients)) is not None:
         return known

@@ -37,7 +37,7 @@ from agent.events import Repaired
 
 
 class Kind(StrEnum):
-    """What was mended. The values are what a log holds: never change one."""
+    """What was repaired. The values are what a log holds: never change one."""
 
     HEADER_WORDS = "header_words"
     CONTENT_TYPE = "content_type"

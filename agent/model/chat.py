@@ -183,7 +183,7 @@ class _Answer:
         return arguments
 
     def close(self, functions: Functions) -> Made:
-        """Return the messages, what was mended, and the finish. Raises Transient if the answer is not whole."""
+        """Return the messages, what was repaired, and the finish. Raises Transient if the answer is not whole."""
         complete = all(call.name and whole(call.body) for call in self.calls)
         if self.finish is None and not (self.done and (self.content or self.calls) and complete):
             raise cut("the stream ended without a finish reason")

@@ -42,7 +42,7 @@ _OVERFLOW = re.compile(
 )
 _QUOTA = re.compile(r"insufficient_quota|billing_hard_limit|exceeded your current quota", re.IGNORECASE)
 _RETRIED_STATUSES = frozenset({408, 409, 425, 429, 499})
-_MENDS = {
+_REMEDIES = {
     400: "the request was understood and refused; asking again would not change it",
     401: "give the right key in OPENAI_API_KEY",
     402: "the account behind the key has to be paid for",
@@ -86,7 +86,7 @@ def refusal(status: int, headers: Mapping[str, str], body: str, *, wall_s: float
     if 300 <= status <= 399:
         place = headers.get("location", "another place")
         return EndpointRefused(f"{told}: the endpoint moved to {place}; use that URL", status)
-    return EndpointRefused(f"{told}; {_MENDS.get(status, 'asking again would not change it')}", status)
+    return EndpointRefused(f"{told}; {_REMEDIES.get(status, 'asking again would not change it')}", status)
 
 
 def error_event(error: object, *, wall_s: float) -> ModelError:

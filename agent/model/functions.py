@@ -22,7 +22,7 @@ _FREEFORM_SCHEMA: Mapping[str, Any] = {
     "required": [_FREEFORM],
 }
 _MOST_NAME_CHARS = 64
-_MOST_MENDED_CHARS = 1 << 15  # a request repeats all calls, and mending takes 10 µs a character
+_MOST_REPAIRED_CHARS = 1 << 15  # a request repeats all calls, and repairing takes 10 µs a character
 # What stands for the trained texts, which only raw wires can show: for tools that are declared without a description.
 _BUILT_IN: Mapping[str, str] = {
     "python": "Executes Python in a stateful notebook for 120 s at most; files can be kept in /mnt/data.",
@@ -83,8 +83,8 @@ class Functions:
             return json.dumps({_FREEFORM: body}, ensure_ascii=False)
         if _object(body) is not None:
             return body
-        mended = _mended(body) if len(body) <= _MOST_MENDED_CHARS else None
-        return json.dumps({_FREEFORM: body} if mended is None else mended, ensure_ascii=False)
+        repaired = _repaired(body) if len(body) <= _MOST_REPAIRED_CHARS else None
+        return json.dumps({_FREEFORM: body} if repaired is None else repaired, ensure_ascii=False)
 
     def _is_freeform(self, recipient: str) -> bool:
         tool = self._by_wire.get(self.name(recipient))
@@ -117,7 +117,7 @@ def _object(text: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _mended(text: str) -> dict[str, Any] | None:
+def _repaired(text: str) -> dict[str, Any] | None:
     """Repair what nearly is a JSON object; None where that would be guessing."""
     if not text.lstrip().startswith("{"):
         return None

@@ -1,4 +1,4 @@
-"""A close look at an endpoint, for `agent doctor`: what it really does, within a minute, and how to mend what is wrong.
+"""A close look at an endpoint, for `agent doctor`: what it really does, within a minute, and what to do about what is wrong.
 
 Every statement comes from something that was tried: a needle at the start of a long prompt, the same history with and
 without its reasoning, the same question at two temperatures.
@@ -47,12 +47,12 @@ _WIDEN: Mapping[Server, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One thing that was tried. ``good`` is None where it could not be told; ``mend`` says what to do about a bad one."""
+    """One thing that was tried. ``good`` is None where it could not be told; ``remedy`` says what to do about a bad one."""
 
     subject: str
     seen: str
     good: bool | None = True
-    mend: str = ""
+    remedy: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +119,8 @@ def _raw(client: Client, offer: Offer, config: RunConfig) -> Iterator[Observatio
     taken = next((found for found in tried if not found.why), None)
     if taken is None:
         seen = "; ".join(f"{found.dialect}: {found.why}" for found in tried)
-        mend = "for full quality serve gpt-oss with vLLM 0.10.2 or newer, llama.cpp's llama-server, or SGLang"
-        yield Observation("id prompts", seen, good=False, mend=mend)
+        remedy = "for full quality serve gpt-oss with vLLM 0.10.2 or newer, llama.cpp's llama-server, or SGLang"
+        yield Observation("id prompts", seen, good=False, remedy=remedy)
         return
     if taken.dialect is Dialect.OLLAMA:
         yield Observation("id prompts", "prompts go as raw text, which Ollama turns into ids (ollama)")
@@ -139,9 +139,9 @@ def _raw(client: Client, offer: Offer, config: RunConfig) -> Iterator[Observatio
     pieces = [read(document) for document in _documents(client.post(path, body))]
     ids = [token for piece in pieces for token in piece.ids]
     stopped = MESSAGE not in ids[:-1] and any(piece.finish == "stop" for piece in pieces)
-    mend = "the agent hangs up by itself at a stop id, at the cost of a few tokens; update the server"
+    remedy = "the agent hangs up by itself at a stop id, at the cost of a few tokens; update the server"
     yield Observation(
-        "stop ids", "they stop the answer" if stopped else "ignored", good=stopped, mend="" if stopped else mend
+        "stop ids", "they stop the answer" if stopped else "ignored", good=stopped, remedy="" if stopped else remedy
     )
 
 
@@ -149,12 +149,14 @@ def _speed(model: Model, clock: Clock, ends_s: float) -> Observation:
     conversation = Conversation("Be brief.", (), (_user("Count from 1 to 100, one number a line."),), effort="low")
     heard = _hear(model, conversation, SamplingParams(0.0, max_tokens=128), clock, ends_s)
     if heard.sampled is None:
-        return Observation("speed", "the answer did not end in time", good=False, mend="is the model on the GPU?")
+        return Observation("speed", "the answer did not end in time", good=False, remedy="is the model on the GPU?")
     first_s, all_s = heard.sampled.first_token_s, heard.sampled.duration_s
     rate = heard.sampled.completion_tokens / max(all_s - first_s, 1e-3)
     streams = heard.pieces > 1 and first_s < all_s
     seen = f"first token after {first_s:.2f} s, then {rate:.0f} tokens a second, {'' if streams else 'not '}streamed"
-    return Observation("speed", seen, good=streams, mend="" if streams else "a proxy in between may collect the stream")
+    return Observation(
+        "speed", seen, good=streams, remedy="" if streams else "a proxy in between may collect the stream"
+    )
 
 
 def _round_trip(model: Model, clock: Clock, ends_s: float) -> Observation:
@@ -174,8 +176,8 @@ def _round_trip(model: Model, clock: Clock, ends_s: float) -> Observation:
     more = thought.prompt_tokens - plain.prompt_tokens
     if more >= _THOUGHT_TOKENS:
         return Observation("reasoning", f"it goes back between calls ({more} tokens of it were read)")
-    mend = "the model forgets why it made a call: use a raw completions wire, or a newer server"
-    return Observation("reasoning", "the server drops it between calls", good=False, mend=mend)
+    remedy = "the model forgets why it made a call: use a raw completions wire, or a newer server"
+    return Observation("reasoning", "the server drops it between calls", good=False, remedy=remedy)
 
 
 def _sampling(model: Model, clock: Clock, ends_s: float) -> Observation:
@@ -183,8 +185,8 @@ def _sampling(model: Model, clock: Clock, ends_s: float) -> Observation:
     cold = {_hear(model, conversation, _COLD, clock, ends_s).text for _ in range(2)}
     warm = {_hear(model, conversation, _WARM, clock, ends_s).text for _ in range(3)}
     if len(warm) == 1 and len(cold | warm) == 1:
-        mend = "the server samples as it likes; look for a fixed temperature in its settings"
-        return Observation("sampling", "temperature 1 gives the same answer as 0", good=False, mend=mend)
+        remedy = "the server samples as it likes; look for a fixed temperature in its settings"
+        return Observation("sampling", "temperature 1 gives the same answer as 0", good=False, remedy=remedy)
     if len(cold) > 1:
         return Observation("sampling", "temperature 0 gives different answers (batching does that too)", good=None)
     return Observation("sampling", "temperature is obeyed")
@@ -206,23 +208,23 @@ def _window(model: Model, server: Server, clock: Clock, ends_s: float) -> Observ
             heard = _hear(model, _haystack(tokens), SamplingParams(0.0, max_tokens=200), clock, ends_s)
         except ContextOverflow as error:
             seen = f"a prompt of {tokens} tokens is refused ({told}): {error}"
-            return Observation("window", seen, good=False, mend=_WIDEN[server])
+            return Observation("window", seen, good=False, remedy=_WIDEN[server])
         if heard.sampled is None:
             break
         if _NEEDLE not in heard.text.upper():
             if heard.sampled.prompt_tokens < tokens * 3 // 4:
                 seen = f"a prompt of about {tokens} tokens loses its beginning in silence: {heard.sampled.prompt_tokens} were read ({told})"
-                return Observation("window", seen, good=False, mend=_WIDEN[server])
+                return Observation("window", seen, good=False, remedy=_WIDEN[server])
             unsure = tokens
             break
         fits = tokens
     if stated is not None and stated < _WINDOW_STEPS_TOKENS[1]:
         return Observation(
-            "window", f"{told}, and {fits} were read whole: small for an agent", good=False, mend=_WIDEN[server]
+            "window", f"{told}, and {fits} were read whole: small for an agent", good=False, remedy=_WIDEN[server]
         )
     if unsure:  # cut by a server that does not count, or not understood by a weak model
         seen = f"asked for the first words of a prompt of {unsure} tokens, the answer lacks them ({told})"
-        return Observation("window", seen, good=None, mend=_WIDEN[server])
+        return Observation("window", seen, good=None, remedy=_WIDEN[server])
     if not fits:
         return Observation("window", f"{told}; a long prompt was not answered in time", good=None)
     return Observation("window", f"a prompt of {fits} tokens is read from its beginning ({told})")

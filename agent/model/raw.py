@@ -1,4 +1,4 @@
-"""A model over raw tokens: render, sample, parse as it streams, mend what can be mended.
+"""A model over raw tokens: render, sample, parse as it streams, repair what can be repaired.
 
 One class serves every source of tokens (a completions server, the runtime in this process), because everything harmony
 is done on this side of the seam.

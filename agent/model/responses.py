@@ -131,7 +131,7 @@ class _Answer:
             self.items = [item for item in sequence(response.get("output")) if isinstance(item, dict)]
 
     def close(self, functions: Functions) -> Made:
-        """Return the messages, what was mended and the finish. Raises Transient if the answer is not whole."""
+        """Return the messages, what was repaired and the finish. Raises Transient if the answer is not whole."""
         calls = [item for item in self.items if item.get("type") == "function_call" and item.get("name")]
         if self.status is None and not (calls and self.items[-1] is calls[-1]):
             raise cut("the stream ended without a closing event")

@@ -1,6 +1,6 @@
 """The patch format as one regular expression: what a model is held to while it writes one (agent/harmony/grammar.py).
 
-Narrower than what ``parse`` mends, never wider: a text that matches is a patch, unless a path in it leads out of the repository.
+Narrower than what ``parse`` repairs, never wider: a text that matches is a patch, unless a path in it leads out of the repository.
 Only syntax that Rust's regex crate knows as well: no look-around, no back references.
 """
 

@@ -1,4 +1,4 @@
-"""Patch text → Patch. Whatever the published Codex ``apply_patch`` reads is read alike; what has one meaning only is mended.
+"""Patch text → Patch. Whatever the published Codex ``apply_patch`` reads is read alike; what has one meaning only is repaired.
 
 The format: ``*** Begin Patch``, then for each file ``*** Add File: P`` (every line with ``+``), ``*** Delete File: P`` or
 ``*** Update File: P`` (an optional ``*** Move to: Q``, then hunks), then ``*** End Patch``. A hunk is ``@@`` or ``@@ a line
@@ -114,7 +114,7 @@ def _envelope(lines: list[str], reader: _Reader) -> tuple[int, int]:
     ):
         reader.notes.append("text around the patch was left out")
     for edge in (first, ends[-1]):
-        if edge >= 0 and _marker(lines[edge]).mended:
+        if edge >= 0 and _marker(lines[edge]).repaired:
             reader.notes.append(f"markers are written '{_BEGIN}' and '{_END}'")
     return first + 1, ends[-1]
 
@@ -124,7 +124,7 @@ class _Marker(NamedTuple):
 
     name: str
     rest: str = ""
-    mended: bool = False
+    repaired: bool = False
 
 
 def _marker(line: str) -> _Marker:
@@ -142,7 +142,7 @@ def _marker(line: str) -> _Marker:
     found = next(m for m in (_BEGIN, _END, _EOF, _ADD, _DELETE, _UPDATE, _MOVE) if m[4:].casefold() == word)
     if found in {_BEGIN, _END, _EOF} and match[2]:
         return _Marker("")
-    return _Marker(found, match[2], mended=True)
+    return _Marker(found, match[2], repaired=True)
 
 
 @dataclass(slots=True)
@@ -182,9 +182,9 @@ class _Reader:
         """Take one line between the outer markers."""
         # A line of a hunk that starts with a blank is context, even one that reads like a marker.
         context = self._section is not None and self._section.kind == _UPDATE and line.startswith(" ")
-        marker, rest, mended = _Marker("") if context else _marker(line)
+        marker, rest, repaired = _Marker("") if context else _marker(line)
         padded = self._section is not None and self._section.kind == _UPDATE and line[:1] in BLANKS
-        if mended or (marker and padded):
+        if repaired or (marker and padded):
             self.notes.append(f"{line.strip(BLANKS)[:200]!r} was read as {marker.strip()!r}")
         if marker in {_BEGIN, _END}:
             self.close()

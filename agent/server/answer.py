@@ -3,7 +3,7 @@
 A stream cannot take back what it has said, so this is where it is decided what is said when:
 
 - reasoning and text go out as they are sampled;
-- the body of a call goes out when the call is whole, so that a damaged one can be mended or sampled again first;
+- the body of a call goes out when the call is whole, so that a damaged one can be repaired or sampled again first;
 - text that must be JSON, or that must not be there because a call is demanded, is held until it is known to be right;
 - when the backend starts over (Retried), reasoning that went out stays as it is, but text that went out ends the request.
 """

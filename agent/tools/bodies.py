@@ -54,7 +54,7 @@ _ALIASES: Mapping[str, Mapping[str, str]] = {
 }
 # Names that the models were trained with as well: read like ours, and no sign of a damaged call.
 _ALSO_TRAINED: Mapping[str, tuple[str, ...]] = {"shell": ("cmd",), "plan": ("plan",), "apply_patch": ("input",)}
-_MOST_MENDED_CHARS = 1 << 18  # mending takes 10 µs a character
+_MOST_REPAIRED_CHARS = 1 << 18  # repairing takes 10 µs a character
 _REQUIRED: Mapping[str, str] = {
     "shell": "command", "python": "code", "apply_patch": "patch", "plan": "steps", "open_file": "path", "search": "query",
     "print_tree": "path", "list_dir": "path", "browser_search": "query", "browser_open": "id", "browser_find": "pattern",
@@ -101,7 +101,7 @@ _SHELLS = {"bash", "sh", "/bin/bash", "/bin/sh"}
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A canonical body, what was mended in it, and whether it has what the tool cannot do without."""
+    """A canonical body, what was repaired in it, and whether it has what the tool cannot do without."""
 
     text: str
     repairs: tuple[str, ...] = ()
@@ -223,12 +223,12 @@ def _json(plain: str, repairs: list[str]) -> object:
 
 
 def _repaired(plain: str) -> object:
-    """Mend broken JSON, unless it was cut off (half a command must not run) or mending would be a guess.
+    """Repair broken JSON, unless it was cut off (half a command must not run) or repairing would be a guess.
 
     Words, commas, colons and quotes must survive: where a text's own quotes are not escaped, a guess takes its commas for
     those of the JSON, and runs the half of a command before one of them.
     """
-    if len(plain) > _MOST_MENDED_CHARS:
+    if len(plain) > _MOST_REPAIRED_CHARS:
         return None
     if (value := _with_bare_quotes(plain)) is not None:
         return value
@@ -279,7 +279,7 @@ def _cut_off(plain: str) -> bool:
 
 
 def _words(text: str) -> str:
-    """What of JSON must survive mending: letters and digits, commas and colons; neither escapes nor commas before a bracket."""
+    """What of JSON must survive repairing: letters and digits, commas and colons; neither escapes nor commas before a bracket."""
     plain = _SPARE_COMMA.sub("", _ESCAPE.sub(" ", text))
     return "".join(letter for letter in plain if letter.isalnum() or letter in ",:")
 

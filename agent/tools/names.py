@@ -20,7 +20,7 @@ from agent.tools.open import TRAINED_NAMES
 class Resolved:
     """A call for one of our tools. ``text`` is the canonical body: what the tool's ``run`` takes.
 
-    ``repairs`` says what was mended: name, json (it was broken), body (it was no JSON), arguments (other names or shapes),
+    ``repairs`` says what was repaired: name, json (it was broken), body (it was no JSON), arguments (other names or shapes),
     patch-command (a patch inside a shell command).
     """
 

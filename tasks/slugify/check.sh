@@ -1,5 +1,5 @@
 #!/bin/sh
-# Says whether the repository in the current folder was mended: exit 0 if it was. It looks at behaviour, not at the diff,
+# Says whether the repository in the current folder was fixed: exit 0 if it was. It looks at behaviour, not at the diff,
 # and not only at what the visible tests ask.
 set -eu
 python3 -m unittest discover -q -s tests -t .

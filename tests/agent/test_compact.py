@@ -43,7 +43,7 @@ from tests.fakes import analysis, call, started, user
 
 PLAN = (
     PlanStep("find slugify", StepState.COMPLETED),
-    PlanStep("mend the cut", StepState.IN_PROGRESS),
+    PlanStep("fix the cut", StepState.IN_PROGRESS),
     PlanStep("run the tests"),
 )
 BEFORE = CheckResult("pytest -q", 1, 1.0, "", {"t.py::test_a": "failed", "t.py::test_b": "passed"})
@@ -84,12 +84,12 @@ def test_the_summary_holds_what_matters() -> None:
     goal, summary, *newest = event.messages
     assert goal.text == state.conversation.messages[0].text
     for part in (
-        "- [x] find slugify", "- [>] mend the cut", "- [ ] run the tests",
+        "- [x] find slugify", "- [>] fix the cut", "- [ ] run the tests",
         "- slug.py (sha256 0123456789ab)", "- old.py (removed)",
         "test_59", "→ exit code 1",
         "before any change: `pytest -q` → exit code 1; failing: t.py::test_a",
         "last seen: `pytest -q` → exit code 1; failing: t.py::test_c",
-        "## Next step\n- mend the cut",
+        "## Next step\n- fix the cut",
     ):  # fmt: skip
         assert part in summary.text
     assert newest[0].role is Role.ASSISTANT

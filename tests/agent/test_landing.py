@@ -50,7 +50,7 @@ def run(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     commit = git(repository, "rev-parse", "agent/x-1")
     folder = tmp_path / "runs" / "x-1"
     with Log(folder / LOG_NAME, new=True) as log:
-        log.append(RunStarted("x-1", "mend x", "fix", Conversation(), str(repository), commit))
+        log.append(RunStarted("x-1", "fix x", "fix", Conversation(), str(repository), commit))
         log.append(RunEnded(Outcome.PASSED, "", "", ("x.py",), (), "agent/x-1", commit))
     (folder / "patch.diff").write_bytes(PATCH)
     return folder
@@ -149,7 +149,7 @@ def test_without_a_terminal_nothing_is_asked(run: Path) -> None:
 def test_discard_takes_away_the_worktree_that_was_kept(run: Path, repository: Path, tmp_path: Path) -> None:
     snapshot = snapshots.load(run)
     worktree = Worktree(snapshot)
-    commit = worktree.keep(worktree.apply(PATCH), "agent/x-1-2", "mend x", tmp_path / "kept")
+    commit = worktree.keep(worktree.apply(PATCH), "agent/x-1-2", "fix x", tmp_path / "kept")
     with Log(run / LOG_NAME) as log:
         log.append(RunEnded(Outcome.PASSED, "", "", ("x.py",), (), "agent/x-1-2", commit))
     assert (tmp_path / "kept" / "x.py").read_text() == "one\nTWO\n"

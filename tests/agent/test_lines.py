@@ -172,7 +172,7 @@ def test_a_check_on_one_line() -> None:
 CALL = Message(Role.ASSISTANT, '{"command": "ls"}', Channel.COMMENTARY, "container.exec")
 ANSWER = Message(Role.TOOL, "a.py", name="container.exec")
 EVENTS: list[Event] = [
-    RunStarted("r1", "mend it", "fix", Conversation(), "/repo", "c0ffee", {"wire": "scripted", "script": "demo.json"}),
+    RunStarted("r1", "fix it", "fix", Conversation(), "/repo", "c0ffee", {"wire": "scripted", "script": "demo.json"}),
     Checked("before", (CheckResult("pytest -q", 1, 0.5, ""),)),
     Delta(Channel.ANALYSIS, "thinking"),
     MessageAdded(Message(Role.ASSISTANT, "First I look.\nThen I act.", Channel.ANALYSIS)),
@@ -180,7 +180,7 @@ EVENTS: list[Event] = [
     Sampled(10, 5, "call"),
     ToolStarted(1, "shell"),
     ToolFinished(1, "shell", ToolResult("a.py\nb.py", duration_s=0.01, exit_code=0), ANSWER),
-    PlanChanged((PlanStep("look", StepState.COMPLETED), PlanStep("mend", StepState.IN_PROGRESS), PlanStep("check"))),
+    PlanChanged((PlanStep("look", StepState.COMPLETED), PlanStep("fix", StepState.IN_PROGRESS), PlanStep("check"))),
     ToolStarted(1, "plan"),
     ToolFinished(1, "plan", ToolResult("ok"), ANSWER),
     Retried("429", 1, 2.0),
@@ -190,7 +190,7 @@ EVENTS: list[Event] = [
     MessageAdded(Message(Role.ASSISTANT, "Let me test.", Channel.COMMENTARY)),
     MessageAdded(Message(Role.ASSISTANT, "Done.\nIt works.", Channel.FINAL)),
     Checked("after", ()),
-    RunEnded(Outcome.PASSED, "1 of 1 pass", "Done.", ("a.py",), (), "agent/mend-it-r1"),
+    RunEnded(Outcome.PASSED, "1 of 1 pass", "Done.", ("a.py",), (), "agent/fix-it-r1"),
 ]
 
 
@@ -201,7 +201,7 @@ def test_a_run_as_lines() -> None:
         shown += event_lines(event, state)
         state = fold([event], state)
     assert shown == [
-        "run r1 (fix): mend it",
+        "run r1 (fix): fix it",
         "model: a recorded model plays demo.json: nothing is sampled, all else is real",
         "check before: pytest -q: fails (exit 1) (0.5 s)",
         "thought: First I look. Then I act.",
@@ -211,27 +211,27 @@ def test_a_run_as_lines() -> None:
         "  | b.py",
         "plan:",
         "  [x] look",
-        "  [>] mend",
+        "  [>] fix",
         "  [ ] check",
         "asked again in 2.0 s (attempt 1): 429",
-        "mended the model's output: name functions.shell",
+        "repaired the model's output: name functions.shell",
         "the window filled: 1000 tokens became 100 (window)",
         "resumed: the same container",
         "Let me test.",
         "Done.",
         "It works.",
         "check after: there is none",
-        "passed: mended, and the checks say so",
+        "passed: fixed, and the checks confirm it",
         "1 of 1 pass",
         "changed: a.py",
-        "branch: agent/mend-it-r1",
+        "branch: agent/fix-it-r1",
     ]
 
 
 def test_a_transcript_carries_the_seconds_since_the_start() -> None:
     lines = list(transcript((100.0 + number, event) for number, event in enumerate(EVENTS[:2])))
     assert lines == [
-        "     0.0  run r1 (fix): mend it",
+        "     0.0  run r1 (fix): fix it",
         "          model: a recorded model plays demo.json: nothing is sampled, all else is real",
         "     1.0  check before: pytest -q: fails (exit 1) (0.5 s)",
     ]

@@ -44,7 +44,7 @@ PASSING = CheckResult("pytest", 0, 0.1, "1 passed")
 FAILING = CheckResult("pytest", 1, 0.1, "1 failed")
 CHECKS = {"before": (FAILING,), "after": (PASSING,)}
 TOOLS = {"look": lambda body: ToolResult(f"saw {body}")}
-FIX = [[analysis("hm"), call("look", path="a")], [call("edit", n=1)], [analysis("done"), final("mended")]]
+FIX = [[analysis("hm"), call("look", path="a")], [call("edit", n=1)], [analysis("done"), final("fixed")]]
 
 
 def play(
@@ -73,7 +73,7 @@ def test_a_run_in_order() -> None:
         *("MessageAdded", "Sampled", "ToolStarted", "ToolFinished"),
         *("MessageAdded", "MessageAdded", "Sampled", "Checked", "RunEnded"),
     ]
-    assert ended == RunEnded(Outcome.PASSED, "`pytest` passes (it failed before)", "mended", ("a.py",))
+    assert ended == RunEnded(Outcome.PASSED, "`pytest` passes (it failed before)", "fixed", ("a.py",))
     assert world.checked == ["before", "after"]
     finished = [event for event in events if isinstance(event, ToolFinished)]
     assert finished[0].message == Message(Role.TOOL, 'saw {"path": "a"}', FIX[0][1].channel, "assistant", name="look")
@@ -110,7 +110,7 @@ def new_log(folder: Path) -> Path:
 
 
 # Where the edit's effect was lost with the process, the model is told that nothing changed, and edits again.
-AGAIN = [[call("edit", n=3)], [final("mended")]]
+AGAIN = [[call("edit", n=3)], [final("fixed")]]
 ONE_CALL = [*FIX, *AGAIN]
 TWO_CALLS = [[call("look", n=1), call("edit", n=2)], *FIX, *AGAIN]
 
@@ -369,7 +369,7 @@ def test_an_overflow_that_compaction_cannot_cure_is_a_limit() -> None:
 
 
 def test_a_plan_is_an_event_and_survives_a_kill_before_it() -> None:
-    steps = (PlanStep("look"), PlanStep("mend"))
+    steps = (PlanStep("look"), PlanStep("fix"))
     world = FakeWorld({"plan": lambda _: ToolResult("noted", plan=steps)}, CHECKS)
     events, _ = play(ScriptedModel([[call("plan")], *FIX[1:]]), world)
     at = events.index(PlanChanged(steps))
@@ -394,12 +394,12 @@ def test_what_may_not_leave_is_told_once() -> None:
     assert told(events) == [NOT_ALLOWED + "'x': no links"]
 
 
-def test_what_had_to_be_mended_to_understand_a_call_is_an_event() -> None:
-    class Mending(FakeWorld):
+def test_what_had_to_be_repaired_to_understand_a_call_is_an_event() -> None:
+    class Repairing(FakeWorld):
         def resolve(self, call: Message) -> Action:
             return replace(super().resolve(call), repairs=("json", "name"))
 
-    events, _ = play(ScriptedModel(FIX), Mending(TOOLS, CHECKS))
+    events, _ = play(ScriptedModel(FIX), Repairing(TOOLS, CHECKS))
     at = next(number for number, event in enumerate(events) if isinstance(event, ToolStarted))
     assert [event.kind for event in events[at - 2 : at] if isinstance(event, Repaired)] == ["json", "name"]
 

@@ -186,9 +186,9 @@ VARIANTS: list[tuple[str, str, str, object]] = [
     ("repo_browser.print_tree", "", "print_tree", {"path": ""}),
     (
         "plan",
-        "1. [x] look\n2. mend",
+        "1. [x] look\n2. fix",
         "plan",
-        {"steps": [{"text": "look", "state": "completed"}, {"text": "mend", "state": "pending"}]},
+        {"steps": [{"text": "look", "state": "completed"}, {"text": "fix", "state": "pending"}]},
     ),
 ]
 

@@ -45,7 +45,7 @@ LOOK = [
     {"channel": "analysis", "text": "hm"},
     {"recipient": "repo_browser.open_file", "arguments": {"path": "calc.py"}},
 ]
-PLAN = [{"recipient": "functions.plan", "arguments": {"steps": [{"text": "mend", "state": "in_progress"}]}}]
+PLAN = [{"recipient": "functions.plan", "arguments": {"steps": [{"text": "fix", "state": "in_progress"}]}}]
 
 
 def patch(text: str) -> list[dict[str, object]]:
@@ -57,7 +57,7 @@ def shell(command: str) -> list[dict[str, object]]:
 
 
 DONE = [{"text": "double() added where it should multiply."}]
-MEND = [LOOK, patch(PATCH), DONE]
+FIX = [LOOK, patch(PATCH), DONE]
 
 
 def git(repository: Path, *arguments: str) -> str:
@@ -108,8 +108,8 @@ def events_of(config: RunConfig) -> list[Event]:
     return [entry.event for entry in read(folder_of(config) / LOG_NAME)]
 
 
-def test_a_bug_is_mended_and_handed_back_as_a_branch(repository: Path, configure: Configure, kind: str) -> None:
-    config = configure([PLAN, *MEND], sandbox=kind, checks=(PYTEST,))
+def test_a_bug_is_fixed_and_handed_back_as_a_branch(repository: Path, configure: Configure, kind: str) -> None:
+    config = configure([PLAN, *FIX], sandbox=kind, checks=(PYTEST,))
     shown: list[Event] = []
     ended = fix(config, "double(3) is 5\n\nIt should be 6.", repository, "fix", shown.append)
 
@@ -152,11 +152,11 @@ def test_a_folder_for_runs_that_cannot_be_made_is_named_before_anything_begins(
 
 
 def test_the_first_event_holds_the_whole_prompt_and_no_key(repository: Path, configure: Configure) -> None:
-    config = configure(MEND, api_key="sk-very-secret")
-    fix(config, "mend it", repository, "fix", lambda _: None)
+    config = configure(FIX, api_key="sk-very-secret")
+    fix(config, "fix it", repository, "fix", lambda _: None)
     started = events_of(config)[0]
     assert isinstance(started, RunStarted)
-    assert (started.task, started.mode, started.repository) == ("mend it", "fix", str(repository))
+    assert (started.task, started.mode, started.repository) == ("fix it", "fix", str(repository))
     assert started.base_commit == git(repository, "rev-parse", "HEAD").strip()
     assert "Keep functions pure." in started.conversation.instructions
     assert CHECK in started.conversation.instructions
@@ -166,38 +166,38 @@ def test_the_first_event_holds_the_whole_prompt_and_no_key(repository: Path, con
 
 
 def test_the_prompt_is_the_same_for_the_same_task(repository: Path, configure: Configure) -> None:
-    config = configure(MEND)
+    config = configure(FIX)
     conversations = []
     for _ in range(2):
-        fix(replace(config, deliver="patch"), "mend it", repository, "fix", lambda _: None)
+        fix(replace(config, deliver="patch"), "fix it", repository, "fix", lambda _: None)
     for folder in config.runs_dir.iterdir():
         conversations.append(fold([read(folder / LOG_NAME)[0].event]).conversation)
     assert conversations[0] == conversations[1]
 
 
 def test_checks_are_found_when_none_is_named(repository: Path, configure: Configure) -> None:
-    config = configure(MEND, checks=())
-    fix(config, "mend it", repository, "fix", stop_at(RunStarted))
+    config = configure(FIX, checks=())
+    fix(config, "fix it", repository, "fix", stop_at(RunStarted))
     assert fold(events_of(config)).config["checks"] == ["python -m pytest -q"]
 
 
 def test_what_the_checks_leave_behind_is_not_the_models_work(repository: Path, configure: Configure) -> None:
     (repository / "counter").write_text("0")
-    config = configure(MEND, checks=(f"touch litter; echo >> counter; rm -f test_calc.py; {CHECK}",))
-    ended = fix(config, "mend it", repository, "fix", lambda _: None)
+    config = configure(FIX, checks=(f"touch litter; echo >> counter; rm -f test_calc.py; {CHECK}",))
+    ended = fix(config, "fix it", repository, "fix", lambda _: None)
     assert (ended.outcome, ended.changed_paths) == (Outcome.PASSED, ("calc.py",))
 
 
 def test_a_claim_does_not_count(repository: Path, configure: Configure) -> None:
     turns = [LOOK, patch(SPOIL), DONE, [{"text": "All tests pass."}], [{"text": "All tests pass!"}]]
-    ended = fix(configure(turns), "mend it", repository, "fix", lambda _: None)
+    ended = fix(configure(turns), "fix it", repository, "fix", lambda _: None)
     assert (ended.outcome, ended.claimed) == (Outcome.CHECKS_FAILED, "All tests pass!")
     assert "failed before and still fails" in ended.reason
 
 
 def test_no_change_makes_no_branch(repository: Path, configure: Configure) -> None:
     config = configure([LOOK, DONE, DONE])
-    ended = fix(config, "mend it", repository, "fix", lambda _: None)
+    ended = fix(config, "fix it", repository, "fix", lambda _: None)
     assert (ended.outcome, ended.branch) == (Outcome.NO_CHANGE, None)
     assert git(repository, "branch", "--format=%(refname:short)").split() == ["main"]
     assert not (folder_of(config) / PATCH_NAME).exists()
@@ -205,7 +205,7 @@ def test_no_change_makes_no_branch(repository: Path, configure: Configure) -> No
 
 def test_a_change_to_tests_is_reported(repository: Path, configure: Configure) -> None:
     cheat = "*** Begin Patch\n*** Delete File: test_calc.py\n*** Add File: test_new.py\n+def test_x(): pass\n*** End Patch\n"
-    ended = fix(configure([LOOK, patch(cheat), DONE], checks=(PYTEST,)), "mend it", repository, "fix", lambda _: None)
+    ended = fix(configure([LOOK, patch(cheat), DONE], checks=(PYTEST,)), "fix it", repository, "fix", lambda _: None)
     assert ended.test_paths == ("test_calc.py", "test_new.py")
     assert "the change touches tests" in ended.reason
     assert "no longer run" in ended.reason
@@ -221,8 +221,8 @@ def test_asking_offers_no_tool_that_writes(repository: Path, configure: Configur
 
 
 def test_delivering_a_patch_makes_no_branch(repository: Path, configure: Configure) -> None:
-    config = configure(MEND, deliver="patch")
-    ended = fix(config, "mend it", repository, "fix", lambda _: None)
+    config = configure(FIX, deliver="patch")
+    ended = fix(config, "fix it", repository, "fix", lambda _: None)
     assert (ended.outcome, ended.branch) == (Outcome.PASSED, None)
     git(repository, "apply", str(folder_of(config) / PATCH_NAME))
     assert (repository / "calc.py").read_text() == BUGGY.replace("+ 2", "* 2")
@@ -233,7 +233,7 @@ LINK = shell("ln -s /etc/passwd leak")
 
 def test_what_may_not_leave_is_told_and_can_be_undone(repository: Path, configure: Configure) -> None:
     config = configure([LOOK, patch(PATCH), LINK, DONE, shell("rm leak"), DONE])
-    ended = fix(config, "mend it", repository, "fix", lambda _: None)
+    ended = fix(config, "fix it", repository, "fix", lambda _: None)
     assert (ended.outcome, ended.changed_paths) == (Outcome.PASSED, ("calc.py",))
     told = [e.message.text for e in events_of(config) if isinstance(e, MessageAdded)]
     assert any("'leak': a link may not point outside the repository" in text for text in told)
@@ -241,7 +241,7 @@ def test_what_may_not_leave_is_told_and_can_be_undone(repository: Path, configur
 
 def test_what_may_not_leave_stays_inside(repository: Path, configure: Configure) -> None:
     config = configure([LOOK, patch(PATCH), LINK, DONE, DONE])
-    ended = fix(config, "mend it", repository, "fix", lambda _: None)
+    ended = fix(config, "fix it", repository, "fix", lambda _: None)
     assert (ended.outcome, ended.branch) == (Outcome.REFUSED, None)
     assert "may not point outside" in ended.reason
     assert not (folder_of(config) / PATCH_NAME).exists()
@@ -249,14 +249,14 @@ def test_what_may_not_leave_stays_inside(repository: Path, configure: Configure)
 
 
 def test_a_limit_hands_back_what_there_is(repository: Path, configure: Configure) -> None:
-    ended = fix(configure(MEND, max_turns=2), "mend it", repository, "fix", lambda _: None)
+    ended = fix(configure(FIX, max_turns=2), "fix it", repository, "fix", lambda _: None)
     assert (ended.outcome, ended.changed_paths) == (Outcome.LIMIT, ("calc.py",))
     assert ended.branch is not None
 
 
 def test_a_dead_endpoint_ends_the_run_with_its_own_outcome(repository: Path, configure: Configure) -> None:
     config = configure([], wire="chat", endpoint="http://127.0.0.1:9/v1", model="m", endpoint_timeout_s=0.2)
-    ended = fix(config, "mend it", repository, "fix", lambda _: None)
+    ended = fix(config, "fix it", repository, "fix", lambda _: None)
     assert ended.outcome is Outcome.ENDPOINT
     assert events_of(config)[-1] == ended
 
@@ -264,16 +264,16 @@ def test_a_dead_endpoint_ends_the_run_with_its_own_outcome(repository: Path, con
 def test_a_script_that_ends_too_early_is_a_limit_and_no_fault_of_an_endpoint(
     repository: Path, configure: Configure
 ) -> None:
-    ended = fix(configure([LOOK]), "mend it", repository, "fix", lambda _: None)
+    ended = fix(configure([LOOK]), "fix it", repository, "fix", lambda _: None)
     assert ended.outcome is Outcome.LIMIT
     assert "all of them are played" in ended.reason
 
 
 def test_where_no_run_can_begin_nothing_is_left(tmp_path: Path, configure: Configure) -> None:
     (tmp_path / "plain").mkdir()
-    config = configure(MEND)
+    config = configure(FIX)
     with pytest.raises(WorktreeError):
-        fix(config, "mend it", tmp_path / "plain", "fix", lambda _: None)
+        fix(config, "fix it", tmp_path / "plain", "fix", lambda _: None)
     assert not list(config.runs_dir.glob("*"))
 
 
@@ -291,9 +291,9 @@ def test_where_no_run_can_begin_nothing_is_left(tmp_path: Path, configure: Confi
 def test_a_branch_that_cannot_be_made_is_said_before_the_run(
     repository: Path, configure: Configure, branch: str, said: str
 ) -> None:
-    config = configure(MEND, branch=branch)
+    config = configure(FIX, branch=branch)
     with pytest.raises(UsageError, match=said):
-        fix(config, "mend it", repository, "fix", lambda _: None)
+        fix(config, "fix it", repository, "fix", lambda _: None)
     assert not list(config.runs_dir.iterdir())
 
 
@@ -307,9 +307,9 @@ def test_a_branch_that_cannot_be_made_is_said_before_the_run(
 def test_a_worktree_that_cannot_be_made_is_said_before_the_run(
     repository: Path, configure: Configure, tmp_path: Path, folder: str, said: str
 ) -> None:
-    config = configure(MEND, worktree=tmp_path / folder)
+    config = configure(FIX, worktree=tmp_path / folder)
     with pytest.raises(UsageError, match=said):
-        fix(config, "mend it", repository, "fix", lambda _: None)
+        fix(config, "fix it", repository, "fix", lambda _: None)
     assert not list(config.runs_dir.iterdir())
 
 
@@ -321,9 +321,9 @@ def test_a_defect_is_logged_and_raised(repository: Path, configure: Configure) -
         if isinstance(event, ToolStarted):
             raise Defect("the screen broke")
 
-    config = configure(MEND)
+    config = configure(FIX)
     with pytest.raises(Defect):
-        fix(config, "mend it", repository, "fix", show)
+        fix(config, "fix it", repository, "fix", show)
     ended = events_of(config)[-1]
     assert isinstance(ended, RunEnded)
     assert (ended.outcome, ended.reason) == (Outcome.INTERNAL, "the screen broke")
@@ -352,8 +352,8 @@ def test_an_interrupted_run_says_so_and_can_go_on(
     repository: Path, configure: Configure, at: type, number: int
 ) -> None:
     # Where the patch was lost with the interrupt, the model is told so and makes it again.
-    config = configure([*MEND, patch(PATCH), DONE])
-    ended = fix(config, "mend it", repository, "fix", stop_at(at, number))
+    config = configure([*FIX, patch(PATCH), DONE])
+    ended = fix(config, "fix it", repository, "fix", stop_at(at, number))
     assert (ended.outcome, ended.reason) == (Outcome.INTERRUPTED, "stopped by Ctrl-C or a signal")
     assert events_of(config)[-1] == ended
     assert resume(folder_of(config), lambda _: None).outcome is Outcome.PASSED
@@ -365,8 +365,8 @@ def test_an_interrupted_run_says_so_and_can_go_on(
 
 
 def test_after_an_interrupt_the_work_is_restored_from_the_saved_copy(repository: Path, configure: Configure) -> None:
-    config = configure(MEND)
-    fix(config, "mend it", repository, "fix", stop_at(ToolFinished, 2))
+    config = configure(FIX)
+    fix(config, "fix it", repository, "fix", stop_at(ToolFinished, 2))
     assert b"return n * 2" in (folder_of(config) / SNAPSHOT_NAME).read_bytes()
     assert b"return n * 2" in (folder_of(config) / PATCH_NAME).read_bytes(), "agent diff works on it"
     ended = resume(folder_of(config), lambda _: None)
@@ -376,23 +376,23 @@ def test_after_an_interrupt_the_work_is_restored_from_the_saved_copy(repository:
 
 
 def test_a_call_that_a_lost_sandbox_took_along_is_not_repeated(repository: Path, configure: Configure) -> None:
-    config = configure([shell("echo once >> ran.txt"), *MEND, patch(PATCH), DONE])
-    fix(config, "mend it", repository, "fix", stop_at(ToolStarted, 1))
+    config = configure([shell("echo once >> ran.txt"), *FIX, patch(PATCH), DONE])
+    fix(config, "fix it", repository, "fix", stop_at(ToolStarted, 1))
     assert resume(folder_of(config), lambda _: None).outcome is Outcome.PASSED
     results = [e.result.text for e in events_of(config) if isinstance(e, ToolFinished)]
     assert results[0] == LOST
 
 
 def test_a_finished_run_does_not_go_on(repository: Path, configure: Configure) -> None:
-    config = configure(MEND)
-    fix(config, "mend it", repository, "fix", lambda _: None)
+    config = configure(FIX)
+    fix(config, "fix it", repository, "fix", lambda _: None)
     with pytest.raises(UsageError, match=r"has ended \(passed\)"):
         resume(folder_of(config), lambda _: None)
 
 
 def test_a_run_that_met_a_limit_may_use_as_much_again(repository: Path, configure: Configure) -> None:
-    config = configure(MEND, max_turns=2)
-    assert fix(config, "mend it", repository, "fix", lambda _: None).outcome is Outcome.LIMIT
+    config = configure(FIX, max_turns=2)
+    assert fix(config, "fix it", repository, "fix", lambda _: None).outcome is Outcome.LIMIT
     ended = resume(folder_of(config), lambda _: None)
     assert ended.outcome is Outcome.PASSED, ended
     assert ended.branch is not None
@@ -420,7 +420,7 @@ def test_killed_with_sigkill_in_the_middle_of_a_command_it_goes_on(
     config = configure([*SLOW, *[patch(PATCH), DONE]], sandbox="none" if lost else "docker")
     code = (
         "import sys; from pathlib import Path; from agent.config import restore; from agent.session import fix; import json\n"
-        "config = restore(json.loads(sys.argv[1])); fix(config, 'mend it', Path(sys.argv[2]), 'fix', lambda _: None)"
+        "config = restore(json.loads(sys.argv[1])); fix(config, 'fix it', Path(sys.argv[2]), 'fix', lambda _: None)"
     )
     from agent.config import public
 

@@ -284,13 +284,13 @@ class TestApplyPatch:
 
 class TestPlan:
     def test_steps_by_number(self, shop: Workshop) -> None:
-        result = shop("plan", steps=["look", "  mend\nit ", "test"], current=2)
+        result = shop("plan", steps=["look", "  fix\nit ", "test"], current=2)
         assert result.plan == (
             PlanStep("look", StepState.COMPLETED),
-            PlanStep("mend it", StepState.IN_PROGRESS),
+            PlanStep("fix it", StepState.IN_PROGRESS),
             PlanStep("test", StepState.PENDING),
         )
-        assert result.text == "The plan now:\n[x] look\n[>] mend it\n[ ] test"
+        assert result.text == "The plan now:\n[x] look\n[>] fix it\n[ ] test"
         assert {step.state for step in shop("plan", steps=["a"], current=2).plan or ()} == {StepState.COMPLETED}
 
     def test_steps_with_states(self, shop: Workshop) -> None:

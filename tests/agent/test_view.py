@@ -35,8 +35,8 @@ from agent.view import JsonView, PlainView, TerminalView, diff_line, open_view, 
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J[bold red]x[/bold red] :smile: [link=http://evil]y[/link]\u202e"
 PATCH = "*** Begin Patch\n*** Update File: a.py\n@@\n-old\n+new\n*** End Patch"
-PLAN = (PlanStep("look", StepState.COMPLETED), PlanStep("mend", StepState.IN_PROGRESS), PlanStep("check"))
-ENDED = RunEnded(Outcome.PASSED, "1 of 1 checks pass", "It is mended.\nReally.", ("a.py",), (), "agent/x-1")
+PLAN = (PlanStep("look", StepState.COMPLETED), PlanStep("fix", StepState.IN_PROGRESS), PlanStep("check"))
+ENDED = RunEnded(Outcome.PASSED, "1 of 1 checks pass", "It is fixed.\nReally.", ("a.py",), (), "agent/x-1")
 
 
 def call(text: str, recipient: str) -> MessageAdded:
@@ -50,7 +50,7 @@ def answer(text: str, recipient: str) -> Message:
 def a_run(extra: str = "") -> list[Event]:
     return [
         RunStarted(
-            "r1", "mend it" + extra, "fix", Conversation(), "/r", "c0", {"wire": "scripted", "script": "s" + extra}
+            "r1", "fix it" + extra, "fix", Conversation(), "/r", "c0", {"wire": "scripted", "script": "s" + extra}
         ),
         Delta(Channel.ANALYSIS, "I thi" + extra),
         MessageAdded(Message(Role.ASSISTANT, "I think." + extra, Channel.ANALYSIS)),
@@ -66,10 +66,10 @@ def a_run(extra: str = "") -> list[Event]:
         Retried("429" + extra, 1, 2.0),
         MessageAdded(Message(Role.ASSISTANT, "Preamble" + extra, Channel.COMMENTARY)),
         MessageAdded(Message(Role.USER, "The checks fail still" + extra)),
-        MessageAdded(Message(Role.ASSISTANT, "It is mended.\nReally." + extra, Channel.FINAL)),
+        MessageAdded(Message(Role.ASSISTANT, "It is fixed.\nReally." + extra, Channel.FINAL)),
         Checked("after", (CheckResult("pytest", 0, 0.5, "", {"t": "passed"}),)),
         RunEnded(
-            Outcome.PASSED, "1 of 1 checks pass" + extra, "It is mended." + extra, ("a.py" + extra,), (), "agent/x-1"
+            Outcome.PASSED, "1 of 1 checks pass" + extra, "It is fixed." + extra, ("a.py" + extra,), (), "agent/x-1"
         ),
     ]
 
@@ -100,24 +100,24 @@ def on_a_terminal(events: list[Event], width: int = 100) -> tuple[str, str]:
 def test_the_terminal_shows_the_run() -> None:
     _, text = on_a_terminal(a_run())
     for shown in (
-        "● mend it",
+        "● fix it",
         "run r1 · a recorded model plays s: nothing is sampled, all else is real",
         "✻ I think.",
         "✘ check before: pytest: fails (exit 1): 1 failed (0.5 s)",
         "✘ $ pytest",
         "exit 1 in 1.5 s",
         "    1 failed",
-        "▸ mend",
+        "▸ fix",
         "✔ apply_patch update a.py",
         "    -old",
         "asked again in 2.0 s (attempt 1): 429",
         "Preamble",
         "told the model: The checks fail still",
-        "answers: It is mended. Really.",
+        "answers: It is fixed. Really.",
         "✔ check after: pytest: passes: 1 passed (0.5 s)",
         "+++ b/a.py",
-        "It is mended.\nReally.\n",
-        "passed: mended, and the checks say so",
+        "It is fixed.\nReally.\n",
+        "passed: fixed, and the checks confirm it",
         "branch: agent/x-1",
     ):
         assert shown in text, shown
@@ -186,7 +186,7 @@ def test_without_a_terminal_there_are_plain_lines() -> None:
     assert "\x1b" not in text
     assert "$ pytest" in text
     assert "exit 1 in 1.5 s" in text
-    assert "passed: mended" not in text, "that is the summary's"
+    assert "passed: fixed" not in text, "that is the summary's"
     assert "+x" not in text
     view.summary(ENDED)
     assert stream.getvalue().endswith(summary_text(ENDED))
@@ -232,7 +232,7 @@ def test_a_reader_that_went_away_does_not_end_the_run(tmp_path: Path) -> None:
 
 def test_summary_text() -> None:
     assert summary_text(ENDED) == (
-        "It is mended.\nReally.\n\npassed: mended, and the checks say so\n1 of 1 checks pass\nchanged: a.py\nbranch: agent/x-1\n"
+        "It is fixed.\nReally.\n\npassed: fixed, and the checks confirm it\n1 of 1 checks pass\nchanged: a.py\nbranch: agent/x-1\n"
     )
     assert summary_text(RunEnded(Outcome.LIMIT, "")) == "limit: a limit was reached\n"
 
@@ -248,7 +248,7 @@ def test_the_tally_is_one_record_of_all() -> None:
         "outcome": "passed",
         "exit_code": 0,
         "reason": "1 of 1 checks pass",
-        "claimed": "It is mended.\nReally.",
+        "claimed": "It is fixed.\nReally.",
         "branch": "agent/x-1",
         "changed_paths": ["a.py"],
         "test_paths": [],

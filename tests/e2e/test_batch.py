@@ -30,18 +30,18 @@ def shell(command: str) -> list[dict[str, object]]:
     return [{"recipient": "container.exec", "arguments": {"command": ["sh", "-c", command]}}]
 
 
-MEND = [{"recipient": "repo_browser.apply_patch", "arguments": {"patch": PATCH}}]
+FIX = [{"recipient": "repo_browser.apply_patch", "arguments": {"patch": PATCH}}]
 DONE = [{"text": "double() doubles now."}]
 TURNS = [
     shell("cat calc.py; sleep 0.3"),
     shell("sleep 0.3"),
-    MEND,
+    FIX,
     shell("sleep 0.3; python3 -B -c 'import calc'"),
     DONE,
 ]
-# -B: a file that is mended in the second in which it was compiled, to the same length, is the old one to Python.
+# -B: a file that is changed in the second in which it was compiled, to the same length, is the old one to Python.
 # What is played only where a kill took the sandbox too, and the run is asked to look again.
-ONCE_MORE = [shell("git diff"), MEND, [{"text": "It is mended."}]]
+ONCE_MORE = [shell("git diff"), FIX, [{"text": "It is fixed."}]]
 
 Script = Callable[[Sequence[object]], tuple[str, ...]]
 
@@ -76,7 +76,7 @@ def logs(out: Path) -> list[Path]:
 
 def test_a_batch_from_end_to_end(place: Place, script: Script, tmp_path: Path) -> None:
     path, out = make_tasks(tmp_path / "set", 3), tmp_path / "out"
-    command = ("tasks", "run", str(path), "--out", str(out), "--jobs", "2", *script([MEND, DONE]), *PLAIN)
+    command = ("tasks", "run", str(path), "--out", str(out), "--jobs", "2", *script([FIX, DONE]), *PLAIN)
     done = place.agent(*command, "--json")
     assert done.returncode == 0, done.stderr
     records = [json.loads(line) for line in done.stdout.splitlines()]
@@ -127,7 +127,7 @@ def test_killed_at_random_moments_and_run_again_nothing_is_lost_or_done_twice(
 
 def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(place: Place, script: Script, tmp_path: Path) -> None:
     path, out = make_tasks(tmp_path / "set", 2), tmp_path / "out"
-    turns = [MEND, shell(f"echo ran >> {tmp_path}/ran; sleep 2"), DONE]
+    turns = [FIX, shell(f"echo ran >> {tmp_path}/ran; sleep 2"), DONE]
     command = ("tasks", "run", str(path), "--out", str(out), "--jobs", "2", *script(turns), *PLAIN)
     batch = place.start(*command)
     wait_until(lambda: (tmp_path / "ran").exists())
@@ -145,7 +145,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(place: Place, script:
 
 def test_a_worker_that_is_killed_goes_on_and_harms_no_other(place: Place, script: Script, tmp_path: Path) -> None:
     path, out = make_tasks(tmp_path / "set", 2), tmp_path / "out"
-    turns = [shell(f"echo ran >> {tmp_path}/ran; sleep 1.5"), MEND, DONE]
+    turns = [shell(f"echo ran >> {tmp_path}/ran; sleep 1.5"), FIX, DONE]
     batch = place.start("tasks", "run", str(path), "--out", str(out), "--jobs", "2", *script(turns), *PLAIN)
     wait_until(lambda: (tmp_path / "ran").exists())
     children = Path(f"/proc/{batch.pid}/task").glob("*/children")
@@ -169,7 +169,7 @@ def test_a_worker_that_always_dies_is_a_failure_of_its_own_task(place: Place, sc
 
 def test_the_budget_holds_over_starts(place: Place, script: Script, tmp_path: Path) -> None:
     path, out = make_tasks(tmp_path / "set", 3), tmp_path / "out"
-    command = ("tasks", "run", str(path), "--out", str(out), *script([MEND, DONE]), *PLAIN)
+    command = ("tasks", "run", str(path), "--out", str(out), *script([FIX, DONE]), *PLAIN)
     short = place.agent(*command, "--budget-tokens", "60")
     assert short.returncode == 4, short.stderr
     assert "the budget of 60 tokens is used up" in short.stderr
@@ -255,7 +255,7 @@ def test_a_data_set_of_the_hub_is_run_and_graded_by_its_name(place: Place, scrip
     out, flags = tmp_path / "out", ("--repositories", str(tmp_path / "clones"), *PLAIN)
     with serve(FakeHub("ada/tasks", {"data/test.jsonl": json.dumps(row).encode()}, kind="datasets")) as hub:
         place.env.update(HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "hf"), HF_HUB_DISABLE_XET="1")
-        done = place.agent("tasks", "run", "ada/tasks", "--out", str(out), *flags, *script([MEND, DONE]))
+        done = place.agent("tasks", "run", "ada/tasks", "--out", str(out), *flags, *script([FIX, DONE]))
         assert done.returncode == 0, done.stderr
         assert "there is no ada/tasks here, so the split test of the data set ada/tasks is taken" in done.stderr
         graded = place.agent("tasks", "grade", str(out), "hf:ada/tasks", *flags)
@@ -274,7 +274,7 @@ def calc(place: Place) -> Path:
 
 
 def test_several_attempts_at_one_fix_end_in_one_branch(place: Place, calc: Path, script: Script) -> None:
-    flags = ("--check", CHECK, *script([MEND, DONE]), *PLAIN, "--branch", "best")
+    flags = ("--check", CHECK, *script([FIX, DONE]), *PLAIN, "--branch", "best")
     done = place.agent("fix", "double(3) is 5", "-n", "2", "--json", *flags)
     assert done.returncode == 0, done.stderr
     *events, result = [json.loads(line) for line in done.stdout.splitlines()]
@@ -304,7 +304,7 @@ def test_the_ladder_of_one_fix_climbs_while_checks_fail(place: Place, calc: Path
 def test_attempts_bring_the_best_change_into_the_checkout(place: Place, calc: Path, script: Script) -> None:
     git(calc, "add", "-A")
     git(calc, "-c", "user.name=A", "-c", "user.email=a@b.c", "commit", "-qm", "calc")
-    flags = ("--check", CHECK, *script([MEND, DONE]), *PLAIN, "--apply", "--yes")
+    flags = ("--check", CHECK, *script([FIX, DONE]), *PLAIN, "--apply", "--yes")
     done = place.agent("fix", "double(3) is 5", "-n", "2", *flags)
     assert done.returncode == 0, done.stderr
     assert (calc / "calc.py").read_text().endswith("n * 2\n")

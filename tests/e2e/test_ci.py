@@ -134,7 +134,7 @@ def test_a_labelled_issue_becomes_a_pull_request_and_a_second_event_brings_it_up
     assert (jobs.out / "summary.md").read_text().startswith(f"{MARKER}\n### ✅ passed")
     assert "textkit/slug.py" in (jobs.out / "report.html").read_text()
     ElementTree.parse(jobs.out / "junit.xml")
-    assert jobs.forge.requests == [], "the job that mends never speaks to the service"
+    assert jobs.forge.requests == [], "the job that fixes never speaks to the service"
 
     done = jobs.publish(service, labelled(service))
     assert done.returncode == 0, done.stderr
@@ -189,7 +189,7 @@ def test_a_pull_requests_instructions_are_not_believed_and_its_branch_is_the_tar
 
 
 @pytest.mark.docker
-def test_a_workflow_that_fails_is_mended_at_its_commit(jobs: Jobs) -> None:
+def test_a_workflow_that_fails_is_fixed_at_its_commit(jobs: Jobs) -> None:
     payload = payloads.workflow_failed(sha=jobs.forge.tip("main") or "")
     assert jobs.job("github", "which", payload, "ci", "commit").stdout.strip() == jobs.forge.tip("main")
     done = jobs.fix("github", payload, *SCRIPT)
@@ -197,7 +197,7 @@ def test_a_workflow_that_fails_is_mended_at_its_commit(jobs: Jobs) -> None:
     done = jobs.publish("github", payload)
     assert done.returncode == 0, done.stderr
     ((_, pull),) = jobs.forge.pulls.items()
-    assert (pull["branch"], pull["title"]) == ("agent/check/main", "Mend tests")
+    assert (pull["branch"], pull["title"]) == ("agent/check/main", "Fix tests")
     other = payloads.workflow_failed(sha="1" * 40)
     done = jobs.fix("github", other, *SCRIPT)
     assert done.returncode == 2
@@ -214,7 +214,7 @@ def test_a_workflow_that_fails_is_mended_at_its_commit(jobs: Jobs) -> None:
         ([shell("mkdir -p .github; echo x > .github/x.yml"), *[FINAL] * 3], ("--check", "true"), 7, "refused"),
     ],
 )
-def test_what_is_not_mended_is_said_where_it_was_asked(
+def test_what_is_not_fixed_is_said_where_it_was_asked(
     jobs: Jobs,
     script: Callable[..., tuple[str, ...]],
     turns: list[object],
@@ -284,7 +284,7 @@ def test_a_stranger_with_an_artifact_gets_no_further(jobs: Jobs) -> None:
     assert not jobs.forge.writes()
 
 
-def test_a_token_in_the_job_that_mends_is_refused_and_recorded(jobs: Jobs) -> None:
+def test_a_token_in_the_job_that_fixes_is_refused_and_recorded(jobs: Jobs) -> None:
     done = jobs.job("github", "fix", labelled("github"), "ci", "--out", str(jobs.out), *SCRIPT, token=TOKEN)
     assert done.returncode == 7
     assert "env -u GITHUB_TOKEN agent" in done.stderr

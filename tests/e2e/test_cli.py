@@ -34,7 +34,7 @@ def test_a_fix_hands_back_a_branch_with_one_commit_and_leaves_the_checkout(place
     before = git(place.repository, "rev-parse", "HEAD"), git(place.repository, "status", "--porcelain")
     done = place.agent("fix", f"@{TASK / 'prompt.md'}", *SCRIPT, *PLAIN)
     assert done.returncode == 0, done.stderr
-    assert "passed: mended, and the checks say so" in done.stdout
+    assert "passed: fixed, and the checks confirm it" in done.stdout
     assert "a recorded model plays" in done.stderr
     assert "$ python3 -m unittest" in done.stderr
     assert (git(place.repository, "rev-parse", "HEAD"), git(place.repository, "status", "--porcelain")) == before
@@ -46,7 +46,7 @@ def test_a_fix_hands_back_a_branch_with_one_commit_and_leaves_the_checkout(place
 
 @pytest.mark.docker
 def test_the_same_in_a_container_as_json(place: Place) -> None:
-    done = place.agent("fix", "mend slugify", *SCRIPT, "--image", "host", "--json", "--effort", "high")
+    done = place.agent("fix", "fix slugify", *SCRIPT, "--image", "host", "--json", "--effort", "high")
     assert done.returncode == 0, done.stderr
     events, result = results(done.stdout)
     assert events[0]["event"] == "RunStarted"
@@ -59,12 +59,12 @@ def test_the_same_in_a_container_as_json(place: Place) -> None:
     assert (result["outcome"], result["exit_code"]) == ("passed", 0)
     assert result["changed_paths"] == ["textkit/slug.py"]
     assert [check["exit_code"] for when in ("before", "after") for check in result["checks"][when]] == [1, 0]  # type: ignore[index]
-    assert "passed: mended" in done.stderr
+    assert "passed: fixed" in done.stderr
 
 
 def test_output_writes_a_patch_and_makes_no_branch(place: Place, tmp_path: Path) -> None:
     patch = tmp_path / "out.patch"
-    done = place.agent("fix", "mend slugify", *SCRIPT, *PLAIN, "--output", str(patch))
+    done = place.agent("fix", "fix slugify", *SCRIPT, *PLAIN, "--output", str(patch))
     assert done.returncode == 0, done.stderr
     assert git(place.repository, "for-each-ref", "refs/heads/agent") == ""
     git(place.repository, "apply", "--check", str(patch))
@@ -72,14 +72,14 @@ def test_output_writes_a_patch_and_makes_no_branch(place: Place, tmp_path: Path)
 
 
 def test_output_that_cannot_be_written_says_where_the_patch_is(place: Place, tmp_path: Path) -> None:
-    done = place.agent("fix", "mend slugify", *SCRIPT, *PLAIN, "--output", str(tmp_path / ("x" * 300)))
+    done = place.agent("fix", "fix slugify", *SCRIPT, *PLAIN, "--output", str(tmp_path / ("x" * 300)))
     assert done.returncode == 2
     assert "cannot be written: File name too long. The change is kept: `agent diff 2" in done.stderr
     assert place.agent("diff", "last").stdout.startswith("diff --git a/textkit/slug.py")
 
 
 def test_apply_brings_it_into_the_checkout_uncommitted(place: Place) -> None:
-    done = place.agent("fix", "mend slugify", *SCRIPT, *PLAIN, "--apply")
+    done = place.agent("fix", "fix slugify", *SCRIPT, *PLAIN, "--apply")
     assert done.returncode == 0, done.stderr
     assert git(place.repository, "status", "--porcelain") == "M textkit/slug.py"
     assert git(place.repository, "for-each-ref", "refs/heads/agent") == ""
@@ -87,7 +87,7 @@ def test_apply_brings_it_into_the_checkout_uncommitted(place: Place) -> None:
 
 def test_a_run_that_failed_is_not_brought_in_but_can_be(place: Place, script: Callable[..., tuple[str, ...]]) -> None:
     flags = script([shell("echo >> textkit/slug.py"), *[FINAL] * 5])
-    done = place.agent("fix", "mend slugify", *flags, *PLAIN, "--apply")
+    done = place.agent("fix", "fix slugify", *flags, *PLAIN, "--apply")
     assert done.returncode == 5, done.stderr
     assert git(place.repository, "status", "--porcelain") == ""
     assert "agent apply" in done.stderr
@@ -96,9 +96,9 @@ def test_a_run_that_failed_is_not_brought_in_but_can_be(place: Place, script: Ca
 
 
 def test_a_named_branch(place: Place) -> None:
-    done = place.agent("fix", "mend slugify", *SCRIPT, *PLAIN, "--branch", "mended")
+    done = place.agent("fix", "fix slugify", *SCRIPT, *PLAIN, "--branch", "fixed")
     assert done.returncode == 0, done.stderr
-    assert git(place.repository, "rev-list", "--count", "main..mended") == "1"
+    assert git(place.repository, "rev-list", "--count", "main..fixed") == "1"
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_the_exit_code_says_what_was_observed(
     code: int,
     outcome: str,
 ) -> None:
-    done = place.agent("fix", "mend slugify", *script(turns), *PLAIN, *flags, "--json")
+    done = place.agent("fix", "fix slugify", *script(turns), *PLAIN, *flags, "--json")
     _, result = results(done.stdout)
     assert (done.returncode, result["exit_code"], result["outcome"]) == (code, code, outcome), done.stderr
 
@@ -177,7 +177,7 @@ def test_an_open_standard_input_is_not_waited_for(place: Place) -> None:
     reader, writer = os.pipe()
     try:
         done = subprocess.run(
-            place.command("fix", "mend slugify", *SCRIPT, *PLAIN), cwd=place.repository, env=place.env, stdin=reader, capture_output=True, timeout=60, check=False
+            place.command("fix", "fix slugify", *SCRIPT, *PLAIN), cwd=place.repository, env=place.env, stdin=reader, capture_output=True, timeout=60, check=False
         )  # fmt: skip
     finally:
         os.close(reader)
@@ -196,7 +196,7 @@ def test_the_key_is_nowhere(place: Place, script: Callable[..., tuple[str, ...]]
 
 
 def test_a_reader_that_goes_away_does_not_end_the_run(place: Place) -> None:
-    process = place.start("fix", "mend slugify", *SCRIPT, *PLAIN, "--json")
+    process = place.start("fix", "fix slugify", *SCRIPT, *PLAIN, "--json")
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.readline()
@@ -259,7 +259,7 @@ def test_on_a_terminal_there_are_colours_and_no_question(place: Place) -> None:
     """A pseudo terminal, as a person has it; --yes answers the one question there could be."""
     host, terminal = pty.openpty()
     process = subprocess.Popen(
-        place.command("fix", "mend slugify", *SCRIPT, *PLAIN, "--apply", "--yes"),
+        place.command("fix", "fix slugify", *SCRIPT, *PLAIN, "--apply", "--yes"),
         cwd=place.repository,
         env={**place.env, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40"},
         stdin=terminal,
@@ -282,17 +282,17 @@ def test_on_a_terminal_there_are_colours_and_no_question(place: Place) -> None:
     assert "\x1b[32m" in output.decode()
     assert "✔ apply_patch update textkit/slug.py" in text
     assert "+    words = WORD.findall" in text
-    assert "passed: mended" in text
+    assert "passed: fixed" in text
     assert git(place.repository, "status", "--porcelain") == "M textkit/slug.py"
 
 
 def test_show_and_runs_tell_of_it_later(place: Place) -> None:
-    assert place.agent("fix", "mend slugify", *SCRIPT, *PLAIN).returncode == 0
-    assert re.search(r"passed .* mend slugify$", place.agent("runs").stdout.strip())
+    assert place.agent("fix", "fix slugify", *SCRIPT, *PLAIN).returncode == 0
+    assert re.search(r"passed .* fix slugify$", place.agent("runs").stdout.strip())
     shown = place.agent("show", "last").stdout
     assert "run " in shown
     assert "$ python3 -m unittest" in shown
-    assert "passed: mended" in shown
+    assert "passed: fixed" in shown
     assert place.agent("discard", "last").returncode == 0
     assert git(place.repository, "for-each-ref", "refs/heads/agent") == ""
     assert place.agent("runs").stdout == ""

@@ -16,7 +16,7 @@ import pytest
 from agent.batch.cluster import MACHINE_NAME
 from agent.log import LOG_NAME, read
 from tests.e2e.conftest import PLAIN, ROOT, Place
-from tests.e2e.test_batch import DONE, MEND, ONCE_MORE, Script, lines, logs, make_tasks, shell, wait_until
+from tests.e2e.test_batch import DONE, FIX, ONCE_MORE, Script, lines, logs, make_tasks, shell, wait_until
 
 pytestmark = pytest.mark.timeout(300)
 STARTS_S = 90  # Ray's processes load much, and a machine may be busy
@@ -125,7 +125,7 @@ def test_results_come_back_from_machines_that_share_no_disk(
     nodes: Nodes, place: Place, script: Script, tmp_path: Path
 ) -> None:
     path, out = make_tasks(tmp_path / "set", 4), tmp_path / "out"
-    command = ("tasks", "run", str(path), "--out", str(out), "--jobs", "3", *script([MEND, DONE]), *PLAIN, *nodes.flags)
+    command = ("tasks", "run", str(path), "--out", str(out), "--jobs", "3", *script([FIX, DONE]), *PLAIN, *nodes.flags)
     short = place.agent(*command, "--budget-tokens", "60", timeout_s=120)
     assert short.returncode == 4, short.stderr
     assert "the budget of 60 tokens is used up" in short.stderr
@@ -157,7 +157,7 @@ def test_a_worker_that_is_killed_goes_on_from_its_log(
     nodes: Nodes, place: Place, script: Script, tmp_path: Path, sandbox: tuple[str, ...]
 ) -> None:
     path, out = make_tasks(tmp_path / "set", 3), tmp_path / "out"
-    turns = [MEND, shell("sleep 2"), shell("python3 -B -c 'import calc'"), DONE, *ONCE_MORE]
+    turns = [FIX, shell("sleep 2"), shell("python3 -B -c 'import calc'"), DONE, *ONCE_MORE]
     batch = place.start("tasks", "run", str(path), "--out", str(out), "-j", "3", *script(turns), *sandbox, *nodes.flags)
     wait_until(lambda: bool(nodes.at_work()), STARTS_S)
     os.kill(nodes.seat_of(nodes.at_work()[0]), signal.SIGKILL)
@@ -178,7 +178,7 @@ def test_a_batch_that_is_killed_leaves_no_worker_and_goes_on(
     nodes: Nodes, place: Place, script: Script, tmp_path: Path
 ) -> None:
     path, out = make_tasks(tmp_path / "set", 3), tmp_path / "out"
-    turns = [MEND, shell("sleep 3"), DONE, *ONCE_MORE]
+    turns = [FIX, shell("sleep 3"), DONE, *ONCE_MORE]
     command = ("tasks", "run", str(path), "--out", str(out), "-j", "2", *script(turns), *PLAIN, *nodes.flags)
     batch = place.start(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_until(lambda: len(nodes.at_work()) == 2, STARTS_S)
@@ -200,7 +200,7 @@ def test_ctrl_c_stops_cleanly_where_some_wait_for_a_place(
     nodes: Nodes, place: Place, script: Script, tmp_path: Path
 ) -> None:
     path, out = make_tasks(tmp_path / "set", 4), tmp_path / "out"
-    command = ("tasks", "run", str(path), "--out", str(out), "-j", "4", *script([MEND, shell("sleep 3"), DONE]), *PLAIN)
+    command = ("tasks", "run", str(path), "--out", str(out), "-j", "4", *script([FIX, shell("sleep 3"), DONE]), *PLAIN)
     batch = place.start(*command, *nodes.flags)
     wait_until(lambda: len(nodes.at_work()) == 2, STARTS_S)
     batch.send_signal(signal.SIGINT)
@@ -218,7 +218,7 @@ def test_a_machine_that_is_lost_takes_no_task_with_it(
     nodes: Nodes, place: Place, script: Script, tmp_path: Path
 ) -> None:
     path, out = make_tasks(tmp_path / "set", 3), tmp_path / "out"
-    turns = [MEND, shell("sleep 2"), DONE]
+    turns = [FIX, shell("sleep 2"), DONE]
     nodes.order("add three")
     try:
         batch = place.start(

@@ -55,7 +55,7 @@ def result(done: subprocess.CompletedProcess[str]) -> dict[str, object]:
 
 def test_an_answer_that_ends_by_itself_is_a_run_that_changed_nothing(place: Place, answering: Path) -> None:
     before = git(place.repository, "status", "--porcelain")
-    done = place.agent("fix", "mend it", "--model", str(answering), *PLAIN, *SMALL, "--json", "--temperature", "0")
+    done = place.agent("fix", "fix it", "--model", str(answering), *PLAIN, *SMALL, "--json", "--temperature", "0")
     assert done.returncode == 6, done.stderr
     assert "100 % of" in done.stderr, "loading shows its progress"
     events = [json.loads(line) for line in done.stdout.splitlines()[:-1]]
@@ -70,14 +70,14 @@ def test_an_answer_that_ends_by_itself_is_a_run_that_changed_nothing(place: Plac
 @pytest.mark.docker
 def test_the_same_with_a_container(place: Place, answering: Path) -> None:
     done = place.agent(
-        "fix", "mend it", "--model", str(answering), "--image", "host", *SMALL, "--json", "--temperature", "0"
+        "fix", "fix it", "--model", str(answering), "--image", "host", *SMALL, "--json", "--temperature", "0"
     )
     assert done.returncode == 6, done.stderr
     assert result(done)["outcome"] == "no_change"
 
 
 def test_noise_ends_at_the_limit_of_tokens(place: Place, noise: Path) -> None:
-    done = place.agent("fix", "mend it", "--model", str(noise), *PLAIN, *SMALL, "--max-tokens", "100", "--seed", "3")
+    done = place.agent("fix", "fix it", "--model", str(noise), *PLAIN, *SMALL, "--max-tokens", "100", "--seed", "3")
     assert done.returncode in {4, 6}, done.stderr
     assert "Traceback" not in done.stderr
     (folder,) = place.runs.iterdir()
@@ -89,13 +89,13 @@ def test_noise_ends_at_the_limit_of_tokens(place: Place, noise: Path) -> None:
 def test_the_clock_ends_an_answer_under_way(place: Place, noise: Path) -> None:
     """Noise that never gets to a word: nobody sees anything of it, and it would go on for 32,768 tokens."""
     done = place.agent(
-        "fix", "mend it", "--model", str(noise), *PLAIN, "--timeout", "8", "--context", "60000", timeout_s=90
+        "fix", "fix it", "--model", str(noise), *PLAIN, "--timeout", "8", "--context", "60000", timeout_s=90
     )
     assert done.returncode == 4, done.stderr
 
 
 def test_an_interrupt_ends_an_answer_under_way(place: Place, noise: Path) -> None:
-    running = place.start("fix", "mend it", "--model", str(noise), *PLAIN, "--context", "60000")
+    running = place.start("fix", "fix it", "--model", str(noise), *PLAIN, "--context", "60000")
     assert running.stderr is not None
     for line in running.stderr:
         if "100 %" in line:
@@ -113,14 +113,14 @@ def test_a_checkpoint_of_another_vocabulary_is_refused_in_a_line(place: Place, t
     from runtime.model.tiny import write_tiny
 
     write_tiny(tmp_path / "model")
-    done = place.agent("fix", "mend it", "--model", str(tmp_path / "model"), *PLAIN)
+    done = place.agent("fix", "fix it", "--model", str(tmp_path / "model"), *PLAIN)
     assert done.returncode == 3
     assert "vocabulary ends at 255: it was made for another model" in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused_in_a_line(place: Place, tmp_path: Path) -> None:
-    done = place.agent("fix", "mend it", "--model", str(tmp_path), *PLAIN)
+    done = place.agent("fix", "fix it", "--model", str(tmp_path), *PLAIN)
     assert done.returncode == 3
     assert "no *.safetensors" in done.stdout + done.stderr
     assert "Traceback" not in done.stderr

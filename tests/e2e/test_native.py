@@ -178,7 +178,7 @@ def test_a_repository_that_forges_messages_changes_nothing(place: Place, serve, 
         git(place.repository, "add", "--all")
         git(place.repository, "commit", "--quiet", f"--message={kind}")
         model = VLLM(codec, turns((*LOOK, ANSWER)))
-        task = "mend slugify " + (FORGED if kind == "forged" else "now")
+        task = "fix slugify " + (FORGED if kind == "forged" else "now")
         done = place.agent("fix", task, *flags(serve(model)), "--image", "host", "--json", timeout_s=120)
         assert done.returncode == 0, done.stderr[-2000:]
         started = json.loads(done.stdout.splitlines()[0])
@@ -198,7 +198,7 @@ def test_a_repository_that_forges_messages_changes_nothing(place: Place, serve, 
 # --- ten turns, a kill in between
 
 TEN = (
-    call("functions.plan", "I plan first.", steps=["see it fail", "mend it", "run all tests"], current=1),
+    call("functions.plan", "I plan first.", steps=["see it fail", "fix it", "run all tests"], current=1),
     call("repo_browser.search", "Where is it?", path="", query="slugify"),
     '<|channel|>commentary to=repo_browser.open_file <|constrain|>json<|message|>{"file_path":"textkit/slug.py"}<|call|>',
     "<|channel|>analysis to=python code<|message|>from textkit.slug import slugify\nslugify('a b', 3)<|call|>",
@@ -227,7 +227,7 @@ def test_ten_turns_only_append_also_over_a_kill_and_a_resume(place: Place, serve
         return first
 
     model = VLLM(codec, turns(TEN), hold=sixth)
-    run = place.start("fix", "mend slugify", *flags(serve(model)), *PLAIN)
+    run = place.start("fix", "fix slugify", *flags(serve(model)), *PLAIN)
     assert asked.wait(60), run.communicate(timeout=5)
     run.send_signal(signal.SIGKILL)
     run.communicate()
@@ -268,7 +268,7 @@ def test_in_a_small_window_the_run_is_compacted_and_always_fits(
         return (*rest, shell("seq 1 3000"), shell("seq 1 3000 | tac"), ANSWER)[min(made - 25, 4)]
 
     model = VLLM(codec, answer, window_tokens)
-    done = place.agent("fix", "mend slugify", *flags(serve(model)), *PLAIN, timeout_s=110)
+    done = place.agent("fix", "fix slugify", *flags(serve(model)), *PLAIN, timeout_s=110)
     assert done.returncode == 0, done.stderr[-3000:]
     assert model.refused == 0
     texts = [codec.decode(prompt) for prompt in model.prompts]
@@ -279,7 +279,7 @@ def test_in_a_small_window_the_run_is_compacted_and_always_fits(
     assert "\n3000\n2999\n" in texts[28]
     heads = {tuple(prompt[:1000]) for prompt in model.prompts}
     assert len(heads) == 1
-    assert all("mend slugify" in text for text in texts)
+    assert all("fix slugify" in text for text in texts)
     # Between two compactions the log only grows.
     jumps = [
         at

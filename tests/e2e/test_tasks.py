@@ -72,13 +72,13 @@ def test_the_reference_patch_passes_and_leaves_nothing_else(task: Task, tmp_path
     assert tuple(changed) == task.files
 
 
-def test_the_recording_mends_slugify_without_a_repair(place: Place, tmp_path: Path) -> None:
+def test_the_recording_fixes_slugify_without_a_repair(place: Place, tmp_path: Path) -> None:
     task = ROOT / "tasks" / "slugify"
     script = ("--wire", "scripted", "--script", str(task / "script.json"))
-    done = place.agent("fix", f"@{task / 'prompt.md'}", *script, *PLAIN, "--branch", "mended", "--json")
+    done = place.agent("fix", f"@{task / 'prompt.md'}", *script, *PLAIN, "--branch", "fixed", "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["repairs"] == 0
     assert result["changed_paths"] == tomllib.loads((task / "task.toml").read_text(encoding="utf-8"))["files"]
-    git(tmp_path, "clone", "--quiet", "--branch", "mended", str(place.repository), "result")
+    git(tmp_path, "clone", "--quiet", "--branch", "fixed", str(place.repository), "result")
     assert run(tmp_path / "result", task / "check.sh").returncode == 0

@@ -51,7 +51,7 @@ def page_of(html: str, url: str, title: str = "") -> Page:
 
 
 def _deep_page(html: str, url: str, title: str) -> Page:
-    """The same for elements nested thousands deep, where lxml gives up: tag by tag, without a tree that could mend what is broken."""
+    """The same for elements nested thousands deep, where lxml gives up: tag by tag, without a tree that could repair what is broken."""
     tags = _Tags(_Text(url))
     end = html.rfind(">") + 1  # up to here every declaration has an end, so none is looked for in vain
     tags.feed(_DECLARATION.sub("", html[:end]) + html[end:])

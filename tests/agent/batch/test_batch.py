@@ -72,7 +72,7 @@ def tasks(tmp_path: Path) -> list[Task]:
     source = tmp_path / "source"
     source.mkdir()
     (source / "a.py").write_text("")
-    return [Task(f"t{number}", "Mend.", str(source), language="python") for number in range(4)]
+    return [Task(f"t{number}", "Fix.", str(source), language="python") for number in range(4)]
 
 
 def copies(folder: Path) -> Copies:
@@ -172,14 +172,14 @@ def test_an_attempt_that_was_stopped_leaves_its_task_open(tmp_path: Path, tasks:
 
 
 def test_an_endpoint_that_is_gone_stops_the_batch(tmp_path: Path, tasks: list[Task]) -> None:
-    many = [Task(f"m{number}", "Mend.", tasks[0].repository) for number in range(9)]
+    many = [Task(f"m{number}", "Fix.", tasks[0].repository) for number in range(9)]
     engine, records, _, governor = go(tmp_path, many, lambda job: attempt(kind=Kind.ENDPOINT, outcome="endpoint"), FAST)
     assert len(engine.jobs) == len(records) == 5
     assert governor.stopped.startswith("the endpoint failed 5 attempts in a row")
 
 
 def test_a_task_that_cannot_be_laid_out_harms_no_other(tmp_path: Path, tasks: list[Task]) -> None:
-    lost = Task("lost", "Mend.", str(tmp_path / "none"))
+    lost = Task("lost", "Fix.", str(tmp_path / "none"))
     _, records, _, _ = go(tmp_path, [lost, tasks[0]], lambda job: attempt(), FAST)
     assert (records["lost"]["class"], records["t0"]["class"]) == ("harness", "done")
     assert "there is no repository" in records["lost"]["reason"]

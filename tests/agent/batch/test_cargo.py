@@ -39,7 +39,7 @@ def checkout(tmp_path: Path) -> Path:
     base = git(source, "rev-parse", "HEAD")
     (source / "a.py").write_text("x = 2\n")
     git(source, "commit", "-qam", "two")
-    return lay_out(Task("t", "Mend.", str(source), base), tmp_path / "checkout", tmp_path / "cache")
+    return lay_out(Task("t", "Fix.", str(source), base), tmp_path / "checkout", tmp_path / "cache")
 
 
 def test_a_checkout_arrives_as_it_was_and_needs_nothing_more(tmp_path: Path, checkout: Path) -> None:
@@ -63,7 +63,7 @@ def test_a_file_called_checkout_is_a_file_like_any_other(tmp_path: Path) -> None
     source.mkdir()
     (source / "checkout").write_text("a file\n")
     place = tmp_path / "far"
-    unpack_checkout(pack_checkout(lay_out(Task("t", "Mend.", str(source)), tmp_path / "one", tmp_path)), place)
+    unpack_checkout(pack_checkout(lay_out(Task("t", "Fix.", str(source)), tmp_path / "one", tmp_path)), place)
     assert (place / "checkout").read_text() == "a file\n"
 
 

@@ -23,7 +23,7 @@ def project(folder: Path) -> tuple[Path, str, str]:
     folder.mkdir()
     git(folder, "init", "-q", "-b", "main")
     commits = []
-    for text in ("bug", "mended"):
+    for text in ("bug", "fixed"):
         (folder / "a.txt").write_text(text)
         git(folder, "add", "-A")
         git(folder, "commit", "-q", "-m", text)
@@ -38,7 +38,7 @@ def test_a_folder_of_files_becomes_the_same_commit_everywhere(tmp_path: Path) ->
     (source / "a.sh").chmod(0o755)
     (source / ".gitignore").write_text("ignored\n")
     (source / "ignored").write_text("part of the task all the same")
-    task = Task("one", "Mend.", str(source))
+    task = Task("one", "Fix.", str(source))
     heads = set()
     for name in ("x", "y"):
         checkout = lay_out(task, tmp_path / name, tmp_path / "cache")
@@ -50,7 +50,7 @@ def test_a_folder_of_files_becomes_the_same_commit_everywhere(tmp_path: Path) ->
 
 def test_a_checkout_that_is_there_is_kept(tmp_path: Path) -> None:
     source, first, _ = project(tmp_path / "source")
-    task = Task("one", "Mend.", str(source), first)
+    task = Task("one", "Fix.", str(source), first)
     checkout = lay_out(task, tmp_path / "x", tmp_path / "cache")
     (checkout / "mark").write_text("")
     assert (lay_out(task, tmp_path / "x", tmp_path / "cache") / "mark").exists()
@@ -62,36 +62,36 @@ def test_a_checkout_that_is_there_is_kept(tmp_path: Path) -> None:
 
 def test_a_repository_is_taken_at_its_commit(tmp_path: Path) -> None:
     source, first, second = project(tmp_path / "source")
-    checkout = lay_out(Task("one", "Mend.", str(source), first), tmp_path / "x", tmp_path / "cache")
+    checkout = lay_out(Task("one", "Fix.", str(source), first), tmp_path / "x", tmp_path / "cache")
     assert (checkout / "a.txt").read_text() == "bug"
     assert git(checkout, "log", "--format=%H") == first
-    newest = lay_out(Task("two", "Mend.", str(source)), tmp_path / "y", tmp_path / "cache")
+    newest = lay_out(Task("two", "Fix.", str(source)), tmp_path / "y", tmp_path / "cache")
     assert git(newest, "rev-parse", "HEAD") == second
 
 
 def test_what_is_elsewhere_is_mirrored_once_and_fetched_when_a_commit_is_missing(tmp_path: Path) -> None:
     source, first, _ = project(tmp_path / "source")
     url = f"file://{source}"
-    lay_out(Task("one", "Mend.", url, first), tmp_path / "x", tmp_path / "cache")
+    lay_out(Task("one", "Fix.", url, first), tmp_path / "x", tmp_path / "cache")
     (source / "a.txt").write_text("newer")
     git(source, "commit", "-qam", "newer")
     newer = git(source, "rev-parse", "HEAD")
-    checkout = lay_out(Task("two", "Mend.", url, newer), tmp_path / "y", tmp_path / "cache")
+    checkout = lay_out(Task("two", "Fix.", url, newer), tmp_path / "y", tmp_path / "cache")
     assert (checkout / "a.txt").read_text() == "newer"
     assert len(list((tmp_path / "cache/mirrors").glob("*.git"))) == 1
     source.rename(tmp_path / "offline")
-    lay_out(Task("three", "Mend.", url, newer), tmp_path / "z", tmp_path / "cache")
+    lay_out(Task("three", "Fix.", url, newer), tmp_path / "z", tmp_path / "cache")
 
 
 def test_what_cannot_be_laid_out_leaves_nothing(tmp_path: Path) -> None:
     source, _, _ = project(tmp_path / "source")
     (tmp_path / "files").mkdir()
     for task, error, said in [
-        (Task("one", "Mend.", str(source), "0" * 40), WorktreeError, "checkout failed"),
-        (Task("one", "Mend.", str(source), "--orphan"), UsageError, "is no commit"),
-        (Task("one", "Mend.", str(tmp_path / "none")), UsageError, "there is no repository"),
-        (Task("one", "Mend.", str(tmp_path / "files"), "0" * 40), UsageError, "is not a git repository"),
-        (Task("one", "Mend.", f"file://{tmp_path}/none"), WorktreeError, "clone failed"),
+        (Task("one", "Fix.", str(source), "0" * 40), WorktreeError, "checkout failed"),
+        (Task("one", "Fix.", str(source), "--orphan"), UsageError, "is no commit"),
+        (Task("one", "Fix.", str(tmp_path / "none")), UsageError, "there is no repository"),
+        (Task("one", "Fix.", str(tmp_path / "files"), "0" * 40), UsageError, "is not a git repository"),
+        (Task("one", "Fix.", f"file://{tmp_path}/none"), WorktreeError, "clone failed"),
     ]:
         with pytest.raises(error, match=said):
             lay_out(task, tmp_path / "place/x", tmp_path / "cache")

@@ -21,7 +21,7 @@ TESTS = "from calc import double, half\n\n\ndef test_two():\n    assert double(2
 MORE = TESTS + "\n\ndef test_three():\n    assert double(3) == 6\n"
 PYTEST = f"{sys.executable} -m pytest -q -p no:hypothesispytest"
 FILES = {"calc.py": BUGGY, "tests/test_calc.py": TESTS}
-MENDED = {"calc.py": BUGGY.replace("n + 2", "n * 2")}
+FIXED = {"calc.py": BUGGY.replace("n + 2", "n * 2")}
 SUITE_FILES = {"tests/test_calc.py": MORE, "tests/__init__.py": ""}
 
 
@@ -97,7 +97,7 @@ def test_rows_of_swe_bench_are_graded_test_by_test(
     tmp_path: Path, repository: Path, swe: Task, config: RunConfig, kind: str
 ) -> None:
     config = replace(config, sandbox=kind)
-    good = grade(swe, patch(repository, MENDED), config, tmp_path / "good")
+    good = grade(swe, patch(repository, FIXED), config, tmp_path / "good")
     assert good.resolved, good
     told = json.loads((tmp_path / "good" / REPORT_NAME).read_text())
     assert told == {
@@ -120,10 +120,10 @@ def test_rows_of_swe_bench_are_graded_test_by_test(
     }
 
 
-def test_a_patch_that_mends_and_breaks_does_not_resolve(
+def test_a_patch_that_fixes_and_breaks_does_not_resolve(
     tmp_path: Path, repository: Path, swe: Task, config: RunConfig
 ) -> None:
-    broken = {"calc.py": MENDED["calc.py"].replace("n // 2", "n // 3")}
+    broken = {"calc.py": FIXED["calc.py"].replace("n // 2", "n // 3")}
     result = grade(swe, patch(repository, broken), config, tmp_path / "one")
     assert not result.resolved
     assert result.tests["tests/test_calc.py::test_three"] == "passed"
@@ -137,19 +137,19 @@ def test_no_patch_grades_itself(tmp_path: Path, repository: Path, swe: Task, con
         "tests/__init__.py": "x = 1\n",
     }
     assert not grade(swe, patch(repository, weak), config, tmp_path / "weak").resolved
-    assert grade(swe, patch(repository, weak | MENDED), config, tmp_path / "both").resolved
+    assert grade(swe, patch(repository, weak | FIXED), config, tmp_path / "both").resolved
     (repository / "tests/test_calc.py").unlink()
-    assert grade(swe, patch(repository, MENDED), config, tmp_path / "gone").resolved
+    assert grade(swe, patch(repository, FIXED), config, tmp_path / "gone").resolved
 
 
 def test_what_cannot_be_graded_says_why(tmp_path: Path, repository: Path, swe: Task, config: RunConfig) -> None:
-    elsewhere = patch(repository, MENDED).replace(b"n + 2", b"n + 9")
+    elsewhere = patch(repository, FIXED).replace(b"n + 2", b"n + 9")
     for number, (task, data, said) in enumerate(
         [
             (swe, elsewhere, "does not apply"),
             (swe, b"no diff at all\n", "line 1 of the diff"),
-            (replace(swe, tests=None), patch(repository, MENDED), "says nothing to grade by"),
-            (replace(swe, base_commit="0" * 40), patch(repository, MENDED), "checkout failed"),
+            (replace(swe, tests=None), patch(repository, FIXED), "says nothing to grade by"),
+            (replace(swe, base_commit="0" * 40), patch(repository, FIXED), "checkout failed"),
         ]
     ):
         result = grade(task, data, config, tmp_path / str(number))
@@ -163,10 +163,10 @@ def test_what_cannot_be_graded_says_why(tmp_path: Path, repository: Path, swe: T
 def test_what_is_no_grade_is_not_deleted(tmp_path: Path, swe: Task, config: RunConfig) -> None:
     """`--out tasks` would name the tasks' own folders."""
     folder = tmp_path / "tasks" / swe.name
-    write(folder, {"prompt.md": "mend it"})
+    write(folder, {"prompt.md": "fix it"})
     with pytest.raises(UsageError, match="other things than a grade"):
         grade(swe, b"\n", config, folder)
-    assert (folder / "prompt.md").read_text() == "mend it"
+    assert (folder / "prompt.md").read_text() == "fix it"
     (folder / "prompt.md").rename(folder / OUTPUT_NAME)
     (folder / "checkout" / ".git").mkdir(parents=True)  # what a grade leaves that was killed
     (folder / ".new-x").mkdir()
@@ -182,7 +182,7 @@ def test_a_script_that_runs_out_of_time_does_not_resolve(tmp_path: Path, config:
 
 
 def test_the_report_over_all_has_the_shape_of_swebenchs() -> None:
-    tasks = [Task(name, "Mend.", "/r") for name in "abcdef"]
+    tasks = [Task(name, "Fix.", "/r") for name in "abcdef"]
     grades = [
         Grade("a", resolved=True, applied=True),
         Grade("b", applied=True),
@@ -218,7 +218,7 @@ def test_the_report_over_all_has_the_shape_of_swebenchs() -> None:
 )
 def test_what_counts_as_good(state: str, good: bool) -> None:
     """As swebench finds it in what pytest prints, where a skipped test has no name (tests/agent/batch/test_swebench.py)."""
-    task = Task("t", "Mend.", "/r", tests=Suite("", ("a",), ("b",)))
+    task = Task("t", "Fix.", "/r", tests=Suite("", ("a",), ("b",)))
     told = report(task, Grade("t", applied=True, tests={"a": state, "b": state}))["t"]["tests_status"]
     assert told["FAIL_TO_PASS"] == {"success": ["a"] * good, "failure": ["a"] * (not good)}
     assert told["PASS_TO_PASS"] == {"success": ["b"] * good, "failure": ["b"] * (not good)}

@@ -153,7 +153,7 @@ def test_rows_from_elsewhere_take_the_persons_clones(server: FakeHub, tmp_path: 
 
 def test_a_parquet_file_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "mine.parquet"
-    own = {"name": "a", "repository": "r", "prompt": "Mend.", "tags": ["x", "y"], "image": "host"}
+    own = {"name": "a", "repository": "r", "prompt": "Fix.", "tags": ["x", "y"], "image": "host"}
     path.write_bytes(parquet(own, own | {"name": "b", "tags": None, "image": None}))
     first, second = read_tasks([path])
     assert (first.name, first.repository, first.tags) == ("a", str(tmp_path / "r"), ("x", "y"))

@@ -24,7 +24,7 @@ def test_a_worker_imports_nothing_of_the_folder_that_it_is_started_in(
     script.write_text('{"turns": []}')
     config = RunConfig(wire="scripted", script=script, sandbox="none", cache_dir=tmp_path / "cache")
     monkeypatch.chdir(repository)
-    job = Job("a", 1, "mend it", str(tmp_path / "nowhere"), str(tmp_path / "out"), public(config))
+    job = Job("a", 1, "fix it", str(tmp_path / "nowhere"), str(tmp_path / "out"), public(config))
     attempt = Processes(Governor()).run(job, lambda _: None)
     assert attempt is not None
     assert attempt.kind is Kind.HARNESS

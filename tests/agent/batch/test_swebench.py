@@ -52,26 +52,26 @@ def test_cut(text):
 T = "tests/test_calc.py"
 FAIL_TO_PASS = [f"{T}::test_three", f"{T}::test_cut[one"]  # cut off, as hundreds are in the published sets
 PASS_TO_PASS = [f"{T}::test_two", f"{T}::TestHalf::TestEven::test_four", f"{T}::test_known"]
-MENDED = {"calc.py": BUGGY.replace("n + 2", "n * 2")}
+FIXED = {"calc.py": BUGGY.replace("n + 2", "n * 2")}
 HOOK = "import pytest\n\n\ndef pytest_collection_modifyitems(items):\n    for item in items:\n"
 CHANGES: dict[str, dict[str, str]] = {
-    "mends": MENDED,
+    "fixes": FIXED,
     "changes-nothing-of-worth": {"notes.txt": "hm\n"},
-    "mends-and-breaks": {"calc.py": MENDED["calc.py"].replace("n // 2", "n // 3")},
-    "mends-a-part": {"calc.py": BUGGY.replace("n + 2", "6 if n == 3 else n + 2")},
-    "mends-the-known-one-too": {"calc.py": MENDED["calc.py"].replace("n // 2", "n / 2")},
+    "fixes-and-breaks": {"calc.py": FIXED["calc.py"].replace("n // 2", "n // 3")},
+    "fixes-a-part": {"calc.py": BUGGY.replace("n + 2", "6 if n == 3 else n + 2")},
+    "fixes-the-known-one-too": {"calc.py": FIXED["calc.py"].replace("n // 2", "n / 2")},
     "cannot-be-imported": {"calc.py": "def double(n)\n"},
-    "renames": {"calc.py": MENDED["calc.py"].replace("half", "halve")},
+    "renames": {"calc.py": FIXED["calc.py"].replace("half", "halve")},
     "weakens-the-tests": {T: "def test_three():\n    pass\n"},
-    "mends-and-weakens-the-tests": {**MENDED, T: "def test_three():\n    pass\n"},
+    "fixes-and-weakens-the-tests": {**FIXED, T: "def test_three():\n    pass\n"},
     "skips-them-all": {"conftest.py": f"{HOOK}        item.add_marker(pytest.mark.skip)\n"},
-    "skips-one-that-passed": MENDED | {"conftest.py": f"{HOOK}        if item.name == 'test_two':\n            item.add_marker(pytest.mark.skip)\n"},
+    "skips-one-that-passed": FIXED | {"conftest.py": f"{HOOK}        if item.name == 'test_two':\n            item.add_marker(pytest.mark.skip)\n"},
     # Both are taken in by this one: to that package a test that is expected to fail has passed.
     "expects-them-to-fail": {"conftest.py": f"{HOOK}        if item.name.startswith(('test_three', 'test_cut')):\n            item.add_marker(pytest.mark.xfail)\n"},
     "runs-none": {"conftest.py": "def pytest_collection_modifyitems(items):\n    items.clear()\n"},
     "stops-the-run": {"conftest.py": "import os\n\n\ndef pytest_runtest_setup():\n    os._exit(0)\n"},
-    "ends-with-an-odd-code": MENDED | {"conftest.py": "def pytest_sessionfinish(session):\n    session.exitstatus = 3\n"},
-    "fails-in-teardown": MENDED | {"conftest.py": "import pytest\n\n\n@pytest.fixture(autouse=True)\ndef after():\n    yield\n    assert False\n"},
+    "ends-with-an-odd-code": FIXED | {"conftest.py": "def pytest_sessionfinish(session):\n    session.exitstatus = 3\n"},
+    "fails-in-teardown": FIXED | {"conftest.py": "import pytest\n\n\n@pytest.fixture(autouse=True)\ndef after():\n    yield\n    assert False\n"},
 }  # fmt: skip
 
 
@@ -96,7 +96,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
     git(repository, "commit", "-q", "-m", "start")
     tests = patch(repository, {T: MORE}).decode()
     patches = {name: patch(repository, files).decode() for name, files in CHANGES.items()}
-    patches |= {"does-not-apply": patches["mends"].replace("n + 2", "n + 9"), "is-empty": ""}
+    patches |= {"does-not-apply": patches["fixes"].replace("n + 2", "n + 9"), "is-empty": ""}
     base = git(repository, "rev-parse", "HEAD").strip()
     rows = [
         {
@@ -144,20 +144,20 @@ def evaluate(repository: Path, text: str, tests: str, logs: Path) -> None:
     (logs / "test_output.txt").write_text(f"{marks[0]}\n{run.stdout}{run.stderr}\n{marks[1]}\n{marks[2]}\n")
 
 
-UNEXPECTED = "mends-the-known-one-too"
+UNEXPECTED = "fixes-the-known-one-too"
 SILENT = {"skips-them-all", "runs-none", "stops-the-run", "ends-with-an-odd-code"}
 
 
 @pytest.mark.timeout(300)
 def test_both_sides_say_the_same(compared: Compared) -> None:
     # The one difference: a test that is expected to fail and passes is named XPASS, which the package does not know. To
-    # it that test is not there, so what mends more than was asked is unresolved; pytest's report has it among the passed.
+    # it that test is not there, so what fixes more than was asked is unresolved; pytest's report has it among the passed.
     unexpected = compared.ours.pop(UNEXPECTED), compared.theirs.pop(UNEXPECTED)
     assert [told["resolved"] for told in unexpected] == [True, False]
     assert unexpected[1]["tests_status"]["PASS_TO_PASS"]["failure"] == [f"{T}::test_known"]
 
     resolved = {name for name, told in compared.theirs.items() if told["resolved"]}
-    assert resolved == {"mends", "mends-and-weakens-the-tests", "expects-them-to-fail"}
+    assert resolved == {"fixes", "fixes-and-weakens-the-tests", "expects-them-to-fail"}
     for name, theirs in compared.theirs.items():
         ours = compared.ours[name]
         # Why nothing could be read is guessed from words in the log there, and known here.

@@ -15,7 +15,7 @@ from agent.batch.task import Suite
 from agent.errors import UsageError
 
 
-def make(folder: Path, toml: str = "", prompt: str = "Mend it.", repo: bool = True) -> Path:
+def make(folder: Path, toml: str = "", prompt: str = "Fix it.", repo: bool = True) -> Path:
     (folder / "repo" if repo else folder).mkdir(parents=True)
     (folder / "task.toml").write_text(toml)
     (folder / "prompt.md").write_text(prompt)
@@ -45,7 +45,7 @@ def test_a_folder_is_read(tmp_path: Path) -> None:
     folder = make(tmp_path / "one", toml)
     (folder / "check.sh").write_text("exit 1\n")
     (task,) = read_tasks([folder])
-    assert (task.name, task.prompt, task.title, task.tags, task.script) == ("one", "Mend it.", "T", ("a",), "exit 1\n")
+    assert (task.name, task.prompt, task.title, task.tags, task.script) == ("one", "Fix it.", "T", ("a",), "exit 1\n")
     assert task.repository == str(folder / "repo")
     assert task.settings == {"checks": ["make test"], "image": "host", "max_turns": 7, "timeout_s": 60}
     assert task.tests is None
@@ -54,7 +54,7 @@ def test_a_folder_is_read(tmp_path: Path) -> None:
 def test_paths_may_be_folders_of_tasks_and_files_of_rows(tmp_path: Path) -> None:
     make(tmp_path / "tasks/b")
     make(tmp_path / "tasks/a")
-    own = {"name": "c", "repository": "../r", "prompt": "Mend.", "check": "true", "language": "shell"}
+    own = {"name": "c", "repository": "../r", "prompt": "Fix.", "check": "true", "language": "shell"}
     array = rows(tmp_path, own, name="rows.json")
     tasks = read_tasks([array, tmp_path / "tasks", rows(tmp_path, SWE)])
     assert [task.name for task in tasks] == ["a", "ada__calc-1", "b", "c"]

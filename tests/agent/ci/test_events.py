@@ -61,9 +61,9 @@ def test_a_comment_adds_what_is_asked() -> None:
 
 
 def test_a_comment_on_a_pull_request_is_for_its_own_branch() -> None:
-    asked = github("issue_comment", commented("/agent mend the test", pull_request={"url": "…"}))
+    asked = github("issue_comment", commented("/agent fix the test", pull_request={"url": "…"}))
     assert (asked.kind, asked.number, asked.target) == ("pull", 12, None)
-    assert "mend the test" in asked.task
+    assert "fix the test" in asked.task
     assert TITLE in asked.task
 
 
@@ -118,7 +118,7 @@ def test_gitlab_events_are_the_same_requests() -> None:
     assert (asked.service, asked.project, asked.kind, asked.number) == ("gitlab", str(NUMBER), "issue", 12)
     assert (asked.actor, asked.target, asked.task) == ("42", "main", f"{TITLE}\n\n{BODY}")
     assert gitlab(noted("/agent only this")).branch == asked.branch
-    asked = gitlab(noted("/agent mend it", on="MergeRequest"))
+    asked = gitlab(noted("/agent fix it", on="MergeRequest"))
     assert (asked.kind, asked.number, asked.target, asked.commit) == ("pull", 100, None, "1" * 40)
     asked = gitlab(pipeline_failed("feature"))
     assert (asked.kind, asked.number, asked.target, asked.commit, asked.actor) == (

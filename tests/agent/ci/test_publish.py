@@ -17,7 +17,7 @@ from agent.log import LOG_NAME
 from agent.runs import PATCH_NAME
 from sandbox.errors import DiffRefused, WorktreeError
 from tests import forge as forges
-from tests.agent.ci.bench import BUGGY, CLAIM, MENDED, Bench, diff, git, make_repository
+from tests.agent.ci.bench import BUGGY, CLAIM, FIXED, Bench, diff, git, make_repository
 from tests.forge import TOKEN, Fault
 
 BRANCH = "agent/issue/12"
@@ -39,13 +39,13 @@ def message(bench: Bench, branch: str = BRANCH) -> str:
 
 
 def test_a_change_becomes_a_branch_a_pull_request_and_a_comment(bench: Bench) -> None:
-    bench.mended()
+    bench.fixed()
     before = git(bench.repository, "status", "--porcelain"), git(bench.repository, "for-each-ref")
     proposal = bench.publish()
     assert proposal is not None
     assert proposal.new
     assert bench.forge.git("rev-parse", f"{BRANCH}^") == git(bench.repository, "rev-parse", "HEAD")
-    assert bench.forge.git("show", f"{BRANCH}:calc.py") == MENDED.strip()
+    assert bench.forge.git("show", f"{BRANCH}:calc.py") == FIXED.strip()
     assert bench.forge.git("log", "-1", "--format=%an <%ae> %cn", BRANCH) == "gpt-oss-agent <agent@gpt-oss-agent.invalid> gpt-oss-agent"  # fmt: skip
     ((number, pull),) = bench.forge.pulls.items()
     assert (pull["branch"], pull["target"]) == (BRANCH, "main")
@@ -55,7 +55,7 @@ def test_a_change_becomes_a_branch_a_pull_request_and_a_comment(bench: Bench) ->
 
 
 def test_what_others_wrote_does_nothing_where_it_is_shown(bench: Bench) -> None:
-    bench.mended()
+    bench.fixed()
     bench.publish()
     (pull,) = bench.forge.pulls.values()
     assert pull["title"] == "double skip ci adds, fixes 9 eve 9"
@@ -74,7 +74,7 @@ def test_what_others_wrote_does_nothing_where_it_is_shown(bench: Bench) -> None:
 
 
 def test_publishing_again_changes_nothing(bench: Bench) -> None:
-    bench.mended()
+    bench.fixed()
     bench.publish()
     at, writes = bench.forge.tip(BRANCH), bench.forge.writes()
     proposal = bench.publish()
@@ -85,13 +85,13 @@ def test_publishing_again_changes_nothing(bench: Bench) -> None:
 
 
 def test_the_next_event_brings_the_same_three_up_to_date(bench: Bench) -> None:
-    bench.mended()
+    bench.fixed()
     bench.publish()
     first = bench.forge.tip(BRANCH)
     (bench.repository / "README.md").write_text("calc, and more\n")  # meanwhile main went on
     git(bench.repository, "commit", "-q", "-am", "More")
     git(bench.repository, "push", "-q", str(bench.forge.git_dir), "main")
-    bench.mended({"calc.py": MENDED + "\n\nhalf = 1 / 2\n"}, Outcome.UNVERIFIED)
+    bench.fixed({"calc.py": FIXED + "\n\nhalf = 1 / 2\n"}, Outcome.UNVERIFIED)
     proposal = bench.publish()
     assert proposal is not None
     assert not proposal.new
@@ -104,7 +104,7 @@ def test_the_next_event_brings_the_same_three_up_to_date(bench: Bench) -> None:
 
 
 def test_after_a_merge_there_is_a_new_pull_request_on_the_same_branch(bench: Bench) -> None:
-    bench.mended()
+    bench.fixed()
     bench.publish()
     next(iter(bench.forge.pulls.values()))["state"] = "merged"
     proposal = bench.publish()
@@ -115,7 +115,7 @@ def test_after_a_merge_there_is_a_new_pull_request_on_the_same_branch(bench: Ben
 
 @pytest.mark.parametrize("outcome", [Outcome.CHECKS_FAILED, Outcome.NO_CHANGE, Outcome.REFUSED])
 def test_what_is_not_good_enough_is_answered_and_not_proposed(bench: Bench, outcome: Outcome) -> None:
-    bench.mended(outcome=outcome)
+    bench.fixed(outcome=outcome)
     assert bench.publish() is None
     assert bench.forge.tip(BRANCH) is None
     assert not bench.forge.pulls
@@ -147,7 +147,7 @@ def test_a_pull_requests_own_branch_is_the_target(bench: Bench) -> None:
     git(bench.repository, "commit", "-q", "--allow-empty", "-m", "theirs")
     git(bench.repository, "push", "-q", str(bench.forge.git_dir), "shorter")
     number = bench.forge.open_pull("shorter", "main")
-    bench.mended()
+    bench.fixed()
     asked = bench.asked("pull", number, None)
     bench.publish(asked)
     pull = bench.forge.pulls[number + 1]
@@ -160,7 +160,7 @@ def test_a_pull_requests_own_branch_is_the_target(bench: Bench) -> None:
 def test_a_pull_request_that_moved_or_comes_from_a_fork_is_left_alone(bench: Bench) -> None:
     git(bench.repository, "push", "-q", str(bench.forge.git_dir), "main:shorter")
     number = bench.forge.open_pull("shorter", "main")
-    bench.mended()
+    bench.fixed()
     copy = bench.repository.with_name("elsewhere")
     git(bench.repository, "clone", "-q", "-b", "shorter", str(bench.forge.git_dir), str(copy))
     git(copy, "commit", "-q", "--allow-empty", "-m", "theirs")
@@ -176,12 +176,12 @@ def test_a_pull_request_that_moved_or_comes_from_a_fork_is_left_alone(bench: Ben
 
 
 def test_a_failing_check_has_a_pull_request_and_no_comment(bench: Bench) -> None:
-    bench.mended()
+    bench.fixed()
     asked = bench.asked("check", None, "main", actor="")
     bench.publish(asked)
     (pull,) = bench.forge.pulls.values()
     assert (pull["branch"], pull["target"]) == ("agent/check/main", "main")
-    assert pull["title"].startswith("Mend ")
+    assert pull["title"].startswith("Fix ")
     assert not bench.forge.comments
 
 
@@ -191,7 +191,7 @@ def test_a_failing_check_has_a_pull_request_and_no_comment(bench: Bench) -> None
 @pytest.mark.parametrize("role", ["read", None])
 def test_who_may_not_write_gets_nothing_not_even_a_comment(bench: Bench, role: str | None) -> None:
     bench.forge.roles = {} if role is None else {"ada": role, "42": role}
-    bench.mended()
+    bench.fixed()
     with pytest.raises(PolicyRefused, match="may not write"):
         bench.publish()
     assert not bench.forge.writes()
@@ -204,7 +204,7 @@ def test_who_may_not_write_gets_nothing_not_even_a_comment(bench: Bench, role: s
 @ON_GITHUB
 @pytest.mark.parametrize("how", ["added", "amended", "merged", "theirs"])
 def test_a_branch_that_somebody_worked_on_is_left_alone(bench: Bench, how: str) -> None:
-    bench.mended()
+    bench.fixed()
     copy = bench.repository.with_name("elsewhere")
     if how == "theirs":
         git(bench.repository, "push", "-q", str(bench.forge.git_dir), f"main:refs/heads/{BRANCH}")
@@ -222,7 +222,7 @@ def test_a_branch_that_somebody_worked_on_is_left_alone(bench: Bench, how: str) 
         git(copy, "branch", "-q", "-f", BRANCH, "x")
     git(copy, "push", "-q", "-f", "origin", BRANCH)
     theirs = bench.forge.tip(BRANCH)
-    bench.mended({"calc.py": MENDED + "# other\n"})
+    bench.fixed({"calc.py": FIXED + "# other\n"})
     with pytest.raises(PolicyRefused, match="somebody else has worked on the branch"):
         bench.publish()
     assert bench.forge.tip(BRANCH) == theirs
@@ -234,7 +234,7 @@ def test_a_push_that_comes_between_is_not_overwritten(bench: Bench, monkeypatch:
     """The lease holds: what was looked at must still be there at the moment of the push."""
     from sandbox import remote
 
-    bench.mended()
+    bench.fixed()
     seal = remote.seal
 
     def meanwhile(*arguments: object) -> str:
@@ -260,11 +260,11 @@ def test_a_push_that_comes_between_is_not_overwritten(bench: Bench, monkeypatch:
         ({"AGENTS.md": "Obey.\n"}, "instructions"),
         ({"leak": "-> /etc/passwd"}, "link"),
         ({"leak": "-> ../../secret"}, "link"),
-        ({"calc.py": MENDED, "docs/CODEOWNERS": "* @mallory\n"}, "review"),
+        ({"calc.py": FIXED, "docs/CODEOWNERS": "* @mallory\n"}, "review"),
     ],
 )
 def test_a_patch_that_may_not_leave_does_not(bench: Bench, files: dict[str, str | None], said: str) -> None:
-    bench.mended(files)
+    bench.fixed(files)
     with pytest.raises(DiffRefused, match=said):
         bench.publish()
     assert bench.forge.tip(BRANCH) is None
@@ -294,10 +294,10 @@ def test_a_patch_that_is_none_is_refused(bench: Bench, patch: bytes, said: str) 
 
 @ON_GITHUB
 def test_a_patch_for_another_base_is_refused(bench: Bench) -> None:
-    bench.mended(base="0" * 40)
+    bench.fixed(base="0" * 40)
     with pytest.raises(PolicyRefused, match="is checked out here"):
         bench.publish()
-    bench.left(diff(bench.repository, {"calc.py": MENDED}).replace(b"n + 2", b"n - 2"))
+    bench.left(diff(bench.repository, {"calc.py": FIXED}).replace(b"n + 2", b"n - 2"))
     with pytest.raises(PolicyRefused, match="does not fit"):
         bench.publish()
     assert bench.forge.tip(BRANCH) is None
@@ -313,7 +313,7 @@ def test_a_patch_that_is_not_there_or_does_nothing_is_refused(bench: Bench) -> N
 @ON_GITHUB
 @pytest.mark.parametrize("name", [artifacts.RESULT_NAME, LOG_NAME, PATCH_NAME])
 def test_a_link_or_a_pipe_in_the_artifact_is_refused(bench: Bench, name: str, tmp_path: Path) -> None:
-    bench.mended()
+    bench.fixed()
     secret = tmp_path / "secret"
     (bench.folder / name).rename(secret)
     (bench.folder / name).symlink_to(secret)
@@ -342,7 +342,7 @@ def test_a_link_or_a_pipe_in_the_artifact_is_refused(bench: Bench, name: str, tm
     ],
 )
 def test_an_artifact_that_we_did_not_write_is_refused(bench: Bench, name: str, content: bytes, said: str) -> None:
-    bench.mended()
+    bench.fixed()
     (bench.folder / name).write_bytes(content)
     with pytest.raises(PolicyRefused, match=said):
         bench.publish()
@@ -367,7 +367,7 @@ def leaves(data: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str
     "odd", [float("nan"), float("inf"), -1, 10**4000, "", "\ud800", "\n::x::\n<!-- y -->", None, True, [], {}]
 )
 def test_a_log_with_anything_odd_in_it_is_read_or_refused(bench: Bench, odd: object) -> None:
-    bench.mended()
+    bench.fixed()
     log = bench.folder / LOG_NAME
     lines = [json.loads(line) for line in log.read_bytes().splitlines()]
     for at, line in enumerate(lines):
@@ -390,7 +390,7 @@ def test_a_log_with_anything_odd_in_it_is_read_or_refused(bench: Bench, odd: obj
 
 @ON_GITHUB
 def test_prices_that_are_no_numbers_are_refused(bench: Bench) -> None:
-    bench.mended()
+    bench.fixed()
     log = bench.folder / LOG_NAME
     first, *rest = log.read_text().splitlines(keepends=True)
     record = json.loads(first)
@@ -401,7 +401,7 @@ def test_prices_that_are_no_numbers_are_refused(bench: Bench) -> None:
 
 
 def test_a_summary_in_the_artifact_is_not_believed(bench: Bench) -> None:
-    bench.mended()
+    bench.fixed()
     (bench.folder / artifacts.SUMMARY_NAME).write_text("@everyone read https://evil.example")
     (bench.folder / artifacts.PAGE_NAME).write_text("<script>evil</script>")
     record = json.loads((bench.folder / artifacts.RESULT_NAME).read_text())
@@ -420,7 +420,7 @@ def test_a_shallow_checkout_is_enough(bench: Bench) -> None:
     git(bench.repository, "push", "-q", str(bench.forge.git_dir), "main")
     shallow = bench.repository.with_name("shallow")
     git(bench.repository, "clone", "-q", "--depth=1", f"file://{bench.forge.git_dir}", str(shallow))
-    bench.mended()
+    bench.fixed()
     bench.repository = shallow
     bench.publish()
     bench.publish()
@@ -448,7 +448,7 @@ def test_only_our_own_comment_is_replaced(bench: Bench) -> None:
 @ON_GITHUB
 def test_a_jobs_own_token_does_not_know_its_name(bench: Bench) -> None:
     bench.forge.knows_me = False
-    bench.mended()
+    bench.fixed()
     bench.publish()
     bench.failed("sandbox", "no engine")
     bench.publish()
@@ -472,7 +472,7 @@ def test_the_name_can_be_given(bench: Bench) -> None:
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("where", [r"POST .*(pulls|merge_requests)$", r"POST .*(comments|notes)$"])
 def test_what_passes_is_asked_again_and_done_once(bench: Bench, where: str, after: bool) -> None:
-    bench.mended()
+    bench.fixed()
     bench.forge.faults = [Fault(where, 502, after=after), Fault(where, 429, {"Retry-After": "7"}, after=after)]
     bench.publish()
     assert len(bench.forge.pulls) == 1
@@ -484,7 +484,7 @@ def test_what_passes_is_asked_again_and_done_once(bench: Bench, where: str, afte
 @pytest.mark.parametrize("where", ["GET .*upload-pack", "GET .*receive-pack", "POST .*receive-pack"])
 @pytest.mark.parametrize("after", [False, True])
 def test_a_push_that_fails_is_made_again_and_done_once(bench: Bench, where: str, after: bool) -> None:
-    bench.mended()
+    bench.fixed()
     bench.forge.faults = [Fault(where, 503, after=after), Fault(where, 429)]
     bench.publish()
     assert bench.forge.git("rev-list", "--count", f"main..{BRANCH}") == "1"
@@ -494,7 +494,7 @@ def test_a_push_that_fails_is_made_again_and_done_once(bench: Bench, where: str,
 
 @ON_GITHUB
 def test_a_push_that_is_not_allowed_is_not_tried_again(bench: Bench) -> None:
-    bench.mended()
+    bench.fixed()
     bench.forge.faults = [Fault("GET .*receive-pack", 403)]
     with pytest.raises(WorktreeError, match=r"403(.|\n)*the right to write contents"):
         bench.publish()
@@ -503,7 +503,7 @@ def test_a_push_that_is_not_allowed_is_not_tried_again(bench: Bench) -> None:
 
 @ON_GITHUB
 def test_a_spent_rate_limit_is_waited_for(bench: Bench) -> None:
-    bench.mended()
+    bench.fixed()
     bench.forge.faults = [
         Fault("permission", 403, {"Retry-After": "60"}, body={"message": "You have exceeded a secondary rate limit"}),
         Fault("POST .*pulls$", 403, {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "1"}),
@@ -513,7 +513,7 @@ def test_a_spent_rate_limit_is_waited_for(bench: Bench) -> None:
 
 
 def test_what_does_not_pass_ends_it_and_the_next_time_goes_on(bench: Bench) -> None:
-    bench.mended()
+    bench.fixed()
     bench.forge.faults = [Fault(r"POST .*(pulls|merge_requests)$", 403, body={"message": f"may not, {TOKEN}"})]
     with pytest.raises(ServiceError, match=r"may not, \*\*\*; the token may not do this") as caught:
         bench.publish()
@@ -525,7 +525,7 @@ def test_what_does_not_pass_ends_it_and_the_next_time_goes_on(bench: Bench) -> N
 
 @ON_GITHUB
 def test_patience_ends(bench: Bench) -> None:
-    bench.mended()
+    bench.fixed()
     bench.forge.faults = [Fault("permission|members", 503)] * 50
     with pytest.raises(ServiceError, match="gave up after"):
         bench.publish()
@@ -537,7 +537,7 @@ def test_patience_ends(bench: Bench) -> None:
 
 @ON_GITHUB
 def test_nobody_there(bench: Bench) -> None:
-    bench.mended()
+    bench.fixed()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         bench.forge.url = f"http://127.0.0.1:{taken.getsockname()[1]}"
@@ -549,7 +549,7 @@ def test_nobody_there(bench: Bench) -> None:
 
 
 def test_a_token_of_no_use_is_never_shown(bench: Bench) -> None:
-    bench.mended()
+    bench.fixed()
     bench.token = "ghs_this-one-is-wrong-000000000000"
     with pytest.raises(ServiceError, match="not valid") as caught:
         bench.publish()
@@ -563,7 +563,7 @@ def test_a_server_that_refuses_the_push_is_quoted_without_the_token(bench: Bench
     hook = bench.forge.git_dir / "hooks" / "pre-receive"
     hook.write_text(f"#!/bin/sh\necho 'protected branch {TOKEN}' >&2\nexit 1\n")
     hook.chmod(0o755)
-    bench.mended()
+    bench.fixed()
     with pytest.raises(WorktreeError, match=r"protected branch \*\*\*") as caught:
         bench.publish()
     assert TOKEN not in str(caught.value)
@@ -579,7 +579,7 @@ def test_the_token_goes_to_the_service_and_into_no_argument_or_file(
     (wrapper / "git").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/arguments\nexec {real}/git "$@"\n')
     (wrapper / "git").chmod(0o755)
     monkeypatch.setenv("PATH", f"{wrapper}:{os.environ['PATH']}")
-    bench.mended()
+    bench.fixed()
     bench.publish()
     arguments = (tmp_path / "arguments").read_text()
     assert "push" in arguments
@@ -603,7 +603,7 @@ def test_the_persons_git_has_no_say(bench: Bench, tmp_path: Path, monkeypatch: p
     (home / "pre-push").chmod(0o755)
     monkeypatch.setenv("HOME", str(home))
     git(bench.repository, "config", "url.file:///nowhere/.insteadOf", bench.forge.url)
-    bench.mended()
+    bench.fixed()
     bench.publish()
     assert bench.forge.tip(BRANCH) is not None
     assert not trap.exists()

@@ -34,7 +34,7 @@ def test_a_run_s_page_is_written_beside_it(runs_dir: Path, name: str) -> None:
     assert done.exit_code == 0
     page = Path(done.output.strip())
     assert page.resolve() == runs_dir / "20261122-101500-abcdef" / "report.html"
-    assert "<h1>Mend the price.</h1>" in page.read_text()
+    assert "<h1>Fix the price.</h1>" in page.read_text()
 
 
 def test_each_form_goes_where_it_is_asked_for(runs_dir: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def make(
     folder = runs_dir / name
     times = iter([at, at + 1, at + 2.5])
     with Log(folder / LOG_NAME, new=True, clock=lambda: next(times)) as log:
-        log.append(RunStarted(name, f"mend {name}\x1b[2J", "fix", Conversation(), "/repo", "c0ffee", {"wire": "chat"}))
+        log.append(RunStarted(name, f"fix {name}\x1b[2J", "fix", Conversation(), "/repo", "c0ffee", {"wire": "chat"}))
         log.append(MessageAdded(Message(Role.ASSISTANT, "thinking", Channel.ANALYSIS)))
         if ended is not None:
             log.append(RunEnded(ended, "because", claimed, ("x",), (), f"agent/{name}"))
@@ -112,7 +112,7 @@ def test_runs_lists_newest_first_and_goes_on_after_a_broken_one(runs_dir: Path) 
     assert result.exit_code == 0
     rows = result.stdout.splitlines()
     assert [row.split()[0] for row in rows] == ["beta", "alpha-2", "alpha-1"]
-    assert re.search(r"beta .* checks_failed +2\.5 s +mend beta\\x1b\[2J$", rows[0])
+    assert re.search(r"beta .* checks_failed +2\.5 s +fix beta\\x1b\[2J$", rows[0])
     assert "broken" in result.stderr
 
 
@@ -132,7 +132,7 @@ def test_runs_as_json(runs_dir: Path) -> None:
         "state": "checks_failed",
         "mode": "fix",
         "repository": "/repo",
-        "task": "mend beta\x1b[2J",
+        "task": "fix beta\x1b[2J",
         "branch": "agent/beta",
     }
 
@@ -146,7 +146,7 @@ def test_runs_where_there_are_none_is_empty_and_fine(tmp_path: Path, monkeypatch
 def test_show_tells_the_run_and_its_end(runs_dir: Path) -> None:
     result = agent("show", "last")
     assert result.stdout.splitlines() == [
-        "     0.0  run beta (fix): mend beta\\x1b[2J",
+        "     0.0  run beta (fix): fix beta\\x1b[2J",
         "          model: the model at the first local port that answers",
         "     1.0  thought: thinking",
         "     2.5  checks_failed: changed, but the checks fail",

@@ -12,7 +12,7 @@ from agent.batch.governor import Governor
 from agent.cli.tasks_view import Table, Watcher, open_watch
 
 RECORD = {"task": "a", "class": "done", "duration_s": 2.0, "reason": "it passes\n\x1b[31mred", "sampled_tokens": 1200}
-JOB = Job("b", 2, "Mend.", "/r", "/f", {})
+JOB = Job("b", 2, "Fix.", "/r", "/f", {})
 
 
 class Clock:

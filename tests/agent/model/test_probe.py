@@ -88,16 +88,16 @@ def test_a_good_chat_server(cache_dir: Path) -> None:
         "endpoint": True, "id prompts": False, "wire": True, "speed": True, "reasoning": True, "sampling": True, "window": True,
     }  # fmt: skip
     assert "Ollama strips them since 0.30" in found["id prompts"].seen
-    assert "vLLM" in found["id prompts"].mend
+    assert "vLLM" in found["id prompts"].remedy
     assert "(chat)" in found["wire"].seen
     assert "100000 tokens is read from its beginning" in found["window"].seen
 
 
-def test_a_window_that_cuts_in_silence_is_seen_and_the_mend_is_the_servers(cache_dir: Path) -> None:
+def test_a_window_that_cuts_in_silence_is_seen_and_the_remedy_is_the_servers(cache_dir: Path) -> None:
     found = chat(Brain(window_tokens=4096), cache_dir)["window"]
     assert found.good is False
     assert "loses its beginning in silence: 4096 were read" in found.seen
-    assert "OLLAMA_CONTEXT_LENGTH" in found.mend
+    assert "OLLAMA_CONTEXT_LENGTH" in found.remedy
 
 
 def test_a_silent_cut_behind_a_wrong_count_is_not_taken_for_a_whole_prompt(cache_dir: Path) -> None:
@@ -110,14 +110,14 @@ def test_a_window_that_is_smaller_than_stated_is_seen(cache_dir: Path) -> None:
     found = chat(Brain(window_tokens=10_000, refuses_long=True), cache_dir, "llamacpp", max_model_len=131_072)["window"]
     assert found.good is False
     assert "24000 tokens is refused (131072 tokens are stated)" in found.seen
-    assert "-c 65536" in found.mend
+    assert "-c 65536" in found.remedy
 
 
 def test_a_small_window_that_is_stated_is_small(cache_dir: Path) -> None:
     found = chat(Brain(), cache_dir, "vllm", max_model_len=8192)["window"]
     assert found.good is False
     assert "8192 tokens are stated, and 6000 were read whole" in found.seen
-    assert "--max-model-len" in found.mend
+    assert "--max-model-len" in found.remedy
 
 
 def test_reasoning_that_is_dropped_is_seen(cache_dir: Path) -> None:

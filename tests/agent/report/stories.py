@@ -92,14 +92,14 @@ def turn(
 
 
 def run_events(
-    turns: int = 3, *, text: str = "", task: str = "Mend the price.", outcome: Outcome | None = Outcome.PASSED,
+    turns: int = 3, *, text: str = "", task: str = "Fix the price.", outcome: Outcome | None = Outcome.PASSED,
     output: str = "one\ntwo\n", checks: bool = True,
 ) -> list[Durable]:  # fmt: skip
     """A run of so many turns with a call each; ``text`` is put wherever a model, tool or repository may write."""
     conversation = Conversation("be good", (), (Message(Role.USER, task + text),))
     plan = (
         PlanStep("Look" + text, StepState.COMPLETED),
-        PlanStep("Mend" + text, StepState.IN_PROGRESS),
+        PlanStep("Fix" + text, StepState.IN_PROGRESS),
         PlanStep("Test"),
     )
     events: list[Durable] = [
@@ -136,7 +136,7 @@ def run_events(
         if number == 3:
             events.append(Repaired("header_words", "stray" + text))
     if outcome is not None:
-        claimed = "It is mended." + text
+        claimed = "It is fixed." + text
         events += [
             MessageAdded(Message(Role.ASSISTANT, claimed, Channel.FINAL)),
             Sampled(2500, 30, "stop", 1000, 1.0, 0.1),

@@ -54,7 +54,7 @@ def after(check: CheckResult, outcome: Outcome = Outcome.CHECKS_FAILED) -> str:
 
 def test_a_run_and_its_checks_test_by_test(tmp_path: Path) -> None:
     agent, check = read(run_junit(write_run(tmp_path / "r", run_events())))
-    assert verdicts(agent) == {"Mend the price.": "passed"}
+    assert verdicts(agent) == {"Fix the price.": "passed"}
     told = {each.attrib["name"]: each.attrib["value"] for each in agent.iter("property")}
     assert told == {
         "run": "20261122-101500-abcdef", "outcome": "passed", "branch": "agent/price-1", "turns": "4",
@@ -75,7 +75,7 @@ def test_a_failing_test_says_what_it_was_before() -> None:
         "it was not there before",
     ]
     assert check.findtext("system-out") == "long story"
-    assert verdicts(agent) == {"Mend the price.": "failure"}
+    assert verdicts(agent) == {"Fix the price.": "failure"}
 
 
 def test_a_check_that_reports_no_tests_is_one() -> None:
@@ -101,7 +101,7 @@ def test_an_exit_code_that_no_test_explains_is_a_failure_of_its_own() -> None:
 )  # fmt: skip
 def test_failures_are_the_model_s_and_errors_are_not(outcome: Outcome | None, verdict: str) -> None:
     agent = read(story_junit(tell(entries(run_events(outcome=outcome)))))[0]
-    assert verdicts(agent) == {"Mend the price.": verdict}
+    assert verdicts(agent) == {"Fix the price.": verdict}
 
 
 @settings(max_examples=60)
@@ -128,14 +128,14 @@ def test_a_batch_is_a_suite_and_a_task_a_test(tmp_path: Path) -> None:
 
 
 def test_a_grade_stands_over_what_the_run_said(tmp_path: Path) -> None:
-    records = [record("good", [attempt()]), record("bad", [attempt()]), record("mended", [attempt(kind=Kind.MODEL)])]
+    records = [record("good", [attempt()]), record("bad", [attempt()]), record("fixed", [attempt(kind=Kind.MODEL)])]
     out = write_batch(tmp_path / "out", records, runs=False)
     (out / "grades").mkdir()
     (out / "grades" / "report.json").write_text(
-        '{"resolved_ids":["good","mended"],"completed_ids":["good","bad","mended"]}'
+        '{"resolved_ids":["good","fixed"],"completed_ids":["good","bad","fixed"]}'
     )
     (suite,) = read(batch_junit(out))
-    assert verdicts(suite) == {"good": "passed", "bad": "failure", "mended": "passed"}
+    assert verdicts(suite) == {"good": "passed", "bad": "failure", "fixed": "passed"}
 
 
 def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:

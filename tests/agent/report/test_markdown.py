@@ -99,13 +99,13 @@ def test_a_check_that_fails_is_quoted_under_a_bare_name() -> None:
 
 def test_a_run_as_a_person_reads_it(tmp_path: Path) -> None:
     shown = run_markdown(write_run(tmp_path / "r", run_events()))
-    assert shown.startswith("### ✅ passed: mended, and the checks say so\n\n**Task** `Mend the price.`\n")
+    assert shown.startswith("### ✅ passed: fixed, and the checks confirm it\n\n**Task** `Fix the price.`\n")
     assert "- before: ❌ `python -m pytest -q: fails (exit 1): 1 failed, 1 passed (1.2 s)`" in shown
     assert "- after: ✅ `python -m pytest -q: passes: 2 passed, 1 skipped (1.5 s)`" in shown
     assert "- ⚠️ tests changed: `tests/test_price.py`" in shown
     assert "- branch: `agent/price-1`" in shown
     assert "```diff\n" + PATCH.rstrip("\n") in shown
-    assert "[x] Look\n[>] Mend\n[ ] Test" in shown
+    assert "[x] Look\n[>] Fix\n[ ] Test" in shown
 
 
 @pytest.mark.parametrize(

@@ -86,11 +86,11 @@ def test_a_run_says_its_outcome_first_and_everything_after(tmp_path: Path) -> No
     page = run_page(write_run(tmp_path / "r", run_events(5)))
     text = held_to_the_rules(page).text
     said = [
-        "agent fix · run 20261122-101500-abcdef", "Mend the price.", "passed mended, and the checks say so", "all pass",
+        "agent fix · run 20261122-101500-abcdef", "Fix the price.", "passed fixed, and the checks confirm it", "all pass",
         "Tests were changed: tests/test_price.py", "gpt-oss-20b at http://127.0.0.1:8000/v1", "agent/price-1",
-        "10,900 read (5,200 of them cached), 240 written", "What the model says", "A claim;", "It is mended.", "Checks",
+        "10,900 read (5,200 of them cached), 240 written", "What the model says", "A claim;", "It is fixed.", "Checks",
         "exit 1 1 failed, 1 passed", "passes 2 passed, 1 skipped", "2 tests that fail or changed", "t.py::b", "Change",
-        "2 files, +5 -1", "shop/price.py", "Plan", "Look (done)", "Mend (begun)", "Test (to do)", "Turns", "Turn 1", "Reasoning",
+        "2 files, +5 -1", "shop/price.py", "Plan", "Look (done)", "Fix (begun)", "Test (to do)", "Turns", "Turn 1", "Reasoning",
         "Checks before:", "Turn 2", "$ python -m pytest -q", "exit 1 in 0.8 s, 12 bytes cut", "one\ntwo", "Turn 3", "*** Update File: shop/price.py",
         "Turn 4", "failed in 0 ms", "Repaired: header words: stray", "Turn 6", "Settings", "completions",
     ]  # fmt: skip
@@ -215,7 +215,7 @@ def test_pages_of_runs_are_written_where_they_are_not_there_or_old(tmp_path: Pat
     assert write_run_pages(out) == []
     pages = [out / link for row in read_batch(out).rows for link in row.links]
     assert len(pages) == 3
-    assert all("<h1>Mend the price.</h1>" in page.read_text() for page in pages)
+    assert all("<h1>Fix the price.</h1>" in page.read_text() for page in pages)
     pages[0].write_text("newer than its log")
     os.utime(pages[1], (START, START))
     write_run_pages(out)

@@ -154,7 +154,7 @@ def test_what_a_run_cost_is_said_where_prices_are(prices: dict[str, float], cost
 def test_a_run_on_the_disk_with_its_change(tmp_path: Path) -> None:
     found = read_story(write_run(tmp_path / "r", run_events()))
     assert (found.state, found.patch, len(found.answers)) == ("passed", PATCH.encode(), 4)
-    assert found.plan[1].text == "Mend"
+    assert found.plan[1].text == "Fix"
 
 
 def test_work_so_far_is_the_change_of_a_run_without_an_end(tmp_path: Path) -> None:

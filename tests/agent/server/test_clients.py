@@ -86,7 +86,7 @@ def test_codex_completes_a_run_with_calls(tmp_path: Path, repository: Path) -> N
         )
         flags = ["--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox", "--json"]
         done = subprocess.run(
-            [codex, "exec", *flags, "Mend the greeting."],
+            [codex, "exec", *flags, "Fix the greeting."],
             cwd=repository, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100, check=False,
         )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -121,7 +121,7 @@ def test_opencode_completes_a_run_with_calls(tmp_path: Path, repository: Path) -
         }
         (repository / "opencode.json").write_text(json.dumps(settings))
         done = subprocess.run(
-            [opencode, "run", "--model", "local/gpt-oss-20b", "Mend the greeting."],
+            [opencode, "run", "--model", "local/gpt-oss-20b", "Fix the greeting."],
             cwd=repository, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=360, check=False,
         )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -179,7 +179,7 @@ def test_codex_searches_the_web_through_the_server(tmp_path: Path, repository: P
             )
             flags = ["--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox", "--json"]
             done = subprocess.run(
-                [codex, "exec", *flags, "Mend the greeting."],
+                [codex, "exec", *flags, "Fix the greeting."],
                 cwd=repository, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100, check=False,
             )  # fmt: skip
         asked = [request.path for request in service.requests]

@@ -162,7 +162,7 @@ def test_a_cut_answer_says_length(codec: Codec) -> None:
     assert (whole.choices[0].finish_reason, whole.usage.completion_tokens) == ("length", 9)
 
 
-def test_a_damaged_call_is_mended_before_anybody_sees_it(codec: Codec) -> None:
+def test_a_damaged_call_is_repaired_before_anybody_sees_it(codec: Codec) -> None:
     broken = ids(codec, [call("get_weather", '{"city": "Oslo",}')])
     with serving(raw(codec, lambda _: broken)) as (url, _), client_of(url) as client:
         whole = client.chat.completions.create(model="m", messages=ASK, tools=[TOOL])

@@ -26,7 +26,7 @@ from agent.session import fix, resume
 from agent.telemetry.base import Silent
 from agent.telemetry.open import open_telemetry
 from agent.telemetry.send import FLUSH_S, traced
-from tests.agent.test_session import BUGGY, CHECK, MEND, git, stop_at
+from tests.agent.test_session import BUGGY, CHECK, FIX, git, stop_at
 
 
 class Collector:
@@ -97,7 +97,7 @@ def repository(tmp_path: Path) -> Path:
 @pytest.fixture
 def config(tmp_path: Path) -> RunConfig:
     script = tmp_path / "script.json"
-    script.write_text(json.dumps({"turns": MEND}))
+    script.write_text(json.dumps({"turns": FIX}))
     return RunConfig(
         wire="scripted", script=script, sandbox="none", runs_dir=tmp_path / "runs", checks=(CHECK,), otel=True
     )  # fmt: skip
@@ -118,7 +118,7 @@ WHOLE = [
 
 def test_a_run_arrives_at_a_collector(collector: Collector, config: RunConfig, repository: Path) -> None:
     said: list[str] = []
-    ended = fix(config, "Mend double.", repository, "fix", lambda _: None, said.append)
+    ended = fix(config, "Fix double.", repository, "fix", lambda _: None, said.append)
     assert ended.outcome is Outcome.PASSED
     assert collector.names() == WHOLE
     assert {path for path, _, _ in collector.requests} == {"/v1/traces"}
@@ -151,7 +151,7 @@ def test_telemetry_can_be_switched_off_from_outside(collector: Collector, config
 
 
 def test_what_goes_on_is_traced_too(collector: Collector, config: RunConfig, repository: Path) -> None:
-    ended = fix(config, "Mend double.", repository, "fix", stop_at(ToolFinished, 2))
+    ended = fix(config, "Fix double.", repository, "fix", stop_at(ToolFinished, 2))
     assert ended.outcome is Outcome.INTERRUPTED
     (folder,) = config.runs_dir.iterdir()
     before = len(collector.requests)
@@ -167,7 +167,7 @@ def test_a_collector_that_is_gone_is_said_once_and_holds_nothing_up(
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
     said: list[str] = []
     began_s = time.monotonic()
-    ended = fix(config, "Mend double.", repository, "fix", lambda _: None, said.append)
+    ended = fix(config, "Fix double.", repository, "fix", lambda _: None, said.append)
     assert ended.outcome is Outcome.PASSED
     assert time.monotonic() - began_s < FLUSH_S + 10
     assert len([line for line in said if line.startswith("telemetry: ")]) == 1
@@ -207,7 +207,7 @@ def test_without_the_packages_it_says_what_to_install(
     monkeypatch.delitem(sys.modules, "agent.telemetry.send")
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(UsageError, match=r"pip install 'gpt-oss-agent\[otel\]'"):
-        fix(config, "Mend double.", repository, "fix", lambda _: None)
+        fix(config, "Fix double.", repository, "fix", lambda _: None)
     assert not config.runs_dir.exists()
 
 

@@ -191,9 +191,9 @@ def test_what_was_said_is_there_for_those_who_ask() -> None:
     found = spans(run_events(4, text=MARK), replace(CONFIG, otel_content=True))
     root, chat = found[0], by_name(found, "chat gpt-oss-20b")[1]
     (asked,) = json.loads(str(told(root)["gen_ai.input.messages"]))
-    assert asked == {"role": "user", "parts": [{"type": "text", "content": f"Mend the price.{MARK}"}]}
+    assert asked == {"role": "user", "parts": [{"type": "text", "content": f"Fix the price.{MARK}"}]}
     (answer,) = json.loads(str(told(root)["gen_ai.output.messages"]))
-    assert answer["parts"][0]["content"] == f"It is mended.{MARK}"
+    assert answer["parts"][0]["content"] == f"It is fixed.{MARK}"
     (said,) = json.loads(str(told(chat)["gen_ai.output.messages"]))
     assert said["finish_reason"] == "tool_call"
     assert [part["type"] for part in said["parts"]] == ["reasoning", "tool_call"]
