@@ -97,6 +97,11 @@ class TokenOut:
 class Streams(Protocol):
     """Something that answers requests token by token; any number of threads may ask."""
 
+    @property
+    def stopped(self) -> str | None:
+        """Why nothing will be answered any more, None while it is: closed, or ended by a fault that only a new start cures."""
+        ...
+
     def stream(self, request: Request, unwanted: Callable[[], bool] = ...) -> Generator[TokenOut]:
         """Yield the request's tokens as they are sampled; closing the iterator cancels it. Raises RuntimeFault.
 

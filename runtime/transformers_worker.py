@@ -36,9 +36,14 @@ class TransformersWorker:
         self._lock = threading.Lock()
         self._turn = threading.Lock()  # held by the request that runs; what follows is its own
         self._runs: dict[str, _Run] = {}
-        self._closed = False
+        self._stopped: str | None = None
         self._cache: Any = None
         self._cached: tuple[int, ...] = ()  # the ids whose keys and values the cache holds
+
+    @property
+    def stopped(self) -> str | None:
+        """Why nothing will be answered any more, None while it is."""
+        return self._stopped
 
     def stream(self, request: Request, unwanted: Callable[[], bool] = lambda: False) -> Generator[TokenOut]:
         """Yield the request's tokens as they are sampled; see ``runtime.worker.Worker.stream``."""
@@ -48,8 +53,8 @@ class TransformersWorker:
             )
         run = _Run()
         with self._lock:
-            if self._closed:
-                raise EngineStopped("the model was closed")
+            if self._stopped is not None:
+                raise EngineStopped(self._stopped)
             if request.id in self._runs:
                 raise RequestRefused(f"a request with the id {request.id!r} is already running")
             self._runs[request.id] = run
@@ -80,7 +85,7 @@ class TransformersWorker:
     def close(self) -> None:
         """End what runs and give the memory back. May be called twice."""
         with self._lock:
-            self._closed = True
+            self._stopped = self._stopped or "the model was closed"
             running = list(self._runs)
         for request_id in running:
             self.cancel(request_id)
@@ -97,6 +102,8 @@ class TransformersWorker:
                 failed = ""
             except RuntimeError as error:  # torch's, out of memory among them
                 failed = str(error) or type(error).__name__
+                if isinstance(error, torch.AcceleratorError):  # the device takes no more work from this process
+                    self._stopped = f"transformers failed: {failed}"
             finally:
                 if failed:
                     self._cache, self._cached = None, ()  # in no known state

@@ -34,6 +34,11 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
+    @property
+    def stopped(self) -> str | None:
+        """Why nothing will be answered any more, None while it is."""
+        return self._stopped
+
     def stream(self, request: Request, unwanted: Callable[[], bool] = lambda: False) -> Generator[TokenOut]:
         """Yield the request's tokens as they are sampled; closing the iterator cancels the request.
 

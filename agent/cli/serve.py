@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -55,12 +56,13 @@ def serve(
 ) -> None:
     """Serve a backend as OpenAI's APIs: responses, chat completions, completions.
 
-    Prints its URL on standard output, one line, once it takes requests.
+    Prints its URL on standard output, one line, once it takes requests. Until the model is loaded it answers 503.
     """
     try:
         from agent.server.app import Access, Service
         from agent.server.equip import equipped
         from agent.server.gate import Limits
+        from agent.server.loading import loading
         from agent.server.run import listen
         from agent.server.run import serve as run
     except ModuleNotFoundError as missing:
@@ -76,9 +78,11 @@ def serve(
     config = configured(flags, None).config
     limits = Limits(max_requests, max_body, request_timeout_s=request_timeout, shutdown_s=grace)
     access = Access(key, loopback_only=local)
-    equipment = equipped(config, web_search, interpreters if code_interpreter else 0, _tell)
-    with listen(host, port) as listener, equipment as builtins:
-        opened = open_backend(config, _tell)
+    with listen(host, port) as listener, ExitStack() as stack:
+        with loading(listener):
+            most_interpreters = interpreters if code_interpreter else 0
+            builtins = stack.enter_context(equipped(config, web_search, most_interpreters, _tell))
+            opened = open_backend(config, _tell)
         service = Service(opened, effort=config.effort, access=access, limits=limits, builtins=builtins)
         run(service, listener, click.echo, verbose=verbose)
 

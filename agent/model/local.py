@@ -78,6 +78,11 @@ class LocalSource:
         """The engine's, unless it is another's."""
         return self._capabilities
 
+    @property
+    def stopped(self) -> str | None:
+        """Why it will never answer again, None while it may."""
+        return self._worker.stopped
+
     def generate(
         self, prompt: Sequence[int], params: SamplingParams, stop: Sequence[int]
     ) -> Generator[Chunk | Retried]:

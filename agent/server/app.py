@@ -29,7 +29,7 @@ from agent.server.chat import ChatWriter, read_chat
 from agent.server.completions import CompletionWriter, Finished, Piece, complete, read_completion
 from agent.server.faults import NotThere, Refusal, refusal
 from agent.server.fields import Fields
-from agent.server.gate import LOOPBACK, Limits, Slots, check_access, read_body
+from agent.server.gate import LOOPBACK, Arriving, Limits, Slots, check_access, read_body
 from agent.server.metrics import Metrics
 from agent.server.play import Flight, Played, retry_header
 from agent.server.responses import ResponseWriter
@@ -67,6 +67,7 @@ class Service:
         self.limits = limits or Limits()
         can = backend.model.capabilities
         self.slots = Slots(self.limits.requests if can.parallel_requests else 1)
+        self._arriving = Arriving(self.limits)
         self.store = store or Store()
         self._effort = effort
         self._access = access or Access()
@@ -201,6 +202,8 @@ class Service:
     async def health(self, request: Request) -> Response:
         """GET /health: open to everybody, and says nothing but whether requests are taken."""
         del request
+        if self.backend.stopped is not None:
+            return _json({"status": "engine_stopped"}, 503)
         return _json({"status": "shutting_down"}, 503) if self.slots.closing else _json({"status": "ok"})
 
     async def metrics(self, request: Request) -> Response:
@@ -209,7 +212,7 @@ class Service:
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def _body(self, request: Request) -> Fields:
-        body = await read_body(request, self.limits)
+        body = await read_body(request, self.limits, self._arriving)
         check_capable(body, self.backend.model.capabilities)
         return body
 

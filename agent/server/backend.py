@@ -11,6 +11,7 @@ from agent.config import RunConfig
 from agent.errors import UsageError
 from agent.harmony.codec import Codec
 from agent.model.base import Model, TokenSource
+from agent.model.local import LocalSource
 from agent.model.open import open_model
 from agent.model.raw import RawModel
 from agent.model.scripted import ScriptedModel
@@ -24,6 +25,11 @@ class Backend:
     model: Model
     source: TokenSource | None = None
     codec: Codec | None = None
+
+    @property
+    def stopped(self) -> str | None:
+        """Why this will never answer again, None while it may: only an engine in this process can come to that."""
+        return self.source.stopped if isinstance(self.source, LocalSource) else None
 
     def close(self) -> None:
         """Give back connections or memory. May be called twice."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -20,12 +21,17 @@ LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 class Limits:
     """What one server takes. ``requests`` run at a time; the next one is turned away with 429.
 
-    A request has ``body_s`` to arrive whole. ``shutdown_s`` is how long answers may go on once the server shall end.
+    A request has ``head_s`` until its head is there, then ``body_s`` to arrive whole; bodies under way hold at most
+    ``arriving_bytes`` together, or one of them ``body_bytes``. ``shutdown_s`` is how long answers may go on once the server
+    shall end.
     """
 
     requests: int = 256
+    head_bytes: int = 64 << 10
+    head_s: float = 20.0
     body_bytes: int = 32 << 20
     body_s: float = 60.0
+    arriving_bytes: int = 256 << 20
     request_timeout_s: float = 3600.0
     keep_alive_s: float = 10.0
     shutdown_s: float = 10.0
@@ -45,13 +51,30 @@ class Slots:
             said = "This server is shutting down."
             raise Refusal(503, said, kind="server_error", code="shutting_down", retry_after_s=5)
         if self.taken >= self._most:
-            said = f"This server answers {self._most} requests at a time, and all are taken. Try again shortly."
-            raise Refusal(429, said, kind="rate_limit_error", code="rate_limit_exceeded", retry_after_s=1)
+            raise _busy(f"This server answers {self._most} requests at a time, and all are taken. Try again shortly.")
         self.taken += 1
 
     def give(self) -> None:
         """Give a slot back."""
         self.taken -= 1
+
+
+class Arriving:
+    """How much of requests is held that have not arrived whole. Used by the event loop's thread only."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._most_bytes = max(limits.arriving_bytes, limits.body_bytes)
+        self._bytes = 0
+
+    def add(self, size_bytes: int) -> None:
+        """Count more of a body; less, where it is negative. Raises Refusal where that is more than may be."""
+        if self._bytes + size_bytes > self._most_bytes:
+            raise _busy("Too many large requests arrive at this server at a time. Try again shortly.")
+        self._bytes += size_bytes
+
+
+def _busy(said: str) -> Refusal:
+    return Refusal(429, said, kind="rate_limit_error", code="rate_limit_exceeded", retry_after_s=1)
 
 
 def check_access(request: Request, api_key: str | None, hosts: frozenset[str] | None) -> None:
@@ -76,31 +99,46 @@ def _host(header: str) -> str:
     return header.partition(":")[0].lower()
 
 
-async def read_body(request: Request, limits: Limits) -> Fields:
+async def read_body(request: Request, limits: Limits, arriving: Arriving) -> Fields:
     """Return the request's JSON object. Raises Refusal, without having read more than ``body_bytes``, or for longer than ``body_s``."""
-    most_bytes = limits.body_bytes
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # which a web page cannot send to another site without asking first
         raise Refusal(415, "The request must be application/json.", code="unsupported_media_type")
-    too_large = Refusal(413, f"The request is larger than {most_bytes} bytes.", code="request_too_large")
-    if _length(request.headers) > most_bytes:
-        raise too_large
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise Refusal(415, "The request must not be compressed.", code="unsupported_content_encoding")
     body = bytearray()
     try:
         async with asyncio.timeout(limits.body_s):
-            async for piece in request.stream():
-                body += piece
-                if len(body) > most_bytes:
-                    raise too_large
+            await _read(request, limits.body_bytes, arriving, body)
+        return Fields(json.loads(body, parse_float=_finite, parse_constant=_finite))
     except ClientDisconnect as error:
         raise BadRequest("The request did not arrive whole.") from error
     except TimeoutError as error:
         said = f"The request did not arrive whole within {limits.body_s:g} seconds."
         raise Refusal(408, said, code="request_timeout") from error
-    try:
-        return Fields(json.loads(bytes(body)))
     except (ValueError, RecursionError) as error:
         raise BadRequest("The request is not JSON.", code="invalid_json") from error
+    finally:
+        arriving.add(-len(body))
+
+
+async def _read(request: Request, most_bytes: int, arriving: Arriving, body: bytearray) -> None:
+    too_large = Refusal(413, f"The request is larger than {most_bytes} bytes.", code="request_too_large")
+    if _length(request.headers) > most_bytes:
+        raise too_large
+    async for piece in request.stream():
+        arriving.add(len(piece))
+        body += piece
+        if len(body) > most_bytes:
+            raise too_large
+
+
+def _finite(text: str) -> float:
+    """Read a number, but none that JSON has no way to write (NaN, Infinity, 1e999): an answer may repeat it."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("not a finite number")
+    return value
 
 
 def _length(headers: Mapping[str, str]) -> int:

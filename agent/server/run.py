@@ -12,8 +12,9 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from agent.errors import UsageError
+from agent.errors import ModelError, UsageError
 from agent.server.app import Service
+from agent.server.connection import connections
 
 
 class _Server(uvicorn.Server):
@@ -28,6 +29,10 @@ class _Server(uvicorn.Server):
         """Start, and say so."""
         await super().startup(sockets)
         self._ready()
+
+    async def on_tick(self, counter: int) -> bool:
+        """End also where nothing will be answered any more, so that whoever supervises this process starts another."""
+        return await super().on_tick(counter) or self._service.backend.stopped is not None
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Finish what can be finished in time and tell the others, then close the connections. A second Ctrl-C does not wait."""
@@ -76,25 +81,49 @@ def url_of(listener: socket.socket) -> str:
 
 
 def serve(service: Service, listener: socket.socket, ready: Callable[[str], None], *, verbose: bool = False) -> None:
-    """Answer requests until SIGINT or SIGTERM. ``ready`` is told the URL once requests are taken."""
+    """Answer requests until SIGINT or SIGTERM. ``ready`` is told the URL once requests are taken.
+
+    Raises ModelError when the engine in this process has ended by itself: nothing but a new start helps.
+    """
     # To standard error: standard output holds the one line for whoever started us.
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
     )
+    allow_files(4 * service.limits.requests + 4096)
+    try:
+        with _ended_by_signal():
+            server_of(service, lambda: ready(url_of(listener)), verbose=verbose).run([listener])
+        if service.backend.stopped is not None:
+            raise ModelError(f"{service.backend.stopped}; start the server again")
+    finally:
+        service.close()
+
+
+def server_of(service: Service, ready: Callable[[], None] = lambda: None, *, verbose: bool = False) -> uvicorn.Server:
+    """Return the server over a service; its ``run`` takes the listening sockets."""
     config = uvicorn.Config(
         service.app(),
+        http=connections(service.limits),  # type: ignore[arg-type] # what makes a protocol will do
+        ws="none",
         log_config=None,
         access_log=verbose,
         server_header=False,
         lifespan="off",
         timeout_graceful_shutdown=int(service.limits.shutdown_s) + 2,
     )
-    server = _Server(config, service, lambda: ready(url_of(listener)))
-    try:
-        with _ended_by_signal():
-            server.run([listener])
-    finally:
-        service.close()
+    return _Server(config, service, ready)
+
+
+def allow_files(wanted: int) -> None:
+    """Raise the bound on open files as far as it may be: shells set 1,024, and every connection is one, to both sides."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if resource.RLIM_INFINITY != soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 @contextmanager

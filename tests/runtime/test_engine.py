@@ -132,8 +132,10 @@ def test_a_fault_in_a_step_ends_every_stream_by_name() -> None:
     engine_ = engine()
     engine_.runner._forward = failing
     worker = Worker(engine_)
+    assert worker.stopped is None
     with pytest.raises(EngineStopped, match="device-side assert"):
         list(worker.stream(Request("x", (1,), 3)))
+    assert worker.stopped == "the engine stopped: device-side assert"
     with pytest.raises(EngineStopped, match="device-side assert"):
         list(worker.stream(Request("y", (1,), 3)))
     worker.close()

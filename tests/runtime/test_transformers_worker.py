@@ -161,7 +161,23 @@ def test_a_fault_in_the_middle_ends_that_stream_and_spoils_no_other(worker: Tran
     with pytest.raises(EngineStopped, match="no memory left"):
         ask(worker, PROMPT)
     worker._model.generate = generate
+    assert worker.stopped is None
     assert tokens(ask(worker, PROMPT)) == before
+
+
+def test_a_fault_of_the_device_ends_it_for_good(tiny_checkpoints: dict[Layout, Path]) -> None:
+    """CUDA takes nothing more from a process in which a kernel has failed."""
+    broken, _ = open_transformers_worker(str(tiny_checkpoints[Layout.HUGGING_FACE]), device="cpu")
+
+    def fails(*_: object, **__: object) -> object:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    broken._model.generate = fails
+    for _ in range(2):
+        with pytest.raises(EngineStopped, match="device-side assert triggered"):
+            ask(broken, PROMPT)
+    broken.close()
+    assert broken.stopped == "transformers failed: CUDA error: device-side assert triggered"
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

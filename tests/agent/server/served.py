@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import uvicorn
-
 from agent.conversation import Channel, Conversation, Message, Role
 from agent.events import Delta, MessageAdded, Sampled
 from agent.harmony.codec import Codec
@@ -24,7 +22,7 @@ from agent.model.scripted import ScriptedModel
 from agent.model.scripted_tokens import ScriptedTokens
 from agent.server.app import Service
 from agent.server.backend import Backend, as_backend
-from agent.server.run import listen, url_of
+from agent.server.run import listen, server_of, url_of
 
 WEATHER = {
     "type": "object",
@@ -158,7 +156,7 @@ def serving(backend: Backend | Model, **options: Any) -> Iterator[tuple[str, Ser
     """Serve in a thread: gives the base URL and the service."""
     service = Service(backend if isinstance(backend, Backend) else Backend("gpt-oss-test", backend), **options)
     listener = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(service.app(), log_level="warning", lifespan="off", access_log=False))
+    server = server_of(service)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:

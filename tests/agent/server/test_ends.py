@@ -15,12 +15,11 @@ from typing import Any
 
 import httpx2
 import pytest
-import uvicorn
 
 from agent.server.app import Service
 from agent.server.backend import Backend
 from agent.server.gate import Limits
-from agent.server.run import listen, url_of
+from agent.server.run import listen, server_of, url_of
 from tests.agent.server.served import Talker, serving, until
 from tests.agent.server.test_access import BODY, open_stream
 from tests.agent.server.test_clients import ROOT, environment
@@ -191,7 +190,7 @@ def test_a_client_that_reads_nothing_for_long_is_gone() -> None:
     talker = Talker(pause_s=0.0, times=10_000)
     service = Service(Backend("test", talker))
     listener = listen("127.0.0.1", 0, patience_s=1.0)
-    server = uvicorn.Server(uvicorn.Config(service.app(), log_level="warning", lifespan="off", access_log=False))
+    server = server_of(service)
     import threading
 
     thread = threading.Thread(target=server.run, args=([listener],))

@@ -1,0 +1,70 @@
+"""A client's connection: uvicorn's, with bounds where it has none. Until a request's head is there nothing else watches over it."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from agent.server.gate import Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_BUSY = object()  # a request is being answered, or its body arrives
+
+
+class Connection(HttpToolsProtocol):
+    """Ends where a head takes longer than ``head_s`` (at most twice that) or more than ``head_bytes``.
+
+    What a client goes on sending behind an answer counts as a head that does not come.
+    """
+
+    def __init__(self, limits: Limits, **options: Any) -> None:  # noqa: ANN401 - uvicorn's own
+        super().__init__(**options)
+        self._limits = limits
+        self._head_bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to look at the clock."""
+        super().connection_made(transport)
+        self._look_again(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop to."""
+        if self._timer is not None:
+            self._timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Count what arrives of a head. One piece of it may hold the end of what came before, and is not counted."""
+        cycle = self._request()
+        waits = cycle is None or not cycle.more_body
+        super().data_received(data)
+        self._head_bytes = self._head_bytes + len(data) if waits and self._request() is cycle else 0
+        if self._head_bytes > self._limits.head_bytes and not self.transport.is_closing():
+            self.send_400_response(f"The request's head is larger than {self._limits.head_bytes} bytes.")
+
+    def _request(self) -> RequestResponseCycle | None:
+        """The newest request whose head has come; uvicorn's own type for it leaves out that there is none at first."""
+        return self.cycle
+
+    def _look(self, before: object) -> None:
+        cycle = self._request()
+        idle = cycle is None or cycle.response_complete
+        now = cycle if idle else _BUSY
+        if idle and now is before:
+            self.transport.close()
+        else:
+            self._look_again(now)
+
+    def _look_again(self, now: object) -> None:
+        self._timer = self.loop.call_later(self._limits.head_s, self._look, now)
+
+
+def connections(limits: Limits) -> Callable[..., asyncio.Protocol]:
+    """Return what makes connections within ``limits``, for uvicorn's setting ``http``."""
+    return partial(Connection, limits)
