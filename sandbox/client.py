@@ -16,6 +16,7 @@ from sandbox.snapshot import Snapshot
 
 REPLY_TIMEOUT_S = 120.0
 MAX_DIFF_BYTES = 256 << 20
+MAX_FILE_BYTES = 64 << 20
 
 
 @dataclass(slots=True)
@@ -52,8 +53,8 @@ class Client:
         return ExecResult(status["exit"], reply.data, status["duration_s"], status["cut_bytes"])
 
     def read(self, path: str) -> bytes:
-        """Return a file's bytes; see Sandbox."""
-        return self._ask({"verb": "read", "path": path}, path).data
+        """Return a file's bytes; see Sandbox. One of more than MAX_FILE_BYTES is refused: it may be sparse and have no end."""
+        return self._ask({"verb": "read", "path": path, "limit_bytes": MAX_FILE_BYTES}, path).data
 
     def write(self, path: str, data: bytes, executable: bool | None = None) -> None:
         """Write a file whole; see Sandbox."""
@@ -69,7 +70,7 @@ class Client:
         Raises DiffRefused when it is more than MAX_DIFF_BYTES, or touches a submodule.
         """
         with self._diffing:
-            changes = self._ask({"verb": "changes", "limit_bytes": MAX_DIFF_BYTES}, self.workspace).data
+            changes = self._changes()
             return snapshots.diff(self.snapshot, snapshots.result(self.snapshot, changes)) if changes else b""
 
     def close(self) -> None:
@@ -87,13 +88,21 @@ class Client:
     def undo(self) -> None:
         """Bring the workspace back to the copied state; see Sandbox."""
         with self._diffing:
-            changes = self._ask({"verb": "changes", "limit_bytes": MAX_DIFF_BYTES}, self.workspace).data
+            changes = self._changes()
             if changes:
                 self._bring(snapshots.result(self.snapshot, changes), self.snapshot.tree)
 
     def restore(self, patch: bytes) -> None:
         """Bring the workspace from the snapshot to where a patch leads."""
         self._bring(self.snapshot.tree, snapshots.apply(self.snapshot, patch))
+
+    def _changes(self) -> bytes:
+        try:
+            return self._ask({"verb": "changes", "limit_bytes": MAX_DIFF_BYTES}, self.workspace).data
+        except OSError as error:
+            raise SandboxError(
+                f"what changed in the sandbox cannot be read: {error.strerror}; resume the run"
+            ) from error
 
     def _bring(self, here: str, there: str) -> None:
         """Bring the workspace from one tree to another."""

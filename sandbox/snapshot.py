@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -160,6 +161,8 @@ def from_checkout(top: Path, item: Item, crlf: bool = False) -> bytes | None:
             data = os.fsencode(path.readlink())
         else:
             with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # a device may have no end
+                    return None
                 data = file.read()
     except OSError:
         return None

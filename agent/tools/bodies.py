@@ -331,7 +331,7 @@ def _canonical(tool: str, key: str) -> str:
 def _milliseconds(key: str, value: object) -> object:
     """The value of a time-out in seconds, unless it would be so large that the tool takes it for milliseconds itself."""
     if key.casefold() in {"timeout_ms", "timeoutms"} and isinstance(value, int | float) and not isinstance(value, bool):
-        return value / 1000 if value < 1_000_000 else value
+        return value / 1000 if abs(value) < 1_000_000 else value
     return value
 
 
@@ -404,7 +404,7 @@ def _shaped(tool: str, given: dict[str, Any], repairs: list[str]) -> dict[str, A
 
 
 def _number(value: object) -> object:
-    if isinstance(value, str) and re.fullmatch(r"\d+(\.0*)?", value.strip()):
+    if isinstance(value, str) and re.fullmatch(r"\d{1,15}(\.0*)?", value.strip()):
         return int(float(value))
     return int(value) if isinstance(value, float) and value.is_integer() else value
 

@@ -35,6 +35,8 @@ PARAMETERS: dict[str, Any] = {
     "required": ["command"],
 }
 
+MOST_MS = 1e12  # a whole number of hundreds of digits is none that can be divided
+
 # bash where there is one, else sh. Not as a login shell: /etc/profile would reset PATH and lose a virtual environment.
 _SCRIPT = 'cd -- "$1" && if command -v bash >/dev/null 2>&1; then exec bash -c "$0"; else exec sh -c "$0"; fi'
 _PROGRAM = 'cd -- "$0" && exec "$@"'
@@ -72,12 +74,12 @@ class Shell:
     def _timeout_s(self, wanted: object) -> float:
         if wanted is None:
             return self.timeout_s
-        if isinstance(wanted, bool) or not isinstance(wanted, int | float) or wanted <= 0:
+        if isinstance(wanted, bool) or not isinstance(wanted, int | float) or not wanted > 0:  # NaN is neither
             raise CallError(
                 f"The argument 'timeout' must be a number of seconds, not {wanted!r}. A correct call's body: {EXAMPLE}"
             )
         # Calls come with seconds or milliseconds; a quarter of an hour is longer than any command may take in seconds.
-        return min(wanted / 1000 if wanted >= 1000 else float(wanted), self.timeout_s)
+        return min(min(wanted, MOST_MS) / 1000 if wanted >= 1000 else wanted, self.timeout_s)
 
 
 def observed(result: ExecResult, timeout_s: float, cwd: str) -> ToolResult:

@@ -10,8 +10,8 @@ believing the workspace's own ``.git``.
 """
 
 import contextlib
+import errno
 import os
-import shutil
 import stat
 import struct
 import time
@@ -23,6 +23,8 @@ ENTRY = struct.Struct(">IIQ")
 FILE, PROGRAM, LINK, GONE = 0o100644, 0o100755, 0o120000, 0
 CHUNK_BYTES = 1 << 16
 MAX_IGNORE_BYTES = 1 << 20
+# A path that is not there (any more), or is too long to be named. Of any other error nothing follows.
+GONE_ERRORS = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 CLOCK_TICK_S = 0.02  # file times are no finer than the kernel's tick (10 ms at worst)
 
 Stamp = Tuple[int, int, int, int, int]
@@ -47,20 +49,23 @@ def entries(stream: bytes) -> Iterator[Tuple[bytes, int, bytes]]:
         at += length + size
 
 
-def read(path: bytes) -> Iterator[bytes]:
-    """Yield a regular file's bytes. A pipe or a device would hold up the helper: refused."""
+def read(path: bytes, limit_bytes: int) -> Iterator[bytes]:
+    """Yield a regular file's bytes. A pipe or a device would hold up the helper, a sparse file fill the host: refused."""
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(fd, "rb") as file:
-        kind = os.fstat(fd).st_mode
-        if stat.S_ISDIR(kind):
-            raise IsADirectoryError(21, "Is a directory", path)
-        if not stat.S_ISREG(kind):
-            raise PermissionError(1, "Not a regular file", path)
-        while True:
+        status = os.fstat(fd)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, "Is a directory", path)
+        if not stat.S_ISREG(status.st_mode):
+            raise PermissionError(errno.EPERM, "Not a regular file", path)
+        sent = 0
+        while max(sent, status.st_size) <= limit_bytes:
             data = file.read(CHUNK_BYTES)
             if not data:
                 return
+            sent += len(data)
             yield data
+        raise OSError(errno.EFBIG, "File too large", path)
 
 
 def write(path: bytes, data: bytes, executable: Optional[bool]) -> None:
@@ -68,7 +73,7 @@ def write(path: bytes, data: bytes, executable: Optional[bool]) -> None:
     path = os.path.realpath(path)
     if os.path.isdir(path):
         raise IsADirectoryError(21, "Is a directory", path)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    _make_folders(os.path.dirname(path))
     try:
         mode = stat.S_IMODE(os.stat(path).st_mode)
     except FileNotFoundError:
@@ -161,7 +166,9 @@ class Tree:
                     continue
                 try:
                     status = os.lstat(self.path(path))
-                except OSError:  # gone meanwhile, or a path too long to be named
+                except OSError as error:
+                    if error.errno not in GONE_ERRORS:
+                        raise
                     continue
                 if stat.S_ISDIR(status.st_mode):
                     hidden = tracked_only or ignore.ignored(rules, path, folder=True)
@@ -179,13 +186,15 @@ class Tree:
             status = os.lstat(full)
             if stat.S_ISLNK(status.st_mode):
                 return LINK, os.readlink(full)
-            if status.st_size > limit_bytes:
-                raise TooLarge(path)
             mode = PROGRAM if status.st_mode & 0o100 else FILE
             if not status.st_mode & 0o400:
                 os.chmod(full, stat.S_IMODE(status.st_mode) | 0o400)
-            return mode, b"".join(read(full))
-        except FileNotFoundError:
+            return mode, b"".join(read(full, limit_bytes))
+        except OSError as error:
+            if error.errno == errno.EFBIG:
+                raise TooLarge(path) from error
+            if error.errno not in GONE_ERRORS:
+                raise
             return None
 
 
@@ -248,7 +257,7 @@ class Loader:
         try:
             return open(os.open(full, flags, permissions), "wb", buffering=0)
         except FileNotFoundError:
-            os.makedirs(os.path.dirname(full), exist_ok=True)
+            _make_folders(os.path.dirname(full))
             return open(os.open(full, flags, permissions), "wb", buffering=0)
 
     def _place(self, full: bytes, target: bytes) -> None:
@@ -257,7 +266,7 @@ class Loader:
         elif not self._keep:
             _clear(full)
         if self._mode == LINK:
-            os.makedirs(os.path.dirname(full), exist_ok=True)
+            _make_folders(os.path.dirname(full))
             os.symlink(target, full)
             if self._keep:
                 self._tree.record(self._path, self._mode)
@@ -281,23 +290,41 @@ def _unlink(full: bytes) -> None:
 
 def _clear(full: bytes) -> None:
     """Remove what is in the way, also a folder of which only ignored files are left."""
-    if os.path.isdir(full) and not os.path.islink(full):
-        shutil.rmtree(full)
-    else:
+    if not os.path.isdir(full) or os.path.islink(full):
         _unlink(full)
+        return
+    folders = [full]
+    for folder in folders:  # and those found below; not by recursion, which Python bounds at a thousand
+        for name in _names(folder):
+            path = os.path.join(folder, name)
+            if os.path.isdir(path) and not os.path.islink(path):
+                folders.append(path)
+            else:
+                _unlink(path)
+    for folder in reversed(folders):
+        os.rmdir(folder)
+
+
+def _make_folders(folder: bytes) -> None:
+    """Make a folder and those above it, however many (os.makedirs calls itself for each)."""
+    missing = []
+    while not os.path.isdir(folder):
+        missing.append(folder)
+        folder = os.path.dirname(folder)
+    for each in reversed(missing):
+        os.mkdir(each)
 
 
 def _names(folder: bytes) -> List[bytes]:
-    """Return the names in a folder, also in one that its owner closed; none if it is gone."""
+    """Return the names in a folder, none if it is gone. One that its owner closed is opened: what cannot be seen would count as removed."""
     try:
-        return sorted(os.listdir(folder))
-    except PermissionError:
-        with contextlib.suppress(OSError):
+        if not os.access(folder, os.R_OK | os.X_OK):
             os.chmod(folder, 0o700)
-            return sorted(os.listdir(folder))
-    except OSError:
-        pass
-    return []
+        return sorted(os.listdir(folder))
+    except OSError as error:
+        if error.errno not in GONE_ERRORS:
+            raise
+        return []
 
 
 def _small_file(full: bytes) -> bytes:
@@ -306,6 +333,6 @@ def _small_file(full: bytes) -> bytes:
         status = os.lstat(full)
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_IGNORE_BYTES:
             return b""
-        return b"".join(read(full))
+        return b"".join(read(full, MAX_IGNORE_BYTES))
     except OSError:
         return b""

@@ -20,6 +20,10 @@ _CLASSES = {
 }
 
 
+_DEEP, _FLAT = b"(?:[^/]*/)*?", b"[^/]*?"
+PLAIN_STARS = 4
+
+
 class Rule(NamedTuple):
     """One line of an ignore file."""
 
@@ -45,15 +49,15 @@ def parse(text: bytes, base: bytes) -> List[Rule]:
             line = line[:-1]
         if not line or line == b"/":
             continue
-        anchored = b"/" in line
+        if b"/" not in line:
+            line = b"**/" + line
         if line.startswith(b"/"):
             line = line[1:]
-        expression = _translate(line)
+        expression = translate(line, careful=line.count(b"*") > PLAIN_STARS)
         if expression is None:
             continue
-        prefix = b"" if anchored else b"(?:.*/)?"
         try:
-            rules.append(Rule(re.compile(prefix + expression, re.DOTALL), negated, folders_only, base))
+            rules.append(Rule(re.compile(expression, re.DOTALL), negated, folders_only, base))
         except re.error:
             continue  # as git does with a pattern that can match nothing
     return rules
@@ -82,25 +86,44 @@ def _strip_trailing_spaces(line: bytes) -> bytes:
     return line[:end]
 
 
-def _translate(glob: bytes) -> Optional[bytes]:
-    """Return the glob as a regular expression, or None if it can match nothing."""
+def translate(glob: bytes, careful: bool) -> Optional[bytes]:
+    """Return the glob as a regular expression, or None if it can match nothing.
+
+    With many stars the plain expression tries every way to share a name among them, which never ends. The careful one
+    takes the first place where what stands between a star and the next one fits, and never looks for a second: what
+    follows, the next star can reach from the first place too. (``(?=(?P<n>…))(?P=n)`` is an atomic group for old Pythons.)
+    """
     out: List[bytes] = []
+    groups: List[Tuple[bytes, int]] = []  # those that are open: of ``**/``, and in it of ``*``, which a slash ends
+
+    def end(star: bytes) -> None:
+        while star in (kind for kind, _ in groups):
+            out.append(b"))(?P=n%d)" % groups.pop()[1])
+
+    def begin(star: bytes, plain: bytes) -> None:
+        if careful:
+            end(star)
+            groups.append((star, len(out)))
+            out.append(b"(?=(?P<n%d>" % len(out) + star)
+        else:
+            out.append(plain)
+
     at = 0
     while at < len(glob):
         char = glob[at : at + 1]
         if char == b"*":
-            end = at
-            while glob[end : end + 1] == b"*":
-                end += 1
+            after = at
+            while glob[after : after + 1] == b"*":
+                after += 1
             opens = at == 0 or glob[at - 1 : at] == b"/"
-            if end - at >= 2 and opens and glob[end : end + 1] == b"/":
-                out.append(b"(?:.*/)?")
-                end += 1
-            elif end - at >= 2 and opens and end == len(glob):
+            if after - at >= 2 and opens and glob[after : after + 1] == b"/":
+                begin(_DEEP, b"(?:.*/)?")
+                after += 1
+            elif after - at >= 2 and opens and after == len(glob):
                 out.append(b".+" if at else b".*")
             else:
-                out.append(b"[^/]*")
-            at = end
+                begin(_FLAT, b"[^/]*")
+            at = after
             continue
         if char == b"?":
             out.append(b"[^/]")
@@ -115,10 +138,16 @@ def _translate(glob: bytes) -> Optional[bytes]:
             at += 1
             if at == len(glob):
                 return None
-            out.append(re.escape(glob[at : at + 1]))
+            char = glob[at : at + 1]
+            out.append(re.escape(char))
         else:
             out.append(re.escape(char))
+        if char == b"/":
+            end(_FLAT)
         at += 1
+    out.append(b"\\Z")
+    end(_FLAT)
+    end(_DEEP)
     return b"".join(out)
 
 

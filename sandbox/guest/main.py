@@ -125,6 +125,8 @@ class Guest:
                 self._send(b"".join(frames.encode_all(frames.DATA, number, piece)))
         except OSError as error:
             self._reply(number, {"errno": error.errno or errno.EIO, "error": error.strerror or str(error)})
+        except ValueError as error:  # a path that no file can have: with a NUL, with half a character
+            self._reply(number, {"errno": errno.EINVAL, "error": str(error)})
         except files.TooLarge as error:
             self._reply(number, {"too_large": os.fsdecode(error.args[0])})
         else:
@@ -146,7 +148,7 @@ class Guest:
         elif verb == "changes":
             return self._tree.changes(arguments["limit_bytes"])
         elif verb == "read":
-            return files.read(self._path(arguments))
+            return files.read(self._path(arguments), arguments["limit_bytes"])
         elif verb == "write":
             files.write(self._path(arguments), bytes(request.body), arguments["executable"])
         elif verb == "remove":
@@ -169,7 +171,7 @@ class Guest:
             else:
                 text = "cannot run %s: %s\n" % (name, getattr(error, "strerror", None) or error)
             status = {"exit": NOT_FOUND if missing else NOT_STARTED, "duration_s": 0.0, "cut_bytes": 0}
-            self._reply(number, status, text.encode("utf-8", "surrogateescape"))
+            self._reply(number, status, text.encode("utf-8", "replace"))
             return
         self._commands[command.pid] = command
         self._selector.register(command.out_fd, selectors.EVENT_READ, lambda: self._listen(command))

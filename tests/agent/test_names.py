@@ -271,6 +271,7 @@ def test_a_tool_that_is_not_on_offer() -> None:
         ("python", '{"code": "print(1)", "path": "x"}'),
         ("repo_browser.open_file", '{"path": "a'),
         ("repo_browser.open_file", "two\nlines"),
+        ("repo_browser.open_file", f'{{"path": "a", "line_start": "{"9" * 400}"}}'),
     ],
 )
 def test_what_cannot_be_read_with_certainty_is_left_for_the_tool_to_refuse(recipient: str, text: str) -> None:
@@ -295,6 +296,13 @@ def test_a_command_that_does_more_than_patch_stays_a_command(script: str) -> Non
     found = resolve("container.exec", body(command=script), TOOLS)
     assert isinstance(found, Resolved)
     assert (found.tool, json.loads(found.text)["command"]) == ("shell", script)
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), float("inf"), 5_000])
+def test_a_time_of_any_length_can_be_read(value: float) -> None:
+    found = resolve("container.exec", body(cmd=["ls"], timeout_ms=value), TOOLS)
+    assert isinstance(found, Resolved)
+    assert json.loads(found.text)["timeout"] == (5 if value == 5_000 else value)
 
 
 def test_repairs_are_named() -> None:

@@ -66,6 +66,14 @@ class TestShell:
     def test_milliseconds_are_understood(self, shop: Workshop) -> None:
         assert shop("shell", command="sleep 60", timeout=1000).duration_s < 10
 
+    def test_a_time_that_nobody_can_wait_is_the_longest_that_there_is(self, shop: Workshop) -> None:
+        assert shop("shell", command="echo here", timeout=10**400).exit_code == 0
+
+    def test_half_a_character_names_no_program(self, shop: Workshop) -> None:
+        assert shop("shell", command=["\ud800"]).exit_code == 126
+        assert shop("shell", command=["pwd"], workdir="\ud800").exit_code == 126
+        assert shop("shell", command="echo here").exit_code == 0
+
     def test_colours_are_left_out(self, shop: Workshop) -> None:
         assert "\nred\n" in shop("shell", command=r"printf '\033[31mred\033[0m\n'").text
 
@@ -80,6 +88,7 @@ class TestShell:
             ('{"command": ["a\\u0000b"]}', "NUL"),
             ('{"command": ["ls"], "timeout": "soon"}', "'timeout' must be"),
             ('{"command": ["ls"], "timeout": -1}', "'timeout' must be"),
+            ('{"command": ["ls"], "timeout": NaN}', "'timeout' must be"),
             ('{"command": ["ls"', "not a JSON object"),
             ("[1]", "must be a JSON object"),
             ('{"command": ["bash", "-lc", "cd src && apply_patch < x; ls"]}', "apply_patch is a tool of its own"),

@@ -12,7 +12,7 @@ import pytest
 from sandbox import diff as diffs
 from sandbox import snapshot as snapshots
 from sandbox.base import Sandbox
-from sandbox.errors import SandboxLost
+from sandbox.errors import DiffRefused, SandboxLost
 from sandbox.worktree import Worktree
 from tests.sandbox.conftest import KINDS, git, sh
 
@@ -175,6 +175,22 @@ def test_files_that_cannot_be_had_raise_as_open_would(sandbox: Sandbox) -> None:
         sandbox.read("pipe")
 
 
+@pytest.mark.parametrize("path", ["a\0b", "half a character: \ud800"])
+def test_a_path_that_no_file_can_have_is_no_end_of_the_sandbox(sandbox: Sandbox, path: str) -> None:
+    for verb in (sandbox.read, sandbox.remove, lambda path: sandbox.write(path, b"")):
+        with pytest.raises(OSError, match=r"null|encode"):
+            verb(path)
+    assert sh(sandbox, "echo alive") == "alive\n"
+
+
+def test_a_sparse_file_does_not_fill_the_host(sandbox: Sandbox) -> None:
+    sh(sandbox, "truncate -s 40G README")
+    with pytest.raises(OSError, match="File too large"):
+        sandbox.read("README")
+    with pytest.raises(DiffRefused, match="README: the changes are more than"):
+        sandbox.diff()
+
+
 def test_git_works_inside(sandbox: Sandbox) -> None:
     assert sh(sandbox, "git status --short; git branch --show-current; git describe") == "trunk\nv1.0\n"
     assert sh(sandbox, "git log --format=%s") == "two\none\n"
@@ -207,6 +223,12 @@ def test_the_diff_says_all_that_changed_and_nothing_else(sandbox: Sandbox, snaps
     assert "120000 blob" in listed
 
 
+@pytest.mark.parametrize("mode", ["000", "600", "100"])
+def test_a_closed_folder_is_no_removed_one(sandbox: Sandbox, mode: str) -> None:
+    sh(sandbox, f"mkdir new; echo x > new/file; chmod {mode} src new")
+    assert diffs.paths(diffs.parse(sandbox.diff())) == ("new/file",)
+
+
 def test_a_file_put_back_is_no_change(sandbox: Sandbox) -> None:
     sh(
         sandbox,
@@ -230,6 +252,19 @@ def test_undo_brings_back_what_was_copied_and_leaves_what_is_ignored(sandbox: Sa
         *["words", "def", "first(text):", "return", "text.split()[0]", "kept", "src/words.py", "256"],
         *["README", "blob.bin", "build", "link", "run.sh", "src"],
     ]
+    sandbox.undo()
+    assert sandbox.diff() == b""
+
+
+def test_a_folder_deeper_than_python_calls_itself_is_copied_and_taken_away(
+    repository: Path, tmp_path: Path, opened: Callable[..., Sandbox]
+) -> None:
+    blob = git(repository, "hash-object", "-w", "--stdin", stdin=b"deep").strip()
+    git(repository, "update-index", "--add", "--cacheinfo", f"100644,{blob},{'a/' * 1000}file")
+    git(repository, "commit", "-qm", "deep")
+    sandbox = opened("none", snapshots.take(repository, tmp_path / "state", include_uncommitted=False))
+    assert sandbox.read("a/" * 1000 + "file") == b"deep"
+    sh(sandbox, "rm blob.bin; mv a blob.bin")
     sandbox.undo()
     assert sandbox.diff() == b""
 

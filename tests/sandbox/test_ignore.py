@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -118,6 +119,25 @@ ATOMS += [
 ]
 LINES = st.lists(st.sampled_from(ATOMS), max_size=6).map("".join)
 TEXTS = st.lists(LINES, max_size=4).map("\n".join)
+
+
+@given(glob=LINES, paths=st.lists(st.text("ab/.", min_size=1, max_size=12), max_size=20))
+@example(glob="**/a/**/*b*a/**/b*", paths=["a/b/ba/a/bba/b", "a/ba/b", "a/b/b"])
+@example(glob="*a*b*a?b*", paths=["aabab", "abaab", "bbabaabb", "abab/b"])
+def test_the_careful_expression_means_what_the_plain_one_does(glob: str, paths: list[str]) -> None:
+    plain, careful = (ignore.translate(glob.encode(), careful=careful) for careful in (False, True))
+    assert (plain is None) == (careful is None)
+    if plain is not None and careful is not None:
+        for path in PATHS + [path for path in paths if not path.startswith("/") and "//" not in path]:
+            found = [re.fullmatch(each, path.encode(), re.DOTALL) is not None for each in (plain, careful)]
+            assert found[0] == found[1], path
+
+
+@pytest.mark.parametrize("line", ["*a" * 50 + "*b", "**/a/" * 50 + "b", "**/*a*a/" * 50 + "*b*b"])
+def test_many_stars_take_no_time(line: str) -> None:
+    rules = ignore.parse(line.encode(), b"")
+    assert not ignore.ignored(rules, b"a" * 250, folder=False)
+    assert not ignore.ignored(rules, b"aaa/" * 500 + b"aaa", folder=False)
 
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
