@@ -109,7 +109,7 @@ def start(snapshot: Snapshot, order: Order) -> tuple[Client, list[str]]:
 
     Raises EngineUnavailable, ImageUnavailable, SandboxError.
     """
-    from docker.errors import APIError
+    from docker.errors import APIError, ImageNotFound
 
     limits = order.limits
     if limits.disk_bytes and order.needed_bytes > limits.disk_bytes:
@@ -120,7 +120,11 @@ def start(snapshot: Snapshot, order: Order) -> tuple[Client, list[str]]:
     client = engine()
     try:
         base = images.choose(client, order.image, snapshot.repository, WORKSPACE)
-        container = _create(client, base, order)
+        try:
+            container = _create(client, base, order)
+        except ImageNotFound:  # `agent sandbox clean` removed it in between: no container used it yet
+            base = images.choose(client, order.image, snapshot.repository, WORKSPACE)
+            container = _create(client, base, order)
     except APIError as error:
         client.close()
         raise SandboxError(_why_not_started(error, order.image)) from error

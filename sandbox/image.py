@@ -132,8 +132,8 @@ def remove_unused(client: DockerClient) -> list[str]:
 
     gone = []
     used = {container["ImageID"] for container in client.api.containers(all=True)}
-    for image in client.images.list(name=REPOSITORY):
-        for name in image.tags if image.id not in used else ():
+    for image in client.api.images(name=REPOSITORY):  # without a look at each, which may be gone meanwhile
+        for name in image["RepoTags"] or () if image["Id"] not in used else ():
             try:
                 client.images.remove(name)
             except APIError as error:

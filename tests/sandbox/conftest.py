@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -58,14 +59,20 @@ def snapshot(repository: Path, tmp_path: Path) -> Snapshot:
 
 
 @pytest.fixture
-def opened(tmp_path: Path) -> Iterator[Callable[..., Sandbox]]:
+def run_name() -> str:
+    """No other sandbox on the engine has it: other tests, and other runs of these, use the same one at the same time."""
+    return f"test-{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def opened(run_name: str) -> Iterator[Callable[..., Sandbox]]:
     """Opens sandboxes, and closes what it opened."""
     made: list[Sandbox] = []
 
     def opener(
         kind: str, snapshot: Snapshot, limits: Limits = SMALL, image: str = "host", patch: bytes = b""
     ) -> Sandbox:
-        options = SandboxOptions(run=f"test-{tmp_path.name}", kind=kind, image=image, limits=limits)
+        options = SandboxOptions(run_name, kind=kind, image=image, limits=limits)
         made.append(open_sandbox(options, snapshot, patch))
         return made[-1]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from tests.sandbox.conftest import KINDS, git, sh
 def test_a_command_gives_its_output_and_exit_code(sandbox: Sandbox) -> None:
     done = sandbox.exec(["sh", "-c", "echo out; echo err >&2; exit 3"], 10)
     assert (done.exit_code, done.output, done.truncated_bytes) == (3, b"out\nerr\n", 0)
-    assert 0 < done.duration_s < 5
+    assert 0 < done.duration_s < 10
 
 
 def test_python_sees_an_edit_of_the_same_second_and_length(sandbox: Sandbox) -> None:
@@ -90,55 +91,50 @@ def test_output_is_bounded_with_head_and_tail_kept(sandbox: Sandbox) -> None:
 
 
 def test_at_its_time_out_a_command_is_killed_and_its_output_kept(sandbox: Sandbox) -> None:
-    begun_s = time.monotonic()
     done = sandbox.exec(["sh", "-c", "echo before; sleep 60; echo after"], 0.5)
     assert (done.exit_code, done.output) == (None, b"before\n")
-    assert time.monotonic() - begun_s < 5
+    assert done.duration_s < 30
 
 
 def test_nothing_that_a_timed_out_command_started_lives_on(sandbox: Sandbox) -> None:
+    sleep_s = (
+        f"4242.{uuid.uuid4().int}"  # the processes of a sandbox on this machine are seen beside those of all others
+    )
     escape = (
         "import os, time\n"
         "for clear in (False, True):\n"
         "    if os.fork() == 0:\n"
         "        os.setsid()\n"
         "        if os.fork(): os._exit(0)\n"
-        "        argv = ['sleep', '4242']\n"
+        f"        argv = ['sleep', '{sleep_s}']\n"
         "        os.execve('/bin/sleep', argv, {}) if clear else os.execv('/bin/sleep', argv)\n"
         "time.sleep(60)\n"
     )
     assert sandbox.exec(["python3", "-c", escape], 1.5).exit_code is None
     left = sh(sandbox, "for f in /proc/[0-9]*/cmdline; do tr '\\0' ' ' < $f 2>/dev/null; echo; done; true")
-    assert "sleep 4242" not in left
+    assert f"sleep {sleep_s}" not in left
 
 
 def test_what_is_left_in_the_background_lives_on_and_holds_nothing_up(sandbox: Sandbox) -> None:
-    begun_s = time.monotonic()
-    done = sandbox.exec(["sh", "-c", "(sleep 2; echo late; echo done > late.txt) & echo now"], 10)
+    waiting = "(until [ -e go ]; do sleep 0.1; done; echo late; echo done > late.txt) & echo now"
+    done = sandbox.exec(["sh", "-c", waiting], 10)
     assert (done.exit_code, done.output) == (0, b"now\n")
-    assert time.monotonic() - begun_s < 1.5
     sandbox.exec(["sleep", "30"], 0.3)  # another command's time-out is not its end
-    assert (
-        sh(sandbox, "for i in 1 2 3 4 5 6 7 8 9 10; do [ -s late.txt ] && break; sleep 0.5; done; cat late.txt")
-        == "done\n"
-    )
+    assert sh(sandbox, "touch go; until [ -s late.txt ]; do sleep 0.1; done; cat late.txt") == "done\n"
 
 
 def test_commands_run_side_by_side(sandbox: Sandbox) -> None:
     results: list[bytes] = []
+    meet = "touch came-{}; until [ -e came-0 -a -e came-1 -a -e came-2 -a -e came-3 ]; do sleep 0.1; done; echo {}"
     threads = [
-        threading.Thread(
-            target=lambda n=n: results.append(sandbox.exec(["sh", "-c", f"sleep 0.5; echo {n}"], 10).output)
-        )
+        threading.Thread(target=lambda n=n: results.append(sandbox.exec(["sh", "-c", meet.format(n, n)], 20).output))
         for n in range(4)
     ]
-    begun_s = time.monotonic()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert sorted(results) == [b"0\n", b"1\n", b"2\n", b"3\n"]
-    assert time.monotonic() - begun_s < 1.9
 
 
 def test_files_are_read_written_and_removed(sandbox: Sandbox) -> None:
@@ -276,8 +272,8 @@ def test_a_closed_sandbox_is_gone_and_closing_twice_is_fine(sandbox: Sandbox) ->
         sandbox.exec(["true"], 5)
 
 
-def test_closing_ends_every_process_that_the_sandbox_started(sandbox: Sandbox, tmp_path: Path) -> None:
-    sign = tmp_path.name  # its processes are told from all others by their command lines
+def test_closing_ends_every_process_that_the_sandbox_started(sandbox: Sandbox, run_name: str) -> None:
+    sign = run_name  # its processes are told from all others by their command lines
     loop = (
         "import os, sys\n"
         "for _ in range(2):\n"
@@ -287,7 +283,7 @@ def test_closing_ends_every_process_that_the_sandbox_started(sandbox: Sandbox, t
     )
     sandbox.exec(["python3", "-c", loop, sign], 10)
     sandbox.exec(["sh", "-c", f"nohup sh -c 'sleep 600; : {sign}' >/dev/null 2>&1 & sleep 0.2"], 10)
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + 60
     while len(_processes(sign)) < 2 and time.monotonic() < deadline_s:
         time.sleep(0.05)
     assert len(_processes(sign)) >= 2

@@ -11,7 +11,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,7 +31,6 @@ from tests.sandbox.conftest import SMALL, commit, git, sh
 from tests.sandbox.images import import_python
 
 pytestmark = pytest.mark.docker
-PYTHON_IMAGE = "gpt-oss-agent/test-python:1"
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +42,10 @@ def engine() -> Iterator[DockerClient]:
 
 @pytest.fixture(scope="module")
 def python_image(engine: DockerClient) -> Iterator[str]:
-    import_python(engine, PYTHON_IMAGE)
-    yield PYTHON_IMAGE
-    engine.images.remove(PYTHON_IMAGE)
+    tag = f"gpt-oss-agent/test-python:{uuid.uuid4().hex}"  # of this process alone: another that runs these tests ends at its time
+    import_python(engine, tag)
+    yield tag
+    engine.images.remove(tag)
 
 
 def test_an_image_needs_nothing_but_a_python(
@@ -101,7 +103,7 @@ def engine_behind_tcp(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_an_engine_behind_tcp(
-    snapshot: Snapshot, opened: Callable[..., Sandbox], python_image: str, engine_behind_tcp: str, tmp_path: Path
+    snapshot: Snapshot, opened: Callable[..., Sandbox], python_image: str, engine_behind_tcp: str, run_name: str
 ) -> None:
     assert engine_behind_tcp.startswith("tcp://")
     with pytest.raises(ImageUnavailable, match="an engine on this machine; name an image with --image"):
@@ -115,7 +117,7 @@ def test_an_engine_behind_tcp(
     assert box.exec(["python3", "-c", "import time; time.sleep(60)"], 0.5).exit_code is None
     box.close()
     with contextlib.closing(containers.engine()) as client:
-        assert f"test-{tmp_path.name}" not in dict(containers.orphans(client))
+        assert run_name not in dict(containers.orphans(client))
 
 
 def test_network_on_reaches_beyond_the_container(snapshot: Snapshot, opened: Callable[..., Sandbox]) -> None:
@@ -156,7 +158,7 @@ def test_debian_packages_without_debootstrap_say_what_to_install(
 
 
 def test_debian_packages_by_a_debootstrap(
-    engine: DockerClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    engine: DockerClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run_name: str
 ) -> None:
     """The command line and what becomes of its folder; a real bootstrap takes a minute and a mirror."""
     fake = tmp_path / "bin" / "debootstrap"
@@ -166,7 +168,7 @@ def test_debian_packages_by_a_debootstrap(
     )
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
-    tag = "gpt-oss-agent/test-debian:1"
+    tag = f"gpt-oss-agent/test-debian:{run_name}"
     made = images.build_from_debian(engine, ["jq", "git"], tag)
     try:
         container = engine.containers.create(made, ["/none"])
@@ -185,16 +187,31 @@ def test_debian_packages_by_a_debootstrap(
 
 
 def test_unused_host_images_are_removed_and_used_ones_are_not(
-    snapshot: Snapshot, opened: Callable[..., Sandbox], engine: DockerClient, tmp_path: Path
+    snapshot: Snapshot, opened: Callable[..., Sandbox], engine: DockerClient, run_name: str
 ) -> None:
     box = opened("docker", snapshot)
-    (container,) = engine.containers.list(filters={"label": f"{containers.LABEL}=test-{tmp_path.name}"})
+    (container,) = engine.containers.list(filters={"label": f"{containers.LABEL}={run_name}"})
     used = container.attrs["Config"]["Image"]
-    engine.api.import_image_from_data(bytes(10240), repository=images.REPOSITORY, tag="test-old")
+    engine.api.import_image_from_data(bytes(10240), repository=images.REPOSITORY, tag=run_name)
     gone = images.remove_unused(engine)
-    assert f"{images.REPOSITORY}:test-old" in gone
+    assert not engine.images.list(name=f"{images.REPOSITORY}:{run_name}")
     assert used not in gone
     assert sh(box, "echo alive") == "alive\n"
+
+
+def test_an_image_that_is_removed_before_its_container_is_made_is_made_again(
+    snapshot: Snapshot, opened: Callable[..., Sandbox], run_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, choose = list[images.Base](), images.choose
+
+    def removed_once(*arguments: object) -> images.Base:
+        base = choose(*arguments)  # type: ignore[arg-type]
+        chosen.append(base)
+        return base if len(chosen) == 2 else replace(base, image=f"{images.REPOSITORY}:{run_name}")
+
+    monkeypatch.setattr(images, "choose", removed_once)
+    assert sh(opened("docker", snapshot), "echo alive") == "alive\n"
+    assert len(chosen) == 2
 
 
 @pytest.fixture
@@ -255,15 +272,17 @@ def test_node_modules_are_there_though_ignored(project: Path, tmp_path: Path, op
     assert b"node_modules" not in box.diff()
 
 
-def test_an_image_without_python_is_refused_on_a_volume_too(snapshot: Snapshot, engine: DockerClient) -> None:
-    engine.api.import_image_from_data(bytes(10240), repository="gpt-oss-agent/empty", tag="volume")
+def test_an_image_without_python_is_refused_on_a_volume_too(
+    snapshot: Snapshot, engine: DockerClient, run_name: str
+) -> None:
+    engine.api.import_image_from_data(bytes(10240), repository="gpt-oss-agent/empty", tag=run_name)
     limits = Limits(memory_bytes=128 << 20, disk_bytes=256 << 20)
     try:
         with pytest.raises(SandboxError, match="has no python3"):
-            open_sandbox(SandboxOptions(run="no-python", image="gpt-oss-agent/empty:volume", limits=limits), snapshot)
-        assert "no-python" not in dict(containers.orphans(engine))
+            open_sandbox(SandboxOptions(run_name, image=f"gpt-oss-agent/empty:{run_name}", limits=limits), snapshot)
+        assert run_name not in dict(containers.orphans(engine))
     finally:
-        engine.images.remove("gpt-oss-agent/empty:volume")
+        engine.images.remove(f"gpt-oss-agent/empty:{run_name}")
 
 
 def test_the_limits_of_these_tests_are_in_memory() -> None:

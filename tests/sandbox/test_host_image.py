@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ pytestmark = pytest.mark.docker
 
 
 def read_inside(repository: Path, state: Path, *paths: Path | str) -> bytes:
-    options = SandboxOptions(run=f"host-{state.parent.name}", image="host", limits=SMALL)
+    options = SandboxOptions(f"host-{uuid.uuid4().hex}", image="host", limits=SMALL)
     sandbox = open_sandbox(options, snapshots.take(repository, state))
     try:
         return sandbox.exec(("sh", "-c", 'for path; do cat "$path"; done', "cat", *map(str, paths)), 30).output

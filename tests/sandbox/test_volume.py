@@ -53,19 +53,18 @@ def test_what_is_chosen(limits: Limits, needed_mib: int, volume: bool, size_mib:
 
 @pytest.mark.docker
 def test_a_repository_too_large_for_memory_gets_a_volume(
-    repository: Path, tmp_path: Path, engine: DockerClient
+    repository: Path, tmp_path: Path, engine: DockerClient, run_name: str
 ) -> None:
     (repository / "large.bin").write_bytes(
         bytes(range(256)) * (40 << 12)
     )  # 40 MiB of the 64 that /workspace would have
     snapshot = snapshots.take(repository, tmp_path / "large")
     said = list[str]()
-    name = f"volume-{tmp_path.name}"
-    box = open_sandbox(SandboxOptions(name, image="host", limits=TIGHT, say=said.append), snapshot)
+    box = open_sandbox(SandboxOptions(run_name, image="host", limits=TIGHT, say=said.append), snapshot)
     try:
-        (container,) = engine.containers.list(filters={"label": f"{containers.LABEL}={name}"})
+        (container,) = engine.containers.list(filters={"label": f"{containers.LABEL}={run_name}"})
         assert [mount["Destination"] for mount in container.attrs["Mounts"] if mount["RW"]] == ["/workspace"]
-        volumes = volumes_of(engine, name)
+        volumes = volumes_of(engine, run_name)
         assert len(volumes) == 1
         assert there_are(engine, volumes) == volumes
         assert len(said) == 1
@@ -83,13 +82,12 @@ def test_a_repository_too_large_for_memory_gets_a_volume(
 
 
 @pytest.mark.docker
-def test_a_disk_larger_than_the_memory_is_a_volume(snapshot: Snapshot, tmp_path: Path, engine: DockerClient) -> None:
+def test_a_disk_larger_than_the_memory_is_a_volume(snapshot: Snapshot, run_name: str, engine: DockerClient) -> None:
     said = list[str]()
-    name = f"disk-{tmp_path.name}"
     limits = Limits(memory_bytes=128 << 20, disk_bytes=256 << 20)
-    box = open_sandbox(SandboxOptions(name, image="host", limits=limits, say=said.append), snapshot)
+    box = open_sandbox(SandboxOptions(run_name, image="host", limits=limits, say=said.append), snapshot)
     try:
-        volumes = volumes_of(engine, name)
+        volumes = volumes_of(engine, run_name)
         assert len(volumes) == 1
         assert "0.2 GiB" in said[0]
         assert sh(box, "cat README") == "words\n"

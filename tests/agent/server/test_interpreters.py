@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import signal
 import subprocess
 import sys
@@ -181,9 +182,11 @@ def test_what_cannot_be_switched_on_says_why() -> None:
         assert (builtins.offer.web, builtins.offer.code) == (False, False)
 
 
-def containers() -> set[str]:
-    listed = subprocess.run(["docker", "ps", "-q", "--no-trunc"], capture_output=True, text=True, check=True)
-    return set(listed.stdout.split())
+def containers(pids: int) -> int:
+    """How many containers that may have so many processes there are: others use the engine at the same time."""
+    listed = subprocess.run(["docker", "ps", "-q"], capture_output=True, text=True, check=True).stdout.split()
+    looked = ["docker", "inspect", "--format", "{{.HostConfig.PidsLimit}}", *listed]
+    return subprocess.run(looked, capture_output=True, text=True, check=False).stdout.split().count(str(pids))
 
 
 NETWORK = (
@@ -200,9 +203,10 @@ def test_a_real_server_runs_code_in_a_container_and_leaves_none_behind(tmp_path:
     ]
     script = tmp_path / "script.json"
     script.write_text(json.dumps({"turns": turns}))
-    env = {**environment(tmp_path / "home"), "PYTHONPATH": str(ROOT), "AGENT_NETWORK": "on", "AGENT_IMAGE": "host"}
+    pids = 100_000 + secrets.randbelow(900_000)  # nobody else's
+    settings = {"AGENT_NETWORK": "on", "AGENT_IMAGE": "host", "AGENT_PIDS": str(pids)}
+    env = {**environment(tmp_path / "home"), "PYTHONPATH": str(ROOT), **settings}
     command = [sys.executable, "-m", "agent", "serve", "--backend", "scripted", "--script", str(script), "--port", "0"]
-    before = containers()
     with subprocess.Popen(
         [*command, "--code-interpreter"], env=env, cwd=tmp_path, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -214,10 +218,10 @@ def test_a_real_server_runs_code_in_a_container_and_leaves_none_behind(tmp_path:
             "include": ["code_interpreter_call.outputs"],
         }
         answer = httpx2.post(f"{url}/responses", json=request, timeout=60).json()
-        ran = containers() - before
+        ran = containers(pids)
         process.send_signal(ending)
         assert process.wait(20) == (0 if ending is signal.SIGTERM else -signal.SIGKILL)
     assert answer["output"][0]["outputs"][0]["logs"].startswith("no ")  # also where the configuration has a network
     assert answer["output"][-1]["content"][0]["text"] == "Done."
     assert ran
-    until(lambda: not containers() & ran, 30.0)
+    until(lambda: not containers(pids), 60.0)
