@@ -74,6 +74,7 @@ class Server:
     replies: Sequence[Reply] | Callable[[Request], Reply]
     requests: list[Request] = field(default_factory=list)
     hung_up: threading.Event = field(default_factory=threading.Event)
+    lock: threading.Lock = field(default_factory=threading.Lock)
     port: int = 0
 
     @property
@@ -90,11 +91,13 @@ class Server:
             request = read_request(connection)
             if request is None:
                 return
-            self.requests.append(request)
+            with self.lock:  # requests that come together each get a reply of their own
+                self.requests.append(request)
+                number = len(self.requests)
             if callable(self.replies):
                 reply = self.replies(request)
             else:
-                reply = self.replies[min(len(self.requests), len(self.replies)) - 1]
+                reply = self.replies[min(number, len(self.replies)) - 1]
             try:
                 for step in reply:
                     if not self.play(step, connection):
@@ -142,9 +145,9 @@ def read_request(connection: socket.socket) -> Request | None:
 
 
 @contextmanager
-def serving(replies: Sequence[Reply] | Callable[[Request], Reply], port: int = 0) -> Iterator[Server]:
+def serving(replies: Sequence[Reply] | Callable[[Request], Reply]) -> Iterator[Server]:
     """Run a server for the length of a block."""
-    listener = socket.create_server(("127.0.0.1", port))
+    listener = socket.create_server(("127.0.0.1", 0))
     server = Server(replies, port=listener.getsockname()[1])
     threads: list[threading.Thread] = []
 

@@ -13,7 +13,7 @@ from sandbox.errors import SandboxLost
 
 
 def wait_for(condition: threading.Event) -> None:
-    assert condition.wait(10)
+    assert condition.wait(60)
 
 
 def test_a_change_is_saved_once_it_is_quiet() -> None:
@@ -53,20 +53,17 @@ def test_a_run_that_is_never_quiet_is_saved_all_the_same() -> None:
 
 
 def test_a_broken_sandbox_does_not_end_the_saver() -> None:
-    calls = []
-    saved = threading.Event()
+    lost, saved = threading.Event(), threading.Event()
 
     def save() -> None:
-        calls.append(1)
-        if len(calls) == 1:
+        if not lost.is_set():
+            lost.set()
             raise SandboxLost("gone")
         saved.set()
 
     saver = Saver(save, quiet_s=0.01)
     saver.changed()
-    while not calls:
-        time.sleep(0.01)
-    time.sleep(0.05)
+    wait_for(lost)
     saver.changed()
     wait_for(saved)
     saver.close()
@@ -79,7 +76,7 @@ def test_closing_waits_for_no_quiet_and_may_be_done_twice() -> None:
     before = time.monotonic()
     saver.close()
     saver.close()
-    assert time.monotonic() - before < 10
+    assert time.monotonic() - before < 30
     assert calls == []
 
 

@@ -46,6 +46,6 @@ def test_a_stop_wakes_who_waits() -> None:
     thread = threading.Thread(target=lambda: granted.append(governor.permit()))
     thread.start()
     governor.stop("enough")
-    thread.join(5)
+    thread.join(60)
     assert granted == [False]
     assert not governor.wait(60)

@@ -49,10 +49,29 @@ def test_ctrl_c_drops_the_line_and_empty_ones_say_nothing(keyboard: PipeInput, t
     assert what_is_typed(keyboard, tmp_path / "h", "never\x03\r  \rwell\r\x04") == ["well"]
 
 
+class Screen(DummyOutput):
+    """Tells when a text was shown."""
+
+    def __init__(self, awaited: str) -> None:
+        self.awaited, self.written, self.shown = awaited, "", threading.Event()
+
+    def write(self, data: str) -> None:
+        self.written += data
+        if self.awaited in self.written:
+            self.shown.set()
+
+
 def test_commands_are_completed(keyboard: PipeInput, tmp_path: Path) -> None:
-    completing = threading.Timer(0.5, keyboard.send_text, ["\r\x04"])  # completion happens beside the typing
+    screen = Screen("lp")
+
+    def go_on() -> None:  # completion happens beside the typing
+        screen.shown.wait(60)
+        keyboard.send_text("\r\x04")
+
+    completing = threading.Thread(target=go_on)
     completing.start()
-    assert what_is_typed(keyboard, tmp_path / "h", "/he\t") == ["/help"]
+    keyboard.send_text("/he\t")
+    assert list(typed(tmp_path / "h", ["help", "save"], keyboard, screen)) == ["/help"]
     completing.join()
 
 

@@ -195,12 +195,12 @@ def test_what_breaks_on_the_way_is_transient(breakage: str) -> None:
 
 
 def test_bytes_that_mean_nothing_still_break_the_silence() -> None:
-    pings = [Pause(0.15), b": ping\n\n"] * 4
+    pings = [Pause(0.05), b": ping\n\n"] * 24
     with serving([[head(), *pings, event("late"), event("[DONE]")]]) as server:
-        assert datas(client(server.url)) == ["late", "[DONE]"]
+        assert datas(client(server.url, silence_s=1.0)) == ["late", "[DONE]"]
 
 
-@pytest.mark.parametrize("silent", [[Pause(5)], [Pause(0.1), b": ping\n\n"] * 40], ids=["silent", "pinging"])
+@pytest.mark.parametrize("silent", [[Pause(60)], [Pause(0.1), b": ping\n\n"] * 600], ids=["silent", "pinging"])
 def test_the_time_that_a_run_has_left_bounds_an_answer(silent: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agent.model.client._LEAST_READ_S", 0.3)
     with serving([[head(), event("early"), *silent]]) as server:  # type: ignore[list-item]
@@ -208,7 +208,7 @@ def test_the_time_that_a_run_has_left_bounds_an_answer(silent: list[object], mon
         found: list[str] = []
         with pytest.raises(EndpointUnreachable):
             found += (event.data for event in client(server.url, silence_s=60.0).post("/completions", {}, 0.5))
-        assert 0.3 < time.monotonic() - began_s < 3
+        assert 0.3 < time.monotonic() - began_s < 30
     assert found == ["early"]
 
 

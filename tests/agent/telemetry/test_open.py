@@ -169,14 +169,14 @@ def test_a_collector_that_is_gone_is_said_once_and_holds_nothing_up(
     began_s = time.monotonic()
     ended = fix(config, "Fix double.", repository, "fix", lambda _: None, said.append)
     assert ended.outcome is Outcome.PASSED
-    assert time.monotonic() - began_s < FLUSH_S + 10
+    assert time.monotonic() - began_s < FLUSH_S + 60
     assert len([line for line in said if line.startswith("telemetry: ")]) == 1
     _comes_back()
 
 
 def _comes_back() -> None:
     """What was changed of the process's logging is as it was before, once the sender has given up."""
-    logger, give_up_s = logging.getLogger("opentelemetry"), time.monotonic() + 20
+    logger, give_up_s = logging.getLogger("opentelemetry"), time.monotonic() + 60
     while logger.handlers:
         assert time.monotonic() < give_up_s
         time.sleep(0.02)
@@ -187,7 +187,7 @@ def test_a_collector_that_never_answers_is_not_waited_for(config: RunConfig) -> 
 
     class Stuck(SpanProcessor):
         def shutdown(self) -> None:
-            answers.wait(20)
+            answers.wait(60)
 
     said: list[str] = []
     telemetry = traced(config, "r", "fix", said.append, Stuck, flush_s=0.05)
@@ -195,7 +195,7 @@ def test_a_collector_that_never_answers_is_not_waited_for(config: RunConfig) -> 
     began_s = time.monotonic()
     telemetry.close()
     telemetry.close()
-    assert time.monotonic() - began_s < 5
+    assert time.monotonic() - began_s < 30
     assert said == ["telemetry: the collector does not answer: the last spans of this run are lost"]
     answers.set()
     _comes_back()
