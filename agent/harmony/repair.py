@@ -13,6 +13,7 @@ stray_end          an end with nothing to be ended
 split_body         a marker in the middle of a text, which went on behind it
 stray_control      another control id in a text or header
 final_before_call  a final that was followed by more: it counts as a word on the way
+spelt              a server handed harmony on as text: read from it
 dropped            what was sampled is not kept
 after_call         what the model went on to invent after its call
 foreign_role       a message under another's name (system, user, a tool)
@@ -50,6 +51,7 @@ class Kind(StrEnum):
     SPLIT_BODY = "split_body"
     STRAY_CONTROL = "stray_control"
     FINAL_BEFORE_CALL = "final_before_call"
+    SPELT = "spelt"
     AFTER_CALL = "after_call"
     FOREIGN_ROLE = "foreign_role"
     EXTENDED = "extended"

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from agent.conversation import Channel, Conversation, Message, Role
 from agent.errors import ContextOverflow, EndpointRefused
 from agent.events import Delta, MessageAdded, Repaired, Sampled
+from agent.harmony.ladder import Take
+from agent.harmony.spelt import read_spelt
 from agent.model.base import ModelEvent, SamplingParams
 from agent.model.capabilities import Capabilities
 from agent.model.client import Client, OpenAIResponse, persist
@@ -184,6 +186,15 @@ def called(functions: Functions, name: str, arguments: str) -> Message:
     """Return the message that a function call is."""
     recipient = functions.recipient(name)
     return Message(Role.ASSISTANT, functions.body(recipient, arguments), Channel.COMMENTARY, recipient, "json")
+
+
+def spelt(functions: Functions, text: str, *, whole: bool) -> Take | None:
+    """Return the messages of an answer that the server's own parser gave up on; None where ``text`` is just text."""
+    taken = read_spelt(text, functions.recipients(), whole=whole)
+    if taken is None:
+        return None
+    messages = (m if m.recipient is None else called(functions, m.recipient, m.text) for m in taken.messages)
+    return replace(taken, messages=tuple(messages))
 
 
 def cut_call(name: str) -> Repaired:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.conversation import Channel, Conversation, Message, Role
 from agent.events import Delta, Repaired
-from agent.model.api import ApiModel, Made, called, cut_call
+from agent.model.api import ApiModel, Made, called, cut_call, spelt
 from agent.model.base import SamplingParams
 from agent.model.capabilities import OF_MESSAGES
 from agent.model.client import Client, OpenAIResponse
@@ -196,14 +196,18 @@ class _Answer:
         calls = [call for call in self.calls if call.name]
         if self.finish == "length" and calls and not whole(calls[-1].body):
             repairs.append(cut_call(calls.pop().name))
-        if text := "".join(self.content):
+        text = "".join(self.content)
+        if not calls and (taken := spelt(functions, text, whole=self.finish != "length")) is not None:
+            found += taken.messages
+            repairs += taken.repairs
+        elif text:
             found.append(Message(Role.ASSISTANT, text, Channel.COMMENTARY if calls else Channel.FINAL))
         found += [called(functions, call.name, call.body) for call in calls]
         details = mapping(self.usage.get("prompt_tokens_details"))
         return Made(
             tuple(found),
             tuple(repairs),
-            "call" if calls else "length" if self.finish == "length" else "stop",
+            "call" if found and found[-1].is_call else "length" if self.finish == "length" else "stop",
             [*self.reasoning, *self.content, *(a for c in self.calls for a in c.arguments)],
             count(self.usage.get("prompt_tokens")),
             count(self.usage.get("completion_tokens")),

@@ -53,6 +53,10 @@ class Functions:
             for name, tool in self._by_wire.items()
         ]
 
+    def recipients(self) -> frozenset[str]:
+        """Return the recipients as the model sees them, whose server makes functions of all tools."""
+        return frozenset(f"{_NAMESPACE}{name}" for name in self._by_wire)
+
     def recipient(self, name: str) -> str:
         """Return the recipient that a function name stands for; an undeclared name stays as the model wrote it.
 

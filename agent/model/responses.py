@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.conversation import Channel, Conversation, Message, Role
 from agent.events import Delta, Repaired
-from agent.model.api import ApiModel, Made, called, cut_call
+from agent.model.api import ApiModel, Made, called, cut_call, spelt
 from agent.model.base import SamplingParams
 from agent.model.capabilities import OF_MESSAGES
 from agent.model.client import Client, OpenAIResponse
@@ -143,11 +143,16 @@ class _Answer:
         limited = full or (self.status == "incomplete" and self.reason != "content_filter")
         if limited and calls and not whole(_arguments(calls[-1])):
             repairs.append(cut_call(str(calls.pop()["name"])))
+        messages = tuple(self._messages(calls, functions))
+        last = messages[-1] if messages else None
+        if last is not None and last.is_final and (taken := spelt(functions, last.text, whole=not limited)) is not None:
+            messages = (*messages[:-1], *taken.messages)
+            repairs += taken.repairs
         details = mapping(self.usage.get("input_tokens_details"))
         return Made(
-            tuple(self._messages(calls, functions)),
+            messages,
             tuple(repairs),
-            "call" if calls else "length" if limited else "stop",
+            "call" if messages and messages[-1].is_call else "length" if limited else "stop",
             self.items,
             count(self.usage.get("input_tokens")),
             count(self.usage.get("output_tokens")),

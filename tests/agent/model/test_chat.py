@@ -372,6 +372,36 @@ def test_a_preamble_before_a_call_is_commentary() -> None:
     ]
 
 
+SPELT = (
+    "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary to=functions.container_exec "
+    '<|constrain|>json<|message|>{"command": ["ls"]}'
+)
+
+
+def test_a_call_that_the_server_did_not_parse_is_a_call_all_the_same() -> None:
+    """Servers whose parser gives up hand harmony on as content (Ollama, LM Studio, early vLLM)."""
+    events, _ = ask([stream([chunk({"reasoning": "So."}), chunk({"content": SPELT}), chunk({}, "stop")])])
+    assert [(m.channel, m.recipient, m.text) for m in messages(events)] == [
+        (Channel.ANALYSIS, None, "So."),
+        (Channel.ANALYSIS, None, "Hm."),
+        (Channel.COMMENTARY, "container.exec", '{"command": ["ls"]}'),
+    ]
+    assert "spelt" in [e.kind for e in events if isinstance(e, Repaired)]
+    assert sampled(events).finish == "call"
+
+
+def test_a_call_that_the_server_did_not_parse_and_the_limit_cut_does_not_run() -> None:
+    events, _ = ask([stream([chunk({"content": SPELT[:-2]}), chunk({}, "length")])])
+    assert not any(message.is_call for message in messages(events))
+    assert sampled(events).finish == "length"
+
+
+def test_a_final_message_may_quote_harmony() -> None:
+    said = f"It begins so: {SPELT}"
+    events, _ = ask([stream([chunk({"content": said}), chunk({}, "stop")])])
+    assert [(m.channel, m.text) for m in messages(events)] == [(Channel.FINAL, said)]
+
+
 def test_half_a_call_at_the_token_limit_is_not_run() -> None:
     events, _ = ask([stream([chunk(call("shell", '{"command": "rm -rf /')), chunk({}, "length")])])
     assert messages(events) == []

@@ -104,6 +104,18 @@ def test_indexes_that_start_at_minus_one_and_calls_without_announcement_are_read
     assert finish(events) == "call"
 
 
+def test_a_call_that_the_server_did_not_parse_is_a_call_all_the_same() -> None:
+    text = '<|channel|>commentary to=functions.shell <|constrain|>json<|message|>{"command": "ls"}<|call|>'
+    item = {**FINAL, "content": [{"type": "output_text", "text": text}]}
+    events, _ = ask([stream(done(REASONING), done(item, 1), completed())])
+    assert [(m.channel, m.recipient, m.text) for m in messages(events)] == [
+        (Channel.ANALYSIS, None, "Hm."),
+        (Channel.COMMENTARY, "functions.shell", '{"command": "ls"}'),
+    ]
+    assert [e.kind for e in events if isinstance(e, Repaired)] == ["spelt"]
+    assert finish(events) == "call"
+
+
 def test_items_that_come_only_at_the_end_are_taken_from_there() -> None:
     events, _ = ask([stream(completed(output=[REASONING, FINAL]))])
     assert [m.text for m in messages(events)] == ["Hm.", "Done."]
