@@ -71,10 +71,12 @@ MARKER_BYTES = 1 << 20
 GRACE_S = 900.0
 CLOSE_TIMEOUT_S = 5.0
 
-# What ends a run in an orderly way, and as what. An error that is not here is a defect: it is logged and raised.
+# What ends a run in an orderly way, and as what. An error that is not here is a defect: it is logged and raised. So is a
+# UsageError, which only opening the model comes to here (which of several it is was not said): the exit code is for what was given.
 ENDS: Mapping[type[BaseException], Outcome] = {
     ScriptEnded: Outcome.LIMIT,
     ModelError: Outcome.ENDPOINT,
+    UsageError: Outcome.ENDPOINT,
     SandboxError: Outcome.SANDBOX,
     DiffRefused: Outcome.REFUSED,
     PolicyRefused: Outcome.REFUSED,
@@ -233,7 +235,7 @@ class _Session:
             self._loop(shop)
         except BaseException as error:
             self._end(error, shop)
-            if not isinstance(error, tuple(ENDS)):
+            if isinstance(error, UsageError) or not isinstance(error, tuple(ENDS)):
                 raise
         finally:
             shop.saver.close()

@@ -33,6 +33,7 @@ from agent.runs import PATCH_NAME
 from agent.session import LOST, RESTORED, fix, resume
 from agent.workshop import SNAPSHOT_NAME, commit_message
 from sandbox.errors import WorktreeError
+from tests.servers import document, serving
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTEST = f"{sys.executable} -m pytest -q -p no:hypothesispytest"
@@ -311,6 +312,19 @@ def test_a_worktree_that_cannot_be_made_is_said_before_the_run(
     with pytest.raises(UsageError, match=said):
         fix(config, "fix it", repository, "fix", lambda _: None)
     assert not list(config.runs_dir.iterdir())
+
+
+def test_a_model_that_was_not_settled_is_a_mistake_of_what_was_given_and_no_defect(
+    repository: Path, configure: Configure
+) -> None:
+    models = {"object": "list", "data": [{"id": name, "object": "model"} for name in ("gpt-oss-20b", "gpt-oss-120b")]}
+    with serving([document(models)]) as server:
+        config = configure(FIX, wire="auto", script=None, endpoint=server.url, model=None)
+        with pytest.raises(UsageError, match="say which with --model"):
+            fix(config, "fix it", repository, "fix", lambda _: None)
+    ended = events_of(config)[-1]
+    assert isinstance(ended, RunEnded)
+    assert (ended.outcome, "say which with --model" in ended.reason) == (Outcome.ENDPOINT, True)
 
 
 def test_a_defect_is_logged_and_raised(repository: Path, configure: Configure) -> None:
