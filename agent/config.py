@@ -61,16 +61,21 @@ class RunConfig:
 
     endpoint: str | None = field(
         default=None,
-        metadata=_rule(Rule("url", "Base URL of the model server, with its /v1.", optional=True, personal=True)),
+        metadata=_rule(Rule("url", "Base URL of the model server, including /v1.", optional=True, personal=True)),
     )
     model: str | None = field(
-        default=None, metadata=_rule(Rule("text", "Name of the model at the endpoint.", optional=True))
+        default=None,
+        metadata=_rule(
+            Rule("text", "Name of the model at the endpoint, or the folder of a checkpoint.", optional=True)
+        ),
     )
     api_key: str | None = field(
         default=None,
         repr=False,
         metadata=_rule(
-            Rule("text", "Key for the endpoint; never printed or logged.", optional=True, personal=True, secret=True)
+            Rule(
+                "text", "API key for the endpoint; never printed or logged.", optional=True, personal=True, secret=True
+            )
         ),
     )
     wire: str = field(
@@ -78,7 +83,7 @@ class RunConfig:
         metadata=_rule(
             Rule(
                 "choice",
-                "What answers, and how it is talked to; auto takes the best that is there.",
+                "Backend that answers; auto takes the best one available.",
                 choices=tuple(BACKENDS),
                 personal=True,
             )
@@ -86,48 +91,62 @@ class RunConfig:
     )
     script: Path | None = field(
         default=None,
-        metadata=_rule(Rule("path", "What the scripted model plays.", optional=True, personal=True)),
+        metadata=_rule(
+            Rule("path", "Script, or log of a run, that the scripted backend replays.", optional=True, personal=True)
+        ),
     )
     effort: str = field(
         default="medium",
         metadata=_rule(Rule("choice", "Reasoning effort.", choices=("low", "medium", "high"))),
     )
     temperature: float = field(default=1.0, metadata=_rule(Rule("number", "Sampling temperature.", low=0, high=2)))
-    top_p: float = field(default=1.0, metadata=_rule(Rule("number", "Nucleus sampling.", low=0, high=1)))
+    top_p: float = field(default=1.0, metadata=_rule(Rule("number", "Nucleus sampling threshold.", low=0, high=1)))
     seed: int | None = field(
-        default=None, metadata=_rule(Rule("integer", "Seed for sampling.", low=0, high=2**63 - 1, optional=True))
+        default=None, metadata=_rule(Rule("integer", "Random seed for sampling.", low=0, high=2**63 - 1, optional=True))
     )
-    max_turns: int = field(default=200, metadata=_rule(Rule("integer", "Most answers of the model in a run.", low=1)))
+    max_turns: int = field(
+        default=200, metadata=_rule(Rule("integer", "Maximum number of model answers in a run.", low=1))
+    )
     max_tokens: int | None = field(
-        default=None, metadata=_rule(Rule("integer", "Most sampled tokens in a run.", low=1, optional=True))
+        default=None,
+        metadata=_rule(Rule("integer", "Maximum number of sampled tokens in a run.", low=1, optional=True)),
     )
     max_answer_tokens: int = field(
-        default=32768, metadata=_rule(Rule("integer", "Most sampled tokens in one answer.", low=16))
+        default=32768, metadata=_rule(Rule("integer", "Maximum number of sampled tokens in one answer.", low=16))
     )
-    timeout_s: float = field(default=3600.0, metadata=_rule(Rule("number", "Longest a run may take.", low=1)))
+    timeout_s: float = field(default=3600.0, metadata=_rule(Rule("number", "Time limit for a run, in seconds.", low=1)))
     command_timeout_s: float = field(
-        default=300.0, metadata=_rule(Rule("number", "Longest one command of the model may take.", low=0.1))
+        default=300.0, metadata=_rule(Rule("number", "Time limit for one command of the model, in seconds.", low=0.1))
     )
     silence_timeout_s: float = field(
-        default=120.0, metadata=_rule(Rule("number", "Longest an endpoint may send no byte.", low=0.1))
+        default=120.0, metadata=_rule(Rule("number", "How long the endpoint may send nothing, in seconds.", low=0.1))
     )
     endpoint_timeout_s: float = field(
-        default=60.0, metadata=_rule(Rule("number", "How long an endpoint that fails is asked again.", low=0))
+        default=60.0, metadata=_rule(Rule("number", "How long to retry when the endpoint fails, in seconds.", low=0))
     )
     context_tokens: int | None = field(
         default=None,
         metadata=_rule(
-            Rule("integer", "The model's window, where the endpoint does not say.", low=1024, optional=True)
+            Rule(
+                "integer",
+                "Context window of the model in tokens, if the endpoint does not say.",
+                low=1024,
+                optional=True,
+            )
         ),
     )
     tools: str = field(
         default="trained",
-        metadata=_rule(Rule("choice", "Names the tools are declared under.", choices=("trained", "generic"))),
+        metadata=_rule(
+            Rule(
+                "choice", "Tool names: those gpt-oss was trained with, or generic ones.", choices=("trained", "generic")
+            )
+        ),
     )
     python: str = field(
         default="stateful",
         metadata=_rule(
-            Rule("choice", "Whether the python tool keeps its variables.", choices=("stateful", "stateless"))
+            Rule("choice", "Whether the python tool keeps variables between calls.", choices=("stateful", "stateless"))
         ),
     )
     constrain: str = field(
@@ -135,7 +154,7 @@ class RunConfig:
         metadata=_rule(
             Rule(
                 "choice",
-                "Whether the local wire holds calls to their grammar as they are sampled.",
+                "Whether the bundled engine constrains tool calls to their schemas while sampling.",
                 choices=("off", "calls"),
             )
         ),
@@ -145,7 +164,7 @@ class RunConfig:
         metadata=_rule(
             Rule(
                 "choice",
-                "Whether the model may search and read the web, and through whom; auto takes the one with a key.",
+                "Web search for the model, and the service behind it; auto takes the one with a key.",
                 choices=("off", "auto", "exa", "youcom"),
                 personal=True,
             )
@@ -154,45 +173,54 @@ class RunConfig:
     browser_url: str | None = field(
         default=None,
         metadata=_rule(
-            Rule("url", "Base URL of the search service, where it is a proxy.", optional=True, personal=True)
+            Rule("url", "Base URL of the search service, if it is behind a proxy.", optional=True, personal=True)
         ),
     )
     exa_api_key: str | None = field(
         default=None,
         repr=False,
         metadata=_rule(
-            Rule("text", "Key for exa.ai; never printed or logged.", optional=True, personal=True, secret=True)
+            Rule("text", "API key for exa.ai; never printed or logged.", optional=True, personal=True, secret=True)
         ),
     )
     youcom_api_key: str | None = field(
         default=None,
         repr=False,
         metadata=_rule(
-            Rule("text", "Key for you.com; never printed or logged.", optional=True, personal=True, secret=True)
+            Rule("text", "API key for you.com; never printed or logged.", optional=True, personal=True, secret=True)
         ),
     )
     sandbox: str = field(
         default="docker",
-        metadata=_rule(Rule("choice", "Where commands run.", choices=("docker", "none"), personal=True)),
+        metadata=_rule(
+            Rule(
+                "choice",
+                "Where the model's commands run; none is this machine, unprotected.",
+                choices=("docker", "none"),
+                personal=True,
+            )
+        ),
     )
     image: str | None = field(
         default=None,
-        metadata=_rule(Rule("text", "Image of the container, or host for this machine's programs.", optional=True)),
+        metadata=_rule(Rule("text", "Container image, or host for the programs of this machine.", optional=True)),
     )
     network: str = field(
         default="none",
-        metadata=_rule(Rule("choice", "Whether the container has a network.", choices=("none", "on"), personal=True)),
+        metadata=_rule(
+            Rule("choice", "Whether the container has network access.", choices=("none", "on"), personal=True)
+        ),
     )
     memory_bytes: int = field(
-        default=4 * GIB, metadata=_rule(Rule("size", "Memory of the container.", low=64 << 20, personal=True))
+        default=4 * GIB, metadata=_rule(Rule("size", "Memory limit of the container.", low=64 << 20, personal=True))
     )
     pids: int = field(
-        default=512, metadata=_rule(Rule("integer", "Processes in the container.", low=16, personal=True))
+        default=512, metadata=_rule(Rule("integer", "Limit on processes in the container.", low=16, personal=True))
     )
     cpus: float | None = field(
         default=None,
         metadata=_rule(
-            Rule("number", "CPUs of the container (all, if not set).", low=0.1, optional=True, personal=True)
+            Rule("number", "CPU limit of the container (default: all CPUs).", low=0.1, optional=True, personal=True)
         ),
     )
     disk_bytes: int | None = field(
@@ -200,7 +228,7 @@ class RunConfig:
         metadata=_rule(
             Rule(
                 "size",
-                "Size of the workspace (half the memory, if not set); a volume where that is more than memory can hold.",
+                "Size limit of the workspace (default: half the memory); on a volume if memory cannot hold it.",
                 low=16 << 20,
                 optional=True,
                 personal=True,
@@ -212,7 +240,7 @@ class RunConfig:
         metadata=_rule(
             Rule(
                 "number",
-                "What a million tokens cost that the model reads, in your currency; reports then say what a run cost.",
+                "Price of a million input tokens, in your currency; reports then show costs.",
                 low=0,
                 optional=True,
                 personal=True,
@@ -224,7 +252,7 @@ class RunConfig:
         metadata=_rule(
             Rule(
                 "number",
-                "The same for those that it reads from its cache (price_input, if not set).",
+                "Price of a million cached input tokens (default: price_input).",
                 low=0,
                 optional=True,
                 personal=True,
@@ -233,24 +261,24 @@ class RunConfig:
     )
     price_output: float | None = field(
         default=None,
-        metadata=_rule(Rule("number", "The same for those that it writes.", low=0, optional=True, personal=True)),
+        metadata=_rule(Rule("number", "Price of a million output tokens.", low=0, optional=True, personal=True)),
     )
     otel: bool = field(
         default=False,
         metadata=_rule(
-            Rule("flag", "Whether a run is traced by OpenTelemetry; OTEL_ variables say where to.", personal=True)
+            Rule("flag", "Export each run as an OpenTelemetry trace; the OTEL_ variables say where to.", personal=True)
         ),
     )
     otel_content: bool = field(
         default=False,
-        metadata=_rule(Rule("flag", "Whether traces hold what was said, asked and printed.", personal=True)),
+        metadata=_rule(Rule("flag", "Include what was said and printed in traces.", personal=True)),
     )
     policy: str = field(
         default="person",
         metadata=_rule(
             Rule(
                 "choice",
-                "Who writes the task: a person, or (ci) whoever can write to a tracker, so that nothing may be within reach.",
+                "Who writes the task: you, or (ci) anybody who can write to the issue tracker.",
                 choices=("person", "ci"),
                 personal=True,
             )
@@ -261,36 +289,42 @@ class RunConfig:
         metadata=_rule(
             Rule(
                 "text",
-                "Commit that AGENTS.md and agent.toml are read from under --policy ci (HEAD, if not set).",
+                "Commit to read AGENTS.md and agent.toml from under --policy ci (default: HEAD).",
                 optional=True,
                 personal=True,
             )
         ),
     )
     include_uncommitted: bool = field(
-        default=True, metadata=_rule(Rule("flag", "Whether uncommitted and untracked files are copied in."))
+        default=True, metadata=_rule(Rule("flag", "Copy uncommitted and untracked files into the sandbox too."))
     )
     checks: tuple[str, ...] = field(
-        default=(), metadata=_rule(Rule("list", "Commands that decide; found from the repository if empty."))
+        default=(),
+        metadata=_rule(Rule("list", "Command that must pass, repeatable (default: found from the repository).")),
     )
-    check_timeout_s: float = field(default=600.0, metadata=_rule(Rule("number", "Longest one check may take.", low=1)))
+    check_timeout_s: float = field(
+        default=600.0, metadata=_rule(Rule("number", "Time limit for one check, in seconds.", low=1))
+    )
     max_output_bytes: int = field(
-        default=10_000, metadata=_rule(Rule("size", "Most of a command's output that the model reads.", low=256))
+        default=10_000, metadata=_rule(Rule("size", "How much of a command's output the model sees.", low=256))
     )
     runs_dir: Path = field(
-        default_factory=_state_dir, metadata=_rule(Rule("path", "Where runs are kept.", personal=True))
+        default_factory=_state_dir,
+        metadata=_rule(Rule("path", "Folder for the logs and patches of runs.", personal=True)),
     )
     cache_dir: Path = field(
-        default_factory=_cache_dir, metadata=_rule(Rule("path", "Where what can be made again is kept.", personal=True))
+        default_factory=_cache_dir, metadata=_rule(Rule("path", "Folder for caches.", personal=True))
     )
     branch: str | None = field(
         default=None,
-        metadata=_rule(Rule("text", "Branch for the commit (agent/<slug>-<id>, if not set).", optional=True)),
+        metadata=_rule(Rule("text", "Branch for the commit (default: agent/<slug>-<id>).", optional=True)),
     )
     worktree: Path | None = field(
         default=None,
         metadata=_rule(
-            Rule("path", "Keep the branch checked out in this new folder too.", optional=True, personal=True)
+            Rule(
+                "path", "Also check the branch out in this new folder, as a git worktree.", optional=True, personal=True
+            )
         ),
     )
     deliver: str = field(
@@ -298,7 +332,7 @@ class RunConfig:
         metadata=_rule(
             Rule(
                 "choice",
-                "What becomes of the change: a branch, uncommitted changes in the checkout, or only the patch.",
+                "Form of the result: a branch, uncommitted changes in the checkout, or only a patch.",
                 choices=("branch", "apply", "patch"),
                 personal=True,
             )

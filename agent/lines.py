@@ -51,15 +51,15 @@ PATCH_FILE = re.compile(r"^\*\*\* (Add|Update|Delete) File: *(.+)$", re.MULTILIN
 VERDICTS = {
     Outcome.PASSED: "fixed, and the checks confirm it",
     Outcome.ANSWERED: "answered",
-    Outcome.UNVERIFIED: "changed, and no check could be observed",
+    Outcome.UNVERIFIED: "changed, but no check could be run",
     Outcome.INTERNAL: "internal error",
-    Outcome.ENDPOINT: "the model could not be asked",
+    Outcome.ENDPOINT: "the model could not be reached",
     Outcome.LIMIT: "a limit was reached",
     Outcome.CHECKS_FAILED: "changed, but the checks fail",
     Outcome.NO_CHANGE: "no change was made",
     Outcome.REFUSED: "the change was refused by policy",
     Outcome.SANDBOX: "the sandbox is not available",
-    Outcome.INTERRUPTED: "the work so far is kept; agent resume goes on with it",
+    Outcome.INTERRUPTED: "the work so far is kept; agent resume continues it",
 }
 
 
@@ -147,7 +147,7 @@ def tail(text: str, lines: int = TAIL_LINES) -> list[str]:
     all_lines = [line for line in clean(text).rstrip().split("\n") if line.strip()]
     kept = [line if len(line) <= 400 else line[:399] + "…" for line in all_lines[-lines:]]
     left_out = len(all_lines) - len(kept)
-    return [f"… {left_out} lines before", *kept] if left_out else kept
+    return [f"… {left_out} earlier lines", *kept] if left_out else kept
 
 
 def output_text(text: str) -> str:
@@ -197,7 +197,7 @@ def model_line(config: object) -> str:
     """Which model speaks, from the recorded configuration."""
     known = config if isinstance(config, dict) else {}
     if known.get("wire") == "scripted":
-        return f"a recorded model plays {one_line(str(known.get('script')))}: nothing is sampled, all else is real"
+        return f"a recording, {one_line(str(known.get('script')))}: nothing is sampled, everything else is real"
     name = str(known.get("model") or "the model")
     if known.get("wire") in IN_PROCESS or (known.get("endpoint") is None and name.startswith(("/", "./", "../", "~"))):
         return one_line(f"{name}, on this machine")
@@ -236,7 +236,7 @@ def _described(event: Event, state: State) -> list[str]:
         case Resumed(note):
             return ["resumed" + (f": {one_line(note)}" if note else "")]
         case Retried():
-            return [f"asked again in {seconds(event.wait_s)} (attempt {event.attempt}): {one_line(event.reason, 400)}"]
+            return [f"retrying in {seconds(event.wait_s)} (attempt {event.attempt}): {one_line(event.reason, 400)}"]
         case Repaired():
             return [f"repaired the model's output: {one_line(event.kind)} {one_line(event.detail)}".rstrip()]
         case MessageAdded(message):
@@ -252,7 +252,7 @@ def _described(event: Event, state: State) -> list[str]:
             return ["plan:", *("  " + line for line in plan_lines(steps))]
         case Compacted():
             return [
-                f"the window filled: {event.tokens_before} tokens became {event.tokens_after} ({one_line(event.reason)})"
+                f"the context window was full: {event.tokens_before} tokens compacted to {event.tokens_after} ({one_line(event.reason)})"
             ]
         case Checked(when, results):
             return [f"check {when}: {check_line(check)}" for check in results] or [f"check {when}: there is none"]

@@ -105,7 +105,7 @@ def _model(desk: Desk, argument: str) -> None:
 
 def _effort(desk: Desk, argument: str) -> None:
     if argument and argument not in RULES["effort"].choices:
-        raise UsageError(f"{argument!r} is none of {', '.join(RULES['effort'].choices)}")
+        raise UsageError(f"{argument!r} is not one of {', '.join(RULES['effort'].choices)}")
     if argument:
         desk.talk.set_effort(argument)
     desk.say(f"reasoning effort: {desk.talk.state.conversation.effort}")

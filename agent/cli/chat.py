@@ -40,17 +40,25 @@ CHAT_KEYS = (*MODEL_KEYS, "tools", "browser_url", "sandbox", "image", "network",
 
 
 @click.command()
-@click.option("-p", "--python", "with_python", is_flag=True, help="Let the model run Python, in a sandbox.")
-@click.option("-b", "--browser", "with_browser", is_flag=True, help="Let it search and read the web (Exa or You.com).")
+@click.option("-p", "--python", "with_python", is_flag=True, help="Let the model run Python in a sandbox.")
 @click.option(
-    "-a", "--apply-patch", "with_files", is_flag=True, help="Let it read and patch a copy of this repository."
+    "-b", "--browser", "with_browser", is_flag=True, help="Let the model search and read the web (Exa or You.com)."
 )
-@click.option("--system", metavar="TEXT|@FILE", help="Instructions for the model.")
-@click.option("--raw", is_flag=True, help="Show the harmony tokens.")
-@click.option("--steps", type=click.IntRange(min=1), default=30, metavar="N", help="Most answers in one turn (30).")
-@click.option("--load", "saved", type=click.Path(path_type=Path), metavar="FILE", help="Go on with a saved chat.")
-@click.option("--history", type=click.Path(path_type=Path), metavar="FILE", help="Where typed lines are remembered.")
-@click.option(ACKNOWLEDGEMENT, "acknowledged", is_flag=True, help="Needed for --sandbox none.")
+@click.option(
+    "-a", "--apply-patch", "with_files", is_flag=True, help="Let the model read and patch a copy of this repository."
+)
+@click.option("--system", metavar="TEXT|@FILE", help="Instructions for the model (developer message).")
+@click.option("--raw", is_flag=True, help="Show the raw harmony tokens.")
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=30,
+    metavar="N",
+    help="Maximum number of model answers in one turn (default: 30).",
+)
+@click.option("--load", "saved", type=click.Path(path_type=Path), metavar="FILE", help="Continue a saved chat.")
+@click.option("--history", type=click.Path(path_type=Path), metavar="FILE", help="File for the history of typed lines.")
+@click.option(ACKNOWLEDGEMENT, "acknowledged", is_flag=True, help="Required by --sandbox none.")
 @config_options(*CHAT_KEYS)
 def chat(
     with_python: bool,
@@ -64,10 +72,10 @@ def chat(
     acknowledged: bool,
     **flags: object,
 ) -> None:
-    """Talk with a model in the terminal; it may use tools.
+    """Chat with a model in the terminal, with optional tools.
 
-    On a terminal Enter sends, Alt-Enter or Ctrl-J begins a new line, Ctrl-C stops an answer and Ctrl-D leaves. Otherwise
-    each line of standard input is a message. /help lists the commands.
+    On a terminal, Enter sends, Alt-Enter or Ctrl-J starts a new line, Ctrl-C stops an answer and Ctrl-D leaves. Otherwise each
+    line of standard input is a message. /help lists the commands.
     """
     from agent.chat.commands import COMMANDS, Desk
     from agent.chat.place import Place
@@ -102,9 +110,9 @@ def chat(
 @click.argument("file", metavar="FILE|-")
 @config_options(*MODEL_KEYS)
 def generate(file: str, **flags: object) -> None:
-    """Continue a text; no chat, no tools.
+    """Continue a plain text, without chat or tools.
 
-    FILE or standard input (-) is the text as it is; its continuation goes to standard output.
+    The text is read from FILE, or from standard input for -; its continuation goes to standard output.
     """
     from agent.generate import generate as continued
     from agent.view import write

@@ -32,33 +32,36 @@ TOKENS = {"github": "GITHUB_TOKEN", "gitlab": "GITLAB_TOKEN"}
 
 def event_options(command: Command) -> Command:
     """Add what says which event it is and which ones count."""
-    command = click.option("--allow", multiple=True, metavar="USER", help="Who may ask by a comment although the service does not say so.")(command)  # fmt: skip
-    command = click.option("--word", default="/agent", show_default=True, help="What a comment that asks begins with.")(command)  # fmt: skip
-    command = click.option("--label", default="agent", show_default=True, help="The label that asks.")(command)
-    command = click.option("--repo", type=click.Path(path_type=Path), metavar="DIR", help="A folder in the repository (here).")(command)  # fmt: skip
-    command = click.option("--service", type=click.Choice(["auto", "github", "gitlab"]), default="auto", show_default=True, help="Whose event it is.")(command)  # fmt: skip
-    return click.option("--event", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="The event's JSON (what the job's variables name).")(command)  # fmt: skip
+    command = click.option("--allow", multiple=True, metavar="USER", help="User whose comments count even if the service does not vouch for them; repeatable.")(command)  # fmt: skip
+    command = click.option("--word", default="/agent", show_default=True, help="First word of a comment that starts a run.")(command)  # fmt: skip
+    command = click.option(
+        "--label", default="agent", show_default=True, help="Label that starts a run when it is put on an issue."
+    )(command)
+    command = click.option("--repo", type=click.Path(path_type=Path), metavar="DIR", help="A folder in the repository (default: the current one).")(command)  # fmt: skip
+    command = click.option("--service", type=click.Choice(["auto", "github", "gitlab"]), default="auto", show_default=True, help="Service that sent the event.")(command)  # fmt: skip
+    return click.option("--event", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="JSON of the event (default: the file named by the job's variables).")(command)  # fmt: skip
 
 
 @click.group(invoke_without_command=True)
 @event_options
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("agent-artifacts"), show_default=True, metavar="DIR", help="Where the artifacts go.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("agent-artifacts"), show_default=True, metavar="DIR", help="Folder for the artifacts.")  # fmt: skip
 @config_options(*(key for key in FLAGS if key not in OWN))
 @click.pass_context
 def ci(
     context: click.Context, /, event: Path | None, service: str, repo: Path | None, label: str, word: str,
     allow: tuple[str, ...], out: Path, **flags: object,
 ) -> int:  # fmt: skip
-    """Do what an event of GitHub or GitLab asks for, under --policy ci, and write artifacts.
+    """Handle an event of GitHub or GitLab as a bot in CI.
 
-    An issue that was given the label, a comment that begins with the word, a check that failed. DIR gets result.json,
-    events.jsonl, patch.diff, report.html, summary.md and junit.xml; nothing else is written, and no token is needed:
-    `agent ci publish DIR` is for a job that has one. The exit code is that of `agent fix`; 0 also where nothing was asked.
+    It runs under --policy ci and writes artifacts. An event is an issue that gets the label, a comment that begins with the word, or a check that fails. DIR gets
+    result.json, events.jsonl, patch.diff, report.html, summary.md and junit.xml. Nothing else is written and no token is
+    needed: `agent ci publish DIR` is for a second job that has one. The exit code is that of `agent fix`, and 0 if nothing
+    was asked.
     """
     if context.invoked_subcommand is not None:
         misplaced = (key for key in context.params if context.get_parameter_source(key) is ParameterSource.COMMANDLINE)
         if key := next(misplaced, None):
-            raise UsageError(f"--{key.replace('_', '-')} belongs behind `agent ci {context.invoked_subcommand}`")
+            raise UsageError(f"--{key.replace('_', '-')} belongs after `agent ci {context.invoked_subcommand}`")
         return 0
     from agent.ci import artifacts
 
@@ -83,7 +86,7 @@ def ci(
 @ci.command()
 @event_options
 def commit(event: Path | None, service: str, repo: Path | None, label: str, word: str, allow: tuple[str, ...]) -> None:
-    """Print the commit that the event is about, if it says so: what the job is to check out."""
+    """Print the commit that the event is about, for the job to check out."""
     del repo
     _, asked = _asked(event, service, label, word, allow)
     if isinstance(asked, Request) and asked.commit:
@@ -93,17 +96,19 @@ def commit(event: Path | None, service: str, repo: Path | None, label: str, word
 @ci.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @event_options
-@click.option("--token-env", metavar="NAME", help="The variable with the token (GITHUB_TOKEN or GITLAB_TOKEN).")
-@click.option("--author", metavar="LOGIN", help="Who our comments are by, where the token cannot ask.")
+@click.option(
+    "--token-env", metavar="NAME", help="Variable that holds the token (default: GITHUB_TOKEN or GITLAB_TOKEN)."
+)
+@click.option("--author", metavar="LOGIN", help="Account that writes the bot's comments, if the token cannot find out.")
 def publish(
     folder: Path, event: Path | None, service: str, repo: Path | None, label: str, word: str, allow: tuple[str, ...],
     token_env: str | None, author: str | None,
 ) -> int:  # fmt: skip
-    """Check the artifacts in DIR, push the branch, and open the pull request and its comment or bring them up to date.
+    """Check the artifacts in DIR, push the branch, and open or update the pull request and its comment.
 
-    For a job of its own, with a token that may write and a checkout of the same commit: what the other job says is not
-    believed. Running it again changes nothing that is as it should be. Exit code 3: the service cannot be reached or refuses;
-    7: a rule forbids it.
+    Run it in a job of its own, with a token that may write and a checkout of the same commit: it does not trust the job that
+    wrote the artifacts. Running it again is harmless. Exit code 3: the service cannot be reached or refuses;
+    7: a policy forbids it.
     """
     from agent.ci.open import open_service
     from agent.ci.publish import Publisher
@@ -119,7 +124,9 @@ def publish(
     name = token_env or TOKENS[place.service]
     token = process_environment().get(name, "").strip()
     if not token:
-        raise UsageError(f"{name} is not set: it holds the token that pushes and comments (--token-env names another)")
+        raise UsageError(
+            f"{name} is not set: it must hold a token that may push and comment (--token-env names another variable)"
+        )
     clock = Clock()
     opened = open_service(place, token, author, clock)
     try:

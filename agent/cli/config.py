@@ -18,13 +18,18 @@ def config() -> None:
 
 
 @config.command()
-@click.option("--repo", type=click.Path(path_type=Path), metavar="DIR", help="A folder in the repository (here).")
+@click.option(
+    "--repo",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="A folder in the repository (default: the current one).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @config_options()
 def show(repo: Path | None, as_json: bool, **flags: object) -> None:
-    """Show every key, its value and its source.
+    """Show every setting, its value and its source.
 
-    Flags given here take part, so that a command line can be tried out. Of keys it is only said that they are there.
+    Flags given here count too, so that you can try out a command line. API keys are not printed, only whether they are set.
     """
     try:
         repository = find_repository(repo or Path.cwd())

@@ -17,13 +17,13 @@ PATIENCE_S = 5.0  # a doctor does not wait for a server that is starting
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 @config_options("endpoint", "model", "wire", "script", "image", "network", "sandbox", "context_tokens")
 def doctor(as_json: bool, **flags: object) -> int:
-    """Say what works on this machine, and what to do about the rest.
+    """Check what works on this machine, and how to fix the rest.
 
-    Each part is really used: a container is started, the model's endpoint is asked. The exit code is that of a run which
-    met the first fault: 3 for the endpoint, 8 for the sandbox, 1 for anything else.
+    Each part is really used: a container is started, the model's endpoint is asked. The exit code is that of a run that meets
+    the first fault: 3 for the endpoint, 8 for the sandbox, 1 for anything else.
     """
     try:
         repository = find_repository(Path.cwd())

@@ -42,13 +42,16 @@ if TYPE_CHECKING:
 def run_options(command: Command) -> Command:
     """Add what every run takes."""
     for option in (
-        click.option(ACKNOWLEDGEMENT, "acknowledged", is_flag=True, help="Needed for --sandbox none."),
+        click.option(ACKNOWLEDGEMENT, "acknowledged", is_flag=True, help="Required by --sandbox none."),
         click.option(
-            "--json", "as_json", is_flag=True, help="Events and a last result line as JSON on standard output."
+            "--json", "as_json", is_flag=True, help="Print events, then one result, as JSON lines on standard output."
         ),
         config_options(),
         click.option(
-            "--repo", type=click.Path(path_type=Path), metavar="DIR", help="A folder in the repository (here)."
+            "--repo",
+            type=click.Path(path_type=Path),
+            metavar="DIR",
+            help="A folder in the repository (default: the current one).",
         ),
     ):
         command = option(command)
@@ -59,14 +62,20 @@ def run_options(command: Command) -> Command:
 @click.argument("text", metavar="TEXT|@FILE|-")
 @run_options
 @click.option(
-    "--apply", "to_checkout", is_flag=True, help="Bring the change into the checkout, uncommitted; no branch."
+    "--apply",
+    "to_checkout",
+    is_flag=True,
+    help="Apply the change to the checkout, uncommitted, instead of making a branch.",
 )
 @click.option(
-    "--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write a patch; no branch."
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the change to a patch file instead of making a branch.",
 )
-@click.option("--attempts", "-n", type=click.IntRange(1, 16), default=1, show_default=True, metavar="K", help="Attempts side by side; the best is kept.")  # fmt: skip
-@click.option("--effort-ladder", metavar="E,E,...", help="Efforts to try, the next only while checks fail: low,medium,high.")  # fmt: skip
-@click.option("--yes", is_flag=True, help="Ask nothing (without a terminal, nothing is ever asked).")
+@click.option("--attempts", "-n", type=click.IntRange(1, 16), default=1, show_default=True, metavar="K", help="Number of attempts, run in parallel; the best is kept.")  # fmt: skip
+@click.option("--effort-ladder", metavar="E,E,...", help="Efforts to try in order, as long as checks fail: low,medium,high.")  # fmt: skip
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation (without a terminal, nothing is asked anyway).")
 def fix(
     text: str,
     to_checkout: bool,
@@ -82,8 +91,8 @@ def fix(
     """Fix a bug in a sandbox; get a branch with one commit.
 
     TEXT says what is wrong; @FILE reads it from a file, - from standard input. Your checkout is not touched, except by
-    --apply. The exit code says what was observed, not what the model claimed: 0 the checks pass, 4 a limit was
-    reached, 5 checks fail, 6 no change was made.
+    --apply. The exit code is what was observed, not what the model claims. 0: the checks pass; 4: a limit was reached;
+    5: checks fail; 6: no change was made.
     """
     deliver = "apply" if to_checkout else "patch" if output else None
     with _Screen(as_json) as screen:
@@ -111,9 +120,9 @@ def fix(
 @click.argument("text", metavar="TEXT|@FILE|-")
 @run_options
 def ask(text: str, repo: Path | None, as_json: bool, acknowledged: bool, **flags: object) -> int:
-    """Answer a question about the repository; change nothing.
+    """Answer a question about the repository without changing it.
 
-    The answer goes to standard output, all else to standard error.
+    The answer goes to standard output, everything else to standard error.
     """
     with _Screen(as_json, answer_only=True) as screen:
         repository = find_repository(repo or Path.cwd())
@@ -127,13 +136,15 @@ def ask(text: str, repo: Path | None, as_json: bool, acknowledged: bool, **flags
 
 @click.command()
 @click.argument("run")
-@click.option("--json", "as_json", is_flag=True, help="Events and a last result line as JSON on standard output.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print events, then one result, as JSON lines on standard output."
+)
 @config_options("runs_dir")
 def resume(run: str, as_json: bool, runs_dir: Path | None) -> int:
-    """Go on with a run that was killed or interrupted.
+    """Continue a run that was killed or interrupted.
 
-    RUN is its id, the beginning of one, or `last`. No finished call is run again; one whose effect is unknown is
-    handed back to the model as such.
+    RUN is a run's id, the beginning of one, or `last`. Finished calls are not repeated. If a call was cut off, the model is
+    told that its effect is unknown.
     """
     from agent.session import resume as go_on
 
@@ -200,9 +211,9 @@ class _Attempts:
 def _admit(to_checkout: bool, output: Path | None, flags: Mapping[str, object]) -> None:
     """Raise UsageError where flags contradict each other, or the patch could not be written: before the run, not after it."""
     if to_checkout + (output is not None) + (flags["branch"] is not None) > 1:
-        raise UsageError("--apply, --branch and --output exclude each other: say where the one change is to go.")
+        raise UsageError("--apply, --branch and --output exclude each other: choose one place for the change.")
     if flags["worktree"] is not None and (to_checkout or output is not None):
-        raise UsageError("--worktree holds the branch, which --apply and --output do not make: leave one of them out.")
+        raise UsageError("--worktree checks out the branch, but --apply and --output make none: leave one of them out.")
     if output is None:
         return
     folder = output.absolute().parent
@@ -232,10 +243,10 @@ def _bring_in(repository: Path, patch: bytes, ended: RunEnded, screen: _Screen, 
     later = f"agent apply {screen.tally.run}"
     if EXIT_CODES[ended.outcome] != 0:
         screen.view.say(
-            f"not brought into the checkout, because the run came to {ended.outcome}; {later} does it still"
+            f"not applied to the checkout, because the run ended as {ended.outcome}; {later} applies it anyway"
         )
     elif ask and may_ask() and not click.confirm("Bring this change into your checkout?", default=True, err=True):
-        screen.view.say(f"not brought into the checkout; {later} does it later")
+        screen.view.say(f"not applied to the checkout; {later} applies it later")
     else:
         bring_in(repository, patch)
 

@@ -12,35 +12,35 @@ import click
 
 from agent.cli.exits import EXPECTED, INTERRUPTED, PIPE_CLOSED, exit_code
 
-# name: (module, its click command, one line of help). The help stands here so that `agent --help` loads no command.
+# name: (module, its click command, one line of help). The help is here so that `agent --help` loads no command.
 COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "fix": ("agent.cli.fix", "fix", "Fix a bug in a sandbox; get a branch with one commit."),
-    "ask": ("agent.cli.fix", "ask", "Answer a question about the repository; change nothing."),
-    "chat": ("agent.cli.chat", "chat", "Talk with a model in the terminal; it may use tools."),
-    "generate": ("agent.cli.chat", "generate", "Continue a text; no chat, no tools."),
-    "resume": ("agent.cli.fix", "resume", "Go on with a run that was killed or interrupted."),
+    "ask": ("agent.cli.fix", "ask", "Answer a question about the repository without changing it."),
+    "chat": ("agent.cli.chat", "chat", "Chat with a model in the terminal, with optional tools."),
+    "generate": ("agent.cli.chat", "generate", "Continue a plain text, without chat or tools."),
+    "resume": ("agent.cli.fix", "resume", "Continue a run that was killed or interrupted."),
     "runs": ("agent.cli.runs", "runs", "List the runs, newest first."),
     "show": ("agent.cli.runs", "show", "Show what happened in a run."),
     "diff": ("agent.cli.runs", "diff", "Print a run's change as a patch."),
-    "report": ("agent.cli.report", "report", "Report on a run or a batch: one page, Markdown, JUnit XML."),
-    "apply": ("agent.cli.runs", "apply", "Bring a run's change into the checkout, uncommitted."),
-    "discard": ("agent.cli.runs", "discard", "Delete a run with its branch and its container."),
+    "report": ("agent.cli.report", "report", "Report on a run or a batch, as HTML, Markdown or JUnit XML."),
+    "apply": ("agent.cli.runs", "apply", "Apply a run's change to the checkout, uncommitted."),
+    "discard": ("agent.cli.runs", "discard", "Delete a run, its branch and its container."),
     "serve": (
         "agent.cli.serve",
         "serve",
-        "Serve a backend as OpenAI's APIs: responses, chat completions, completions.",
+        "Serve a model through OpenAI's APIs.",
     ),
-    "tasks": ("agent.cli.tasks", "tasks", "Run many tasks, and grade what came out."),
+    "tasks": ("agent.cli.tasks", "tasks", "Run many tasks, and grade the results."),
     "ci": (
         "agent.cli.ci",
         "ci",
-        "Do what an event of GitHub or GitLab asks for, under --policy ci, and write artifacts.",
+        "Handle an event of GitHub or GitLab as a bot in CI.",
     ),
-    "patch": ("agent.cli.patch", "patch", "Apply patches in the format that the model writes."),
-    "doctor": ("agent.cli.doctor", "doctor", "Say what works on this machine, and what to do about the rest."),
-    "models": ("agent.cli.models", "models", "Fetch, list and verify checkpoints that run on this machine."),
+    "patch": ("agent.cli.patch", "patch", "Apply patches in the model's format."),
+    "doctor": ("agent.cli.doctor", "doctor", "Check what works on this machine, and how to fix the rest."),
+    "models": ("agent.cli.models", "models", "Download, list and verify checkpoints for this machine."),
     "config": ("agent.cli.config", "config", "Show the configuration and where each value comes from."),
-    "sandbox": ("agent.cli.sandbox", "sandbox", "Build images, and clean up after runs that were killed."),
+    "sandbox": ("agent.cli.sandbox", "sandbox", "Build images, and clean up after killed runs."),
 }
 
 

@@ -20,28 +20,36 @@ GIB = 1 << 30
 
 @click.group()
 def models() -> None:
-    """Fetch, list and verify checkpoints that run on this machine."""
+    """Download, list and verify checkpoints for this machine."""
 
 
 @models.command()
 @click.argument("repository", default="openai/gpt-oss-20b")
-@click.option("--revision", metavar="REV", help="A branch, tag or commit (the newest).")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit (default: the newest).")
 @click.option(
-    "--cache", type=click.Path(path_type=Path), metavar="DIR", help="Where to keep it (Hugging Face's cache)."
+    "--cache",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder to keep it in (default: Hugging Face's cache).",
 )
-@click.option("--endpoint", metavar="URL", help="A mirror of the hub.")
+@click.option("--endpoint", metavar="URL", help="URL of a mirror of Hugging Face's hub.")
 def pull(repository: str, revision: str | None, cache: Path | None, endpoint: str | None) -> None:
-    """Fetch a checkpoint (openai/gpt-oss-20b) and verify it. What is there already is not fetched again."""
+    """Download a checkpoint (default: openai/gpt-oss-20b) and verify it. Files that are already here are kept."""
     with _hashing() as progress:
         path, verified = _hub().pull(repository, revision, cache, endpoint, progress)
-    click.echo(f"{verified.hashed_files} files, {verified.read_bytes / GIB:.1f} GiB, every hash right", err=True)
+    click.echo(f"{verified.hashed_files} files, {verified.read_bytes / GIB:.1f} GiB, all hashes match", err=True)
     click.echo(path)
 
 
 @models.command("list")
-@click.option("--cache", type=click.Path(path_type=Path), metavar="DIR", help="Where they are (Hugging Face's cache).")
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder they are in (default: Hugging Face's cache).",
+)
 def list_models(cache: Path | None) -> None:
-    """List the gpt-oss checkpoints that were fetched."""
+    """List the gpt-oss checkpoints on this machine."""
     found = _hub().cached_models(cache)
     for model in found:
         click.echo(f"{model.repository}  {model.revision[:12]}  {model.size_bytes / GIB:.1f} GiB  {model.path}")
@@ -53,15 +61,17 @@ def list_models(cache: Path | None) -> None:
 
 @models.command()
 @click.argument("model")
-@click.option("--cache", type=click.Path(path_type=Path), metavar="DIR", help="Where it is (Hugging Face's cache).")
+@click.option(
+    "--cache", type=click.Path(path_type=Path), metavar="DIR", help="Folder it is in (default: Hugging Face's cache)."
+)
 def verify(model: str, cache: Path | None) -> None:
-    """Hash the files of a model (a folder or a fetched name) and account for every tensor. Asks no network."""
+    """Verify the hashes and tensors of a checkpoint (a folder or a downloaded name), without network."""
     hub = _hub()
     path = hub.locate(model, cache)
     with _hashing() as progress:
         verified = hub.verify(path, progress)
     unknown = f", {verified.unknown_files} without a known hash" if verified.unknown_files else ""
-    click.echo(f"{path}: every tensor is there; {verified.hashed_files} files have the right hash{unknown}")
+    click.echo(f"{path}: all tensors are there; the hashes of {verified.hashed_files} files match{unknown}")
 
 
 @contextmanager

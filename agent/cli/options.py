@@ -137,8 +137,8 @@ def find_repository(start: Path) -> Path:
         if (folder / ".git").exists():
             return folder
     raise UsageError(
-        f"{top} is not in a git repository, and the change comes back as a branch. "
-        "Go to one, name one with --repo, or make one: git init && git add -A && git commit -m start."
+        f"{top} is not in a git repository, but the result is a branch. "
+        "Change to one, name one with --repo, or make one: git init && git add -A && git commit -m start."
     )
 
 
@@ -158,7 +158,7 @@ def read_text(argument: str) -> str:
     except UnicodeDecodeError as error:
         raise UsageError(f"The text is not UTF-8: {error}.") from error
     if not text.strip():
-        raise UsageError('The text is empty. Say what is wrong: agent fix "slugify drops the last word".')
+        raise UsageError('The text is empty. Describe what is wrong: agent fix "slugify drops the last word".')
     return text.strip()
 
 
@@ -167,7 +167,7 @@ def read_ladder(text: str | None) -> tuple[str, ...]:
     efforts = tuple(part.strip() for part in text.split(",")) if text is not None else ()
     known = RULES["effort"].choices
     if wrong := [effort for effort in efforts if effort not in known]:
-        raise UsageError(f"--effort-ladder: {wrong[0]!r} is none of {', '.join(known)}")
+        raise UsageError(f"--effort-ladder: {wrong[0]!r}is not one of {', '.join(known)}")
     return efforts
 
 

@@ -12,7 +12,7 @@ from agent.apply import apply_patch
 
 @click.group()
 def patch() -> None:
-    """Apply patches in the format that the model writes."""
+    """Apply patches in the model's format."""
 
 
 @patch.command()
@@ -21,11 +21,11 @@ def patch() -> None:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     default=Path(),
     metavar="DIR",
-    help="Folder that the patch's paths are in, and that it cannot leave (here).",
+    help="Folder that the patch's paths are relative to, and cannot leave (default: the current one).",
 )
 @click.argument("file", type=click.File("rb"), default="-")
 def apply(root: Path, file: BinaryIO) -> None:
-    """Apply the patch in FILE, or from standard input: whole or not at all.
+    """Apply the patch in FILE, or from standard input: all or nothing.
 
     Exit code 0: applied; 5: it does not fit the files; 2: it is not a patch.
     """

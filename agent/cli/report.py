@@ -22,16 +22,18 @@ DASH = Path("-")
 
 @click.command()
 @click.argument("what", metavar="RUN|DIR")
-@click.option("--html", type=OUTPUT, metavar="FILE", help="One page that is complete in itself (report.html, in the run's folder or DIR).")  # fmt: skip
-@click.option("--markdown", type=OUTPUT, metavar="FILE", help="For a comment on a pull request, or a job's summary.")
-@click.option("--junit", type=OUTPUT, metavar="FILE", help="JUnit XML, for what shows tests.")
+@click.option("--html", type=OUTPUT, metavar="FILE", help="One self-contained page (default: report.html in the run's folder or DIR).")  # fmt: skip
+@click.option(
+    "--markdown", type=OUTPUT, metavar="FILE", help="Markdown for a comment on a pull request, or for a job's summary."
+)
+@click.option("--junit", type=OUTPUT, metavar="FILE", help="JUnit XML for tools that show test results.")
 @config_options("runs_dir")
 def report(what: str, html: Path | None, markdown: Path | None, junit: Path | None, runs_dir: Path | None) -> None:
-    """Report on a run or a batch: one page, Markdown, JUnit XML.
+    """Report on a run or a batch, as HTML, Markdown or JUnit XML.
 
-    RUN is its id, the beginning of one, `last`, or its folder; DIR is what `agent tasks run --out` named. FILE may be -
-    for standard output. Without an option the page is written and its path printed. A batch's page links to a page for
-    each of its runs, which is written beside the run's log where it is not there yet.
+    RUN is a run's id, the beginning of one, `last`, or its folder; DIR is the --out folder of `agent tasks run`. FILE may be -
+    for standard output. Without an option, the HTML page is written and its path printed. The page of a batch links to a page
+    for each run; those that do not exist yet are written beside the runs' logs.
     """
     if [html, markdown, junit].count(DASH) > 1:
         raise UsageError("Only one report can go to standard output: name files for the others.")

@@ -21,8 +21,10 @@ from agent.view import open_view
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@click.option("-n", "count", type=click.IntRange(min=1), default=20, metavar="N", help="How many (20).")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+@click.option(
+    "-n", "count", type=click.IntRange(min=1), default=20, metavar="N", help="Number of runs to list (default: 20)."
+)
 @config_options("runs_dir")
 def runs(as_json: bool, count: int, runs_dir: Path | None) -> None:
     """List the runs, newest first."""
@@ -40,12 +42,12 @@ def runs(as_json: bool, count: int, runs_dir: Path | None) -> None:
 
 @click.command()
 @click.argument("run")
-@click.option("--json", "as_json", is_flag=True, help="Print the log: one JSON event a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print the log, one JSON event per line.")
 @config_options("runs_dir")
 def show(run: str, as_json: bool, runs_dir: Path | None) -> None:
     """Show what happened in a run.
 
-    RUN is its id, the beginning of one, or `last`.
+    RUN is a run's id, the beginning of one, or `last`.
     """
     log = find_run(_runs_dir(runs_dir), run) / LOG_NAME
     if as_json:
@@ -62,7 +64,7 @@ def show(run: str, as_json: bool, runs_dir: Path | None) -> None:
 def diff(run: str, runs_dir: Path | None) -> None:
     """Print a run's change as a patch.
 
-    On a terminal in colour; into a file or a pipe byte for byte, as `git apply` takes it.
+    In colour on a terminal; byte for byte into a file or a pipe, ready for `git apply`.
     """
     patch = patch_of(find_run(_runs_dir(runs_dir), run))
     if sys.stdout.isatty():
@@ -95,12 +97,17 @@ def _record(found: Summary) -> dict[str, object]:
 
 @click.command()
 @click.argument("run")
-@click.option("--repo", type=click.Path(path_type=Path), metavar="DIR", help="Another checkout than the run's own.")
+@click.option(
+    "--repo",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Checkout to apply it to (default: the one the run was started in).",
+)
 @config_options("runs_dir")
 def apply(run: str, repo: Path | None, runs_dir: Path | None) -> None:
-    """Bring a run's change into the checkout, uncommitted.
+    """Apply a run's change to the checkout, uncommitted.
 
-    All of it or, where it does not fit the checkout as it is now, nothing.
+    All or nothing: if the change does not fit the checkout as it is now, no file is touched.
     """
     folder = find_run(_runs_dir(runs_dir), run)
     repository = find_repository(repo or Path(summary(folder).started.repository))
@@ -110,12 +117,12 @@ def apply(run: str, repo: Path | None, runs_dir: Path | None) -> None:
 
 @click.command()
 @click.argument("run")
-@click.option("--yes", is_flag=True, help="Ask nothing (without a terminal, nothing is ever asked).")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation (without a terminal, nothing is asked anyway).")
 @config_options("runs_dir")
 def discard(run: str, yes: bool, runs_dir: Path | None) -> None:
-    """Delete a run with its branch and its container.
+    """Delete a run, its branch and its container.
 
-    A branch that has moved since the run is left alone, and so is the run.
+    If the branch has moved since the run, neither is deleted.
     """
     folder = find_run(_runs_dir(runs_dir), run)
     if not yes and may_ask():

@@ -16,23 +16,23 @@ DEFAULT_TAG = "gpt-oss-agent/sandbox:latest"
 
 @click.group()
 def sandbox() -> None:
-    """Build images, and clean up after runs that were killed."""
+    """Build images, and clean up after killed runs."""
 
 
 @sandbox.command()
 @click.argument("packages", nargs=-1, metavar="[PACKAGE]...")
 @click.option(
-    "--dockerfile", type=click.Path(path_type=Path, exists=True), metavar="DIR", help="A folder with a Dockerfile."
+    "--dockerfile", type=click.Path(path_type=Path, exists=True), metavar="DIR", help="Folder with a Dockerfile."
 )
-@click.option("--tag", default=DEFAULT_TAG, show_default=True, metavar="NAME", help="What to call the image.")
-@click.option("--suite", default="stable", show_default=True, help="The Debian suite that packages come from.")
+@click.option("--tag", default=DEFAULT_TAG, show_default=True, metavar="NAME", help="Name of the image.")
+@click.option("--suite", default="stable", show_default=True, help="Debian suite that the packages come from.")
 def build(packages: tuple[str, ...], dockerfile: Path | None, tag: str, suite: str) -> None:
-    """Make an image from a Dockerfile, or from Debian packages.
+    """Build an image from a Dockerfile, or from Debian packages.
 
-    Packages need no registry of images, only a Debian mirror and debootstrap (as root): `agent sandbox build pytest nodejs`.
+    Packages need no image registry, only a Debian mirror and debootstrap (as root): `agent sandbox build pytest nodejs`.
     """
     if bool(packages) == (dockerfile is not None):
-        raise UsageError("Say what the image is made of: --dockerfile DIR, or the names of Debian packages.")
+        raise UsageError("Say what to build the image from: --dockerfile DIR, or names of Debian packages.")
     from sandbox import docker, image
 
     client = docker.engine(timeout_s=3600)
@@ -51,9 +51,9 @@ def build(packages: tuple[str, ...], dockerfile: Path | None, tag: str, suite: s
 @sandbox.command()
 @config_options("runs_dir")
 def clean(runs_dir: Path | None) -> None:
-    """Remove what runs that were killed have left: containers, temporary folders, half-made worktrees, unused images.
+    """Remove what killed runs left behind: containers, temporary folders, unfinished worktrees, unused images.
 
-    Containers end by themselves after a while; this is for those who do not want to wait.
+    Containers stop on their own after a while; this is for those who do not want to wait.
     """
     folder = configured({"runs_dir": runs_dir}, None).config.runs_dir
     from agent.landing import sweep
@@ -67,7 +67,7 @@ def clean(runs_dir: Path | None) -> None:
         for run, container in docker.orphans(client):
             log = folder / run / LOG_NAME
             if not log.exists():
-                click.echo(f"left alone the container of {run}: that run is not in {folder}", err=True)
+                click.echo(f"kept the container of {run}: that run is not in {folder}", err=True)
             elif not is_running(log):
                 docker.remove(client, container)
                 click.echo(f"removed the container of {run}")

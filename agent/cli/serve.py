@@ -15,31 +15,61 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 @click.command()
 @config_options("wire", "endpoint", "model", "script", "effort", "context_tokens")
-@click.option("--host", default="127.0.0.1", metavar="H", help="Address to listen on (127.0.0.1).")
+@click.option("--host", default="127.0.0.1", metavar="H", help="Address to listen on (default: 127.0.0.1).")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8000, metavar="N", help="Port; 0 takes a free one (8000)."
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    metavar="N",
+    help="Port to listen on; 0 takes a free one (default: 8000).",
 )
-@click.option("--api-key", metavar="KEY|@FILE", help="Key that callers must bring; @FILE reads it from a file.")
+@click.option("--api-key", metavar="KEY|@FILE", help="Key that callers must send; @FILE reads it from a file.")
 @click.option(
-    "--max-requests", type=click.IntRange(1, 4096), default=256, metavar="N", help="At a time; more get 429 (256)."
+    "--max-requests",
+    type=click.IntRange(1, 4096),
+    default=256,
+    metavar="N",
+    help="Maximum number of concurrent requests; more get a 429 (default: 256).",
 )
 @click.option(
-    "--max-body", type=click.IntRange(1024), default=32 << 20, metavar="BYTES", help="Largest request (32 MiB)."
+    "--max-body",
+    type=click.IntRange(1024),
+    default=32 << 20,
+    metavar="BYTES",
+    help="Maximum size of a request (default: 32 MiB).",
 )
-@click.option("--request-timeout", type=click.FloatRange(1), default=3600.0, metavar="S", help="Longest answer (3600).")
 @click.option(
-    "--grace", type=click.FloatRange(0), default=10.0, metavar="S", help="How long answers may go on at the end (10)."
+    "--request-timeout",
+    type=click.FloatRange(1),
+    default=3600.0,
+    metavar="S",
+    help="Time limit for one answer, in seconds (default: 3600).",
+)
+@click.option(
+    "--grace",
+    type=click.FloatRange(0),
+    default=10.0,
+    metavar="S",
+    help="How long running answers may continue at shutdown, in seconds (default: 10).",
 )
 @click.option(
     "--web-search",
     type=click.Choice(["auto", "exa", "youcom"]),
-    help="Let callers' models search the web, through the service that this machine has a key for (off).",
+    help="Let the model search the web for callers, with this machine's key (default: off).",
 )
-@click.option("--code-interpreter", is_flag=True, help="Let them run Python, in containers without a network (off).")
 @click.option(
-    "--interpreters", type=click.IntRange(1, 256), default=8, metavar="N", help="Most containers at a time (8)."
+    "--code-interpreter",
+    is_flag=True,
+    help="Let the model run Python for callers, in containers without a network (default: off).",
 )
-@click.option("--verbose", is_flag=True, help="Log requests, and what backends said, to standard error.")
+@click.option(
+    "--interpreters",
+    type=click.IntRange(1, 256),
+    default=8,
+    metavar="N",
+    help="Maximum number of these containers (default: 8).",
+)
+@click.option("--verbose", is_flag=True, help="Log requests and the backend's messages to standard error.")
 def serve(
     host: str,
     port: int,
@@ -54,9 +84,10 @@ def serve(
     verbose: bool,
     **flags: object,
 ) -> None:
-    """Serve a backend as OpenAI's APIs: responses, chat completions, completions.
+    """Serve a model through OpenAI's APIs.
 
-    Prints its URL on standard output, one line, once it takes requests. Until the model is loaded it answers 503.
+    The routes are responses, chat completions and completions. Prints its URL on standard output, on one line, as soon as it
+    accepts requests. Until the model is loaded it answers 503.
     """
     try:
         from agent.server.app import Access, Service
@@ -74,7 +105,7 @@ def serve(
     local = host in LOOPBACK
     key = _key(api_key)
     if not local and key is None:
-        click.echo(f"agent: anybody who reaches {host} may use this server: --api-key asks for a key", err=True)
+        click.echo(f"agent: anybody who can reach {host} can use this server: --api-key requires a key", err=True)
     config = configured(flags, None).config
     limits = Limits(max_requests, max_body, request_timeout_s=request_timeout, shutdown_s=grace)
     access = Access(key, loopback_only=local)
@@ -107,9 +138,9 @@ def _key(given: str | None) -> str | None:
             raise UsageError(f"--api-key: {place} cannot be read: {error}.") from error
     key = key.strip()
     if not key:
-        raise UsageError(f"--api-key: {place} is empty, and would keep nobody out.")
+        raise UsageError(f"--api-key: {place} is empty, so it would keep nobody out.")
     if not key.isascii() or not key.isprintable():
         raise UsageError(
-            f"--api-key: {place} holds a character that no header can carry: take plain ASCII on one line."
+            f"--api-key: {place} holds a character that an HTTP header cannot carry: use plain ASCII on one line."
         )
     return key

@@ -38,37 +38,42 @@ GRADING = ("check_timeout_s", "sandbox", "image", "network", "memory_bytes", "pi
 
 @click.group()
 def tasks() -> None:
-    """Run many tasks, and grade what came out."""
+    """Run many tasks, and grade the results."""
 
 
 @tasks.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("agent-results"), show_default=True, metavar="DIR", help="Where results go, and what running it again goes on from.")  # fmt: skip
-@click.option("--jobs", "-j", type=click.IntRange(1, 1024), default=1, show_default=True, metavar="N", help="Attempts that run side by side.")  # fmt: skip
-@click.option("--attempts", "-n", type=click.IntRange(1, 64), default=1, show_default=True, metavar="K", help="Attempts of each task; the best is kept.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("agent-results"), show_default=True, metavar="DIR", help="Folder for results; running the command again continues from it.")  # fmt: skip
+@click.option("--jobs", "-j", type=click.IntRange(1, 1024), default=1, show_default=True, metavar="N", help="Attempts to run in parallel.")  # fmt: skip
+@click.option("--attempts", "-n", type=click.IntRange(1, 64), default=1, show_default=True, metavar="K", help="Attempts at each task; the best is kept.")  # fmt: skip
 @click.option(
-    "--effort-ladder", metavar="E,E,...", help="Efforts to try, the next only while checks fail: low,medium,high."
+    "--effort-ladder", metavar="E,E,...", help="Efforts to try in order, as long as checks fail: low,medium,high."
 )
-@click.option("--filter", "pattern", metavar="RE", help="Only tasks whose name fits.")
-@click.option("--budget-tokens", type=click.IntRange(1), metavar="N", help="Most sampled tokens of the whole batch.")
-@click.option("--requests-per-minute", type=click.FloatRange(0, min_open=True), metavar="N", help="Most requests to the model, over all attempts.")  # fmt: skip
-@click.option("--again", default=AGAIN, show_default=True, metavar="CLASS,...", help="Run tasks again that ended so (none: run none again).")  # fmt: skip
-@click.option("--repositories", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR", help="Clones for rows that say owner/name.")  # fmt: skip
-@click.option("--engine", type=click.Choice(["processes", "ray"]), default="processes", show_default=True, help="Where attempts run: on this machine, or on a Ray cluster (extra [ray]).")  # fmt: skip
-@click.option("--address", metavar="ADDR", help="Where the cluster's head is, host:port (the one that this machine belongs to).")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Each task's result as a JSON line on standard output.")
-@click.option(ACKNOWLEDGEMENT, "acknowledged", is_flag=True, help="Needed for --sandbox none.")
+@click.option("--filter", "pattern", metavar="RE", help="Only tasks whose name matches this regular expression.")
+@click.option(
+    "--budget-tokens", type=click.IntRange(1), metavar="N", help="Maximum number of sampled tokens for the whole batch."
+)
+@click.option("--requests-per-minute", type=click.FloatRange(0, min_open=True), metavar="N", help="Maximum request rate to the model, over all attempts.")  # fmt: skip
+@click.option("--again", default=AGAIN, show_default=True, metavar="CLASS,...", help="Run tasks again whose result is in one of these classes (or: none).")  # fmt: skip
+@click.option("--repositories", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR", help="Folder with clones, for rows that name a repository as owner/name.")  # fmt: skip
+@click.option("--engine", type=click.Choice(["processes", "ray"]), default="processes", show_default=True, help="Run attempts on this machine, or on a Ray cluster (extra [ray]).")  # fmt: skip
+@click.option("--address", metavar="ADDR", help="host:port of the Ray cluster's head (default: the cluster of this machine).")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print each task's result as a JSON line on standard output.")
+@click.option(ACKNOWLEDGEMENT, "acknowledged", is_flag=True, help="Required by --sandbox none.")
 @config_options(*(key for key in FLAGS if key not in ("branch", "worktree", "runs_dir", "include_uncommitted")))
 def run(
     paths: tuple[str, ...], out: Path, jobs: int, attempts: int, effort_ladder: str | None, pattern: str | None,
     budget_tokens: int | None, requests_per_minute: float | None, again: str, repositories: Path | None, engine: str,
     address: str | None, as_json: bool, acknowledged: bool, **flags: object,
 ) -> int:  # fmt: skip
-    """Run tasks; run the same command again to go on after a kill, an interrupt or a used up budget.
+    """Run tasks. After a kill, an interrupt or a used-up budget, the same command continues.
 
-    PATH is a task's folder, a folder of such folders, a .jsonl, .json or .parquet file of tasks (our keys, or SWE-bench's),
-    or a data set of Hugging Face's hub: hf:OWNER/NAME[@REVISION][:SPLIT] (split test; extra [datasets]). Results are lines of DIR/results.jsonl, one folder a task beside it, and preds.json for SWE-bench's tools. Exit code 0: every task
-    has a result, whatever it is; 3: the endpoint is gone; 4: the budget is used up; 130: interrupted.
+    PATH is the folder of a task, a folder of such folders, a .jsonl, .json or .parquet file of tasks (our keys or
+    SWE-bench's), or a data set on Hugging Face's hub: hf:OWNER/NAME[@REVISION][:SPLIT] (default split: test; needs the extra
+    [datasets]). Results go to DIR: results.jsonl, a folder for each task, and preds.json for SWE-bench's tools.
+
+    Exit code 0: every task has a result, good or bad; 3: the endpoint went away; 4: the budget is used up;
+    130: interrupted.
     """
     from agent.batch.batch import Batch, Plan, spent_tokens
     from agent.batch.checkout import Copies
@@ -100,7 +105,7 @@ def run(
         if not batch.unfinished:
             return 0
         click.echo(
-            f"{batch.unfinished} tasks are left: {governor.stopped}. The same command goes on from here.", err=True
+            f"{batch.unfinished} tasks are left: {governor.stopped}. The same command continues from here.", err=True
         )
         return _exit_code(governor.stopped)
 
@@ -108,22 +113,22 @@ def run(
 @tasks.command()
 @click.argument("results", type=click.Path(path_type=Path, exists=True))
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.option("--jobs", "-j", type=click.IntRange(1, 256), default=1, show_default=True, metavar="N", help="Tasks that are graded side by side.")  # fmt: skip
-@click.option("--filter", "pattern", metavar="RE", help="Only tasks whose name fits.")
-@click.option("--repositories", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR", help="Clones for rows that say owner/name.")  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="Where reports go (grades, in or beside RESULTS).")  # fmt: skip
-@click.option(ACKNOWLEDGEMENT, "acknowledged", is_flag=True, help="Needed for --sandbox none.")
+@click.option("--jobs", "-j", type=click.IntRange(1, 256), default=1, show_default=True, metavar="N", help="Tasks to grade in parallel.")  # fmt: skip
+@click.option("--filter", "pattern", metavar="RE", help="Only tasks whose name matches this regular expression.")
+@click.option("--repositories", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR", help="Folder with clones, for rows that name a repository as owner/name.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="Folder for reports (default: grades, in or beside RESULTS).")  # fmt: skip
+@click.option(ACKNOWLEDGEMENT, "acknowledged", is_flag=True, help="Required by --sandbox none.")
 @config_options(*GRADING)
 def grade(
     results: Path, paths: tuple[str, ...], jobs: int, pattern: str | None, repositories: Path | None, out: Path | None,
     acknowledged: bool, **flags: object,
 ) -> int:  # fmt: skip
-    """Grade patches in fresh sandboxes that have nothing of the agent's but the patch.
+    """Run the tasks' checks on the patches alone, in fresh sandboxes.
 
-    RESULTS is the folder of `agent tasks run`, or a file of predictions in SWE-bench's form; PATH the tasks, as there. Rows
-    in SWE-bench's shape are graded by pytest ids; others are for the swebench package, which reads the same predictions.
-    DIR/report.json has the shape of that package's report, DIR/NAME/ a task's own and its output. Exit code 0: all graded;
-    1: some could not be.
+    RESULTS is the folder of `agent tasks run`, or a file of predictions in SWE-bench's format; PATH names the tasks as it does
+    there. Rows in SWE-bench's format are graded if their tests are pytest ids; for others, use the swebench package. DIR
+    gets report.json in the format of that package, and a folder for each task. Exit code 0: all tasks were graded; 1: some
+    could not be.
     """
     from concurrent.futures import ThreadPoolExecutor
 
@@ -139,7 +144,7 @@ def grade(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
-            f"reports cannot be kept in {folder}: {error.strerror}; name another folder with --out"
+            f"reports cannot be written to {folder}: {error.strerror}; name another folder with --out"
         ) from error
     wanted = [task for task in found if task.name in patches]
 
@@ -197,7 +202,7 @@ def _engine(name: str, address: str | None, out: Path, governor: Governor) -> It
             yield cluster
         return
     if address is not None:
-        raise UsageError("--address is the Ray cluster's: add --engine ray")
+        raise UsageError("--address is for the Ray cluster: add --engine ray")
     from agent.batch.processes import Processes
 
     yield Processes(governor)
@@ -212,7 +217,7 @@ def _kinds(text: str) -> tuple[Kind, ...]:
 
     named = [part.strip() for part in text.split(",") if part.strip() not in ("", "none")]
     if wrong := [name for name in named if name not in list(Kind)]:
-        raise UsageError(f"--again: {wrong[0]!r} is none of {', '.join(Kind)}, none")
+        raise UsageError(f"--again: {wrong[0]!r} is not one of {', '.join(Kind)}, none")
     return tuple(Kind(name) for name in named)
 
 

@@ -4,7 +4,7 @@
 read past          the message is whole all the same
 header_words       words in a header that mean nothing
 content_type       a ``<|constrain|>`` without a type
-channel            a channel that is none of the three: inferred
+channel            a channel that is not one of the three: inferred
 recipient          a call whose header names a declared tool, but not behind ``to=``
 missing_start      a message began without ``<|start|>``
 missing_message    a header ran into its text without ``<|message|>``

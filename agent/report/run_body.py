@@ -117,7 +117,9 @@ def _head(story: Story) -> Markup:
 def _outcome(story: Story) -> Markup:
     ended = story.ended
     if ended is None:
-        said = "It goes on; this is how far it was." if story.state == "running" else "agent resume goes on with it."
+        said = (
+            "It is still running; this is how far it was." if story.state == "running" else "agent resume continues it."
+        )
         return element("p", element("strong", story.state), " ", said, class_="outcome open")
     kind = "open" if ended.outcome is Outcome.UNVERIFIED else "good" if EXIT_CODES[ended.outcome] == 0 else "bad"
     tests = ", ".join(one_line(path) for path in ended.test_paths[:PATHS])

@@ -134,7 +134,7 @@ def test_seconds(duration_s: float, shown: str) -> None:
 
 
 def test_tail_says_how_much_it_left_out() -> None:
-    assert tail("\n".join(str(number) for number in range(10)), 2) == ["… 8 lines before", "8", "9"]
+    assert tail("\n".join(str(number) for number in range(10)), 2) == ["… 8 earlier lines", "8", "9"]
     assert tail("a\n\n\n") == ["a"]
     assert tail("") == []
     assert len(tail("x" * 10_000)[0]) == 400
@@ -202,7 +202,7 @@ def test_a_run_as_lines() -> None:
         state = fold([event], state)
     assert shown == [
         "run r1 (fix): fix it",
-        "model: a recorded model plays demo.json: nothing is sampled, all else is real",
+        "model: a recording, demo.json: nothing is sampled, everything else is real",
         "check before: pytest -q: fails (exit 1) (0.5 s)",
         "thought: First I look. Then I act.",
         "$ ls",
@@ -213,9 +213,9 @@ def test_a_run_as_lines() -> None:
         "  [x] look",
         "  [>] fix",
         "  [ ] check",
-        "asked again in 2.0 s (attempt 1): 429",
+        "retrying in 2.0 s (attempt 1): 429",
         "repaired the model's output: name functions.shell",
-        "the window filled: 1000 tokens became 100 (window)",
+        "the context window was full: 1000 tokens compacted to 100 (window)",
         "resumed: the same container",
         "Let me test.",
         "Done.",
@@ -232,7 +232,7 @@ def test_a_transcript_carries_the_seconds_since_the_start() -> None:
     lines = list(transcript((100.0 + number, event) for number, event in enumerate(EVENTS[:2])))
     assert lines == [
         "     0.0  run r1 (fix): fix it",
-        "          model: a recorded model plays demo.json: nothing is sampled, all else is real",
+        "          model: a recording, demo.json: nothing is sampled, everything else is real",
         "     1.0  check before: pytest -q: fails (exit 1) (0.5 s)",
     ]
 

@@ -101,7 +101,7 @@ def test_the_terminal_shows_the_run() -> None:
     _, text = on_a_terminal(a_run())
     for shown in (
         "● fix it",
-        "run r1 · a recorded model plays s: nothing is sampled, all else is real",
+        "run r1 · a recording, s: nothing is sampled, everything else is real",
         "✻ I think.",
         "✘ check before: pytest: fails (exit 1): 1 failed (0.5 s)",
         "✘ $ pytest",
@@ -110,7 +110,7 @@ def test_the_terminal_shows_the_run() -> None:
         "▸ fix",
         "✔ apply_patch update a.py",
         "    -old",
-        "asked again in 2.0 s (attempt 1): 429",
+        "retrying in 2.0 s (attempt 1): 429",
         "Preamble",
         "told the model: The checks fail still",
         "answers: It is fixed. Really.",

@@ -134,7 +134,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(place: Place, script:
     batch.send_signal(signal.SIGINT)
     _, said = batch.communicate(timeout=30)
     assert batch.returncode == 130, said
-    assert "2 tasks are left: interrupted by the person. The same command goes on from here." in said
+    assert "2 tasks are left: interrupted by the person. The same command continues from here." in said
     assert lines(out) == []
     done = place.agent(*command)
     assert done.returncode == 0, done.stderr
@@ -200,8 +200,8 @@ def test_attempts_share_a_checkout_and_the_best_is_kept(place: Place, script: Sc
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--effort-ladder", "low,extreme"), "'extreme' is none of low, medium, high"),
-        (("--again", "rain"), "'rain' is none of done, model"),
+        (("--effort-ladder", "low,extreme"), "'extreme' is not one of low, medium, high"),
+        (("--again", "rain"), "'rain' is not one of done, model"),
         (("--filter", "zzz"), "There is no task whose name fits 'zzz'"),
         (("--sandbox", "none"), "--i-know-this-runs-on-my-machine"),
     ],

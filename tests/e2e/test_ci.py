@@ -313,8 +313,8 @@ def test_a_checkout_with_credentials_is_refused(jobs: Jobs) -> None:
         (("ci", "publish", "x"), "GITHUB_TOKEN is not set"),
         (("ci", "publish", "x", "--token-env", "OTHER"), "OTHER is not set"),
         (("ci", "--event", "missing.json"), "cannot be read"),
-        (("ci", "--label", "x", "publish", "y"), "--label belongs behind `agent ci publish`"),
-        (("ci", "--allow", "eve", "commit"), "--allow belongs behind `agent ci commit`"),
+        (("ci", "--label", "x", "publish", "y"), "--label belongs after `agent ci publish`"),
+        (("ci", "--allow", "eve", "commit"), "--allow belongs after `agent ci commit`"),
     ],
 )
 def test_what_cannot_begin_says_why(jobs: Jobs, arguments: tuple[str, ...], said: str) -> None:

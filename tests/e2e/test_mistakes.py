@@ -93,7 +93,7 @@ def test_a_question_minds_no_branch(place: Place, script: Callable[..., tuple[st
         (("--output", "nowhere/patch"), "nowhere is not there. Make it, or name another file"),
         (("--output", "p", "--apply"), "exclude each other"),
         (("--output", "p", "--worktree", "w"), "leave one of them out"),
-        (("--effort-ladder", "low,most"), "'most' is none of low, medium, high"),
+        (("--effort-ladder", "low,most"), "'most' is not one of low, medium, high"),
     ],
 )
 def test_wrong_flags_have_a_last_line_too(

@@ -99,7 +99,7 @@ def test_undo_and_clear(typist: Typist) -> None:
 def test_effort(typist: Typist) -> None:
     assert typist("/effort") == "reasoning effort: medium"
     assert typist("/effort high") == "reasoning effort: high"
-    assert "none of low, medium, high" in typist("/effort enormous")
+    assert "not one of low, medium, high" in typist("/effort enormous")
     assert typist.talk.state.conversation.effort == "high"
 
 

@@ -80,7 +80,7 @@ def test_a_terminal_has_a_line_that_lives() -> None:
 
 def test_a_repeated_answer_begins_on_a_line_of_its_own() -> None:
     events = [Delta(FINAL, "It is n"), Retried("the connection broke", 1, 0.5), Delta(FINAL, "It is."), END]
-    assert shown(events) == "It is n\nasked again in 0.5 s (attempt 1): the connection broke\nIt is.\n"
+    assert shown(events) == "It is n\nretrying in 0.5 s (attempt 1): the connection broke\nIt is.\n"
 
 
 def test_how_a_turn_ended_is_said_unless_it_was_answered() -> None:

@@ -31,13 +31,13 @@ def test_a_model_is_pulled_listed_and_verified(
     shown = capsys.readouterr()
     path = shown.out.strip()
     assert Path(path, "config.json").is_file()
-    assert "2 files, 0.0 GiB, every hash right" in shown.err
+    assert "2 files, 0.0 GiB, all hashes match" in shown.err
 
     assert run(["models", "list", *cache]) == 0
     assert capsys.readouterr().out == f"{REPOSITORY}  {COMMIT[:12]}  0.0 GiB  {path}\n"
 
     assert run(["models", "verify", REPOSITORY, *cache]) == 0
-    assert capsys.readouterr().out == f"{path}: every tensor is there; 2 files have the right hash\n"
+    assert capsys.readouterr().out == f"{path}: all tensors are there; the hashes of 2 files match\n"
 
     blob = Path(path, "model.safetensors").resolve()
     blob.write_bytes(blob.read_bytes()[:-1] + b"?")
@@ -70,7 +70,7 @@ def test_a_plain_folder_says_that_its_hashes_are_unknown(
     server: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["models", "verify", str(tmp_path / "published")]) == 0
-    assert "0 files have the right hash, 2 without a known hash" in capsys.readouterr().out
+    assert "the hashes of 0 files match, 2 without a known hash" in capsys.readouterr().out
 
 
 def test_nothing_pulled_yet_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

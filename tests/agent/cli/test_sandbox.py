@@ -59,7 +59,7 @@ def test_clean_removes_what_dead_runs_left_and_nothing_else(tmp_path: Path) -> N
             result = CliRunner().invoke(cli, ["sandbox", "clean", "--runs-dir", str(tmp_path)])
         assert result.exit_code == 0, result.output
         assert f"removed the container of {dead}" in result.stdout
-        assert f"left alone the container of {foreign}" in result.stderr
+        assert f"kept the container of {foreign}" in result.stderr
         left = {run for run, _ in docker.orphans(client)}
         assert left.intersection(names) == {running, foreign}
     finally:
