@@ -6,11 +6,9 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from agent.backends import BACKENDS, IN_PROCESS
 from agent.config import RunConfig
@@ -92,6 +90,7 @@ def engine(config: RunConfig) -> Finding:
 
 def container(config: RunConfig) -> Finding:
     """A sandbox from the configured image: started on a repository of one file, asked for one command, ended."""
+    from sandbox import scratch
     from sandbox import snapshot as snapshots
     from sandbox.docker import Limits
     from sandbox.open import SandboxOptions, open_sandbox
@@ -99,14 +98,14 @@ def container(config: RunConfig) -> Finding:
     subject = "sandbox"
     limits = Limits(config.memory_bytes, config.disk_bytes, config.pids, config.cpus, config.network == "on")
     options = SandboxOptions(f"doctor-{os.getpid()}", config.sandbox, config.image, limits)
-    with tempfile.TemporaryDirectory(prefix="gpt-oss-agent-doctor-") as folder:
-        repository = Path(folder, "repository")
+    with scratch.folder("doctor") as folder:
+        repository = folder / "repository"
         repository.mkdir()
         subprocess.run(["git", "init", "--quiet", str(repository)], check=True, capture_output=True)
         (repository / "file").write_text("text\n", encoding="utf-8")
         start_s = time.monotonic()
         try:
-            sandbox = open_sandbox(options, snapshots.take(repository, Path(folder, "state")))
+            sandbox = open_sandbox(options, snapshots.take(repository, folder / "state"))
             up_s = time.monotonic()
             try:
                 done = sandbox.exec(["cat", "file"], timeout_s=30)

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from sandbox.worktree import Worktree
 
 
+ATTEMPTS = ".attempts-"  # folders among the runs: several attempts at one fix, until one is kept
+RUN = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")  # a run's id
+
+
 def bring_in(repository: Path, patch: bytes) -> tuple[str, ...]:
     """Write a patch into the checkout as uncommitted changes, whole or not at all; return the paths.
 
@@ -58,18 +62,36 @@ def discard(folder: Path) -> list[str]:
 
 
 def sweep(runs_dir: Path) -> list[str]:
-    """Remove the temporary folders and half-made worktrees of processes that were killed; return what is gone."""
+    """Remove the temporary folders, half-begun runs and half-made worktrees of processes that were killed; return what is gone."""
     from sandbox import scratch
 
-    gone = []
-    for path in scratch.abandoned():
-        shutil.rmtree(path, ignore_errors=True)
-        gone.append(str(path))
+    gone = [str(path) for path in scratch.sweep(scratch.temporary())] + sweep_unbegun(runs_dir)
     for folder in runs(runs_dir):
         if (folder / "worktree").exists() and not is_running(folder / LOG_NAME):
             _worktree(folder).clear()
             gone.append(str(folder / "worktree"))
     return gone
+
+
+def sweep_unbegun(runs_dir: Path) -> list[str]:
+    """Remove what was killed before its log said anything, and attempts of which none was kept; return what is gone."""
+    from sandbox import scratch
+
+    left = [path for path in runs_dir.glob("*") if path.name.startswith(ATTEMPTS) or _is_unbegun(path)]
+    return [str(path) for path in scratch.sweep(left)]
+
+
+def _is_unbegun(folder: Path) -> bool:
+    """Whether a folder is a run's that has said nothing, and nobody writes its log. Others' folders are none of ours."""
+    if not RUN.fullmatch(folder.name):
+        return False
+    log = folder / LOG_NAME
+    try:
+        return not log.stat().st_size and not is_running(log)
+    except FileNotFoundError:
+        return True
+    except OSError:  # another person's
+        return False
 
 
 def _remove_branch(folder: Path, repository: Path, ended: RunEnded) -> list[str]:

@@ -34,7 +34,7 @@ from agent.events import (
     fold,
     step,
 )
-from agent.landing import remove_containers
+from agent.landing import remove_containers, sweep_unbegun
 from agent.log import LOG_NAME, Log
 from agent.loop import run as loop
 from agent.model.base import Model, SamplingParams
@@ -46,7 +46,7 @@ from agent.tools.base import Tool
 from agent.tools.open import declare, open_tools
 from agent.workshop import SNAPSHOT_NAME, Workshop, last_words
 from agent.world import Limits
-from sandbox import docker
+from sandbox import docker, scratch
 from sandbox import snapshot as snapshots
 from sandbox.base import Sandbox
 from sandbox.errors import DiffRefused, SandboxError, WorktreeError
@@ -114,8 +114,9 @@ def fix(
     """
     config = policy.admit(config, repository)
     run = new_run_id()
+    folder = config.runs_dir / run
+    held = new_folder(folder)
     telemetry = open_telemetry(config, run, mode, say)
-    folder = new_folder(config.runs_dir / run)
     model = _begin(lambda: through(_open_model(config, say)))
     try:
         snapshot = snapshots.take(repository, folder, config.include_uncommitted)
@@ -127,6 +128,8 @@ def fix(
         _close(model)
         telemetry.close()
         raise
+    finally:
+        os.close(held)  # from here on the log is locked
     with log:
         started = _started(config, run, task, mode, snapshot)
         session = _Session(config, log, show, snapshot, model, telemetry)
@@ -272,15 +275,19 @@ class _Session:
         self.keep(RunEnded(outcome, said, last_words(self._state), paths, touched_tests(paths)))
 
 
-def new_folder(folder: Path) -> Path:
-    """Make a run's folder, which holds what is in the repository: nobody else on the machine may read it. Raises UsageError."""
+def new_folder(folder: Path) -> int:
+    """Make a folder among the runs and hold it (sandbox/scratch.py); what killed processes left there is removed.
+
+    It holds what is in the repository: nobody else on the machine may read it. Raises UsageError.
+    """
+    sweep_unbegun(folder.parent)
     try:
         folder.mkdir(parents=True, mode=0o700)
     except OSError as error:
         raise UsageError(
             f"the run cannot be kept in {folder.parent}: {error.strerror}; name another folder with --runs-dir"
         ) from error
-    return folder
+    return scratch.hold(folder)
 
 
 def admit_delivery(config: RunConfig, snapshot: Snapshot) -> None:

@@ -144,17 +144,22 @@ def remove_unused(client: DockerClient) -> list[str]:
     return gone
 
 
-def build_from_dockerfile(client: DockerClient, folder: Path, tag: str) -> str:
-    """Build an image from a folder's Dockerfile; return its id. Raises ImageUnavailable with the build's last words."""
-    from docker.errors import APIError, BuildError
+def build_from_dockerfile(client: DockerClient, dockerfile: Path, tag: str) -> str:
+    """Build an image from a Dockerfile and its folder; return its id. Raises ImageUnavailable with the build's last words."""
+    from docker.errors import BuildError, DockerException
 
     try:
-        image, _ = client.images.build(path=str(folder), tag=tag, rm=True)
+        image, _ = client.images.build(
+            path=str(dockerfile.absolute().parent), dockerfile=dockerfile.name, tag=tag, rm=True
+        )
     except BuildError as error:
         said = "".join(str(line.get("stream", "")) for line in error.build_log)[-2000:]
         raise ImageUnavailable(f"the image {tag} could not be built: {error}\n{said}") from error
-    except (APIError, TypeError) as error:
-        raise ImageUnavailable(f"the image {tag} could not be built from {folder}: {error}") from error
+    except (
+        DockerException,
+        OSError,
+    ) as error:  # OSError: a file beside it that cannot be read, an engine that went away
+        raise ImageUnavailable(f"the image {tag} could not be built from {dockerfile}: {error}") from error
     return str(image.id)
 
 
@@ -163,6 +168,15 @@ def build_from_debian(client: DockerClient, packages: Sequence[str], tag: str, s
 
     Raises ImageUnavailable when debootstrap is missing or fails.
     """
+    from docker.errors import APIError
+    from docker.utils import parse_repository_tag
+
+    try:
+        _present(client, tag)
+    except APIError as error:  # before the minutes that the packages take
+        raise ImageUnavailable(
+            f"no image can be called {tag!r}: {error.explanation}; give another name with --tag"
+        ) from error
     if shutil.which("debootstrap") is None:
         raise ImageUnavailable("an image of Debian packages needs debootstrap; install it: apt-get install debootstrap")
     with scratch.folder("image") as folder:
@@ -175,7 +189,7 @@ def build_from_debian(client: DockerClient, packages: Sequence[str], tag: str, s
         archive = subprocess.Popen(["tar", "-C", str(folder), "--exclude=./dev/*", "-c", "."], stdout=subprocess.PIPE)
         with archive:
             assert archive.stdout is not None
-            name, _, version = tag.partition(":")
+            name, version = parse_repository_tag(tag)
             client.api.import_image_from_stream(archive.stdout, repository=name, tag=version or "latest")
     return str(client.images.get(tag).id)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import select
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from sandbox import scratch
 from sandbox.client import Client
+from sandbox.guest.removal import remove_tree
 from sandbox.link import Link, program
 from sandbox.snapshot import Snapshot
 
@@ -105,6 +105,6 @@ def start(snapshot: Snapshot, env: Mapping[str, str]) -> Client:
     except BaseException:
         link.close()
         wire.end()
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_tree(str(folder))
         raise
     return Client(link, str(workspace), snapshot, wire.end)

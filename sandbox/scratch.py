@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from sandbox.guest.removal import remove_tree
 
 PREFIX = "gpt-oss-agent-"
 YOUNG_S = 60.0  # a folder this new may not have its lock yet
@@ -17,27 +18,59 @@ YOUNG_S = 60.0  # a folder this new may not have its lock yet
 
 @contextlib.contextmanager
 def folder(what: str) -> Iterator[Path]:
-    """Give a new folder, held while the block runs and removed after it."""
+    """Give a new temporary folder, held while the block runs and removed after it."""
     path, held = make(what)
     try:
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        remove_tree(str(path))
+        os.close(held)
+
+
+@contextlib.contextmanager
+def beside(place: Path) -> Iterator[Path]:
+    """Give a new folder next to a place, for what is to be moved there whole; what killed processes left there is removed."""
+    sweep(place.parent.glob(".new-*"))
+    path = Path(tempfile.mkdtemp(dir=place.parent, prefix=".new-"))
+    held = hold(path)
+    try:
+        yield path
+    finally:
+        remove_tree(str(path))
         os.close(held)
 
 
 def make(what: str) -> tuple[Path, int]:
-    """Return a new folder and the descriptor that holds it: closed by the last process that has it, the folder is free."""
+    """Return a new temporary folder and the descriptor that holds it."""
     path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{what}-")).resolve()
+    return path, hold(path)
+
+
+def hold(path: Path) -> int:
+    """Return a descriptor that holds a folder: closed by the last process that has it, the folder is free."""
     held = os.open(path, os.O_RDONLY)
-    fcntl.flock(held, fcntl.LOCK_EX)
-    return path, held
+    with contextlib.suppress(OSError):  # NFS locks no folders; there, none is taken for abandoned
+        fcntl.flock(held, fcntl.LOCK_EX)
+    return held
 
 
-def abandoned() -> list[Path]:
-    """Return this person's folders that nobody holds any more: their processes were killed."""
+def sweep(paths: Iterable[Path]) -> list[Path]:
+    """Remove those of these folders that are abandoned; return them."""
+    gone = abandoned(paths)
+    for path in gone:
+        remove_tree(str(path))
+    return gone
+
+
+def temporary() -> Iterator[Path]:
+    """Yield every temporary folder that is called as ours are."""
+    yield from Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*")
+
+
+def abandoned(paths: Iterable[Path]) -> list[Path]:
+    """Return those of these folders that are this person's, and that nobody holds any more: their processes were killed."""
     found = []
-    for path in sorted(Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*")):
+    for path in sorted(paths):
         with contextlib.suppress(OSError):  # gone meanwhile
             status = path.lstat()
             ours = path.is_dir() and not path.is_symlink() and status.st_uid == os.getuid()
@@ -50,7 +83,7 @@ def _held(path: Path) -> bool:
     handle = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError:
         return True
     finally:
         os.close(handle)

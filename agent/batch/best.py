@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import secrets
-import shutil
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +16,14 @@ from agent.batch.task import Task
 from agent.config import RunConfig
 from agent.errors import AgentError, ModelError
 from agent.events import fold
+from agent.landing import ATTEMPTS
 from agent.log import LOG_NAME, Log
 from agent.runs import PATCH_NAME
 from agent.session import admit_delivery, new_folder
 from agent.workshop import deliver
+from sandbox import scratch
 from sandbox import snapshot as snapshots
+from sandbox.guest.removal import remove_tree
 from sandbox.worktree import Worktree
 
 NAME = "fix"
@@ -33,9 +35,10 @@ def best_of(config: RunConfig, prompt: str, repository: Path, plan: Plan, watch:
     Each attempt works on its own copy of the repository as it is now. The others' runs are deleted, and all of them where
     this is interrupted. Raises ModelError where the endpoint was lost, AgentError where no attempt could begin.
     """
-    with tempfile.TemporaryDirectory(prefix="gpt-oss-agent-") as scratch:
-        admit_delivery(config, snapshots.take(repository, Path(scratch), config.include_uncommitted))
-    folder = new_folder(config.runs_dir / f".attempts-{secrets.token_hex(4)}")
+    with scratch.folder("attempts") as state:
+        admit_delivery(config, snapshots.take(repository, state, config.include_uncommitted))
+    folder = config.runs_dir / f"{ATTEMPTS}{secrets.token_hex(4)}"
+    held = new_folder(folder)
     try:
         with Results(folder) as results:
             governor = Governor()
@@ -51,7 +54,8 @@ def best_of(config: RunConfig, prompt: str, repository: Path, plan: Plan, watch:
         kept = folder / record["folder"]
         run: Path = kept.rename(config.runs_dir / kept.name)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_tree(str(folder))
+        os.close(held)
     _deliver(config, run)
     return run
 

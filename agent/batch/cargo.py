@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import tarfile
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from agent.batch.processes import LOG_NAME as WORKER_LOG_NAME
 from agent.errors import AgentError
 from agent.log import LOG_NAME
 from agent.runs import PATCH_NAME
-from sandbox import plumbing
+from sandbox import plumbing, scratch
 from sandbox import snapshot as snapshots
 
 MAX_CHECKOUT_BYTES = 256 << 20
@@ -26,9 +25,9 @@ def pack_checkout(checkout: Path, max_bytes: int = MAX_CHECKOUT_BYTES) -> bytes:
 
     Raises WorktreeError where git cannot, AgentError where there is more of it than ``max_bytes``.
     """
-    with tempfile.TemporaryDirectory(prefix="gpt-oss-agent-") as scratch:
-        snapshot = snapshots.take(checkout, Path(scratch, "state"), include_uncommitted=False)
-        git_dir = Path(scratch, ".git")
+    with scratch.folder("cargo") as fresh:
+        snapshot = snapshots.take(checkout, fresh / "state", include_uncommitted=False)
+        git_dir = fresh / ".git"
         git_dir.mkdir()
         snapshots.write_metadata(snapshot, git_dir)
         for folder in ("refs/heads", "objects"):  # git knows a repository by these, and a clean one may lack them
@@ -45,8 +44,8 @@ def pack_checkout(checkout: Path, max_bytes: int = MAX_CHECKOUT_BYTES) -> bytes:
 def unpack_checkout(data: bytes, place: Path) -> None:
     """Make the checkout at ``place``, which must not be there yet, whole or not at all."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".new-") as scratch:
-        fresh = Path(scratch, "checkout")
+    with scratch.beside(place) as beside:
+        fresh = beside / "checkout"
         fresh.mkdir()
         _extract(data, fresh)
         plumbing.run(["reset", "-q", "--hard"], fresh, plumbing.ISOLATED)
@@ -71,12 +70,12 @@ def pack_attempt(folder: Path, max_bytes: int = MAX_ATTEMPT_BYTES) -> bytes:
 def unpack_attempt(data: bytes, folder: Path) -> None:
     """Put what ``pack_attempt`` gave into a folder; the result, which says that the attempt is done, comes last."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as scratch:
-        _extract(data, Path(scratch))
-        files = [path.relative_to(scratch) for path in Path(scratch).rglob("*") if path.is_file()]
+    with scratch.beside(folder / RESULT_NAME) as fresh:
+        _extract(data, fresh)
+        files = [path.relative_to(fresh) for path in fresh.rglob("*") if path.is_file()]
         for name in sorted(files, key=lambda name: (name.name == RESULT_NAME, name)):
             (folder / name).parent.mkdir(exist_ok=True)
-            Path(scratch, name).replace(folder / name)
+            (fresh / name).replace(folder / name)
 
 
 def _archive(named: Iterable[tuple[str, Path]], mode: str) -> bytes:

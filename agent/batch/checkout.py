@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from agent.batch.task import Task, is_url
 from agent.errors import UsageError
-from sandbox import plumbing
+from sandbox import plumbing, scratch
 from sandbox.errors import WorktreeError
 
 # A folder of files becomes the same commit, wherever and whenever it is made.
@@ -65,8 +64,8 @@ def lay_out(task: Task, place: Path, cache: Path) -> Path:
     if place.is_dir():
         return place
     place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".new-") as folder:
-        fresh = Path(folder, "checkout")
+    with scratch.beside(place) as folder:
+        fresh = folder / "checkout"
         source = _mirror(task.repository, task.base_commit, cache) if is_url(task.repository) else Path(task.repository)
         if not source.is_dir():
             raise UsageError(f"the task {task.name}: there is no repository at {source}")
@@ -102,9 +101,9 @@ def _mirror(url: str, commit: str | None, cache: Path) -> Path:
     mirror.parent.mkdir(parents=True, exist_ok=True)
     with _locked(mirror.with_suffix(".lock")):
         if not mirror.is_dir():
-            with tempfile.TemporaryDirectory(dir=mirror.parent, prefix=".new-") as folder:
+            with scratch.beside(mirror) as folder:
                 plumbing.run(["clone", "-q", "--mirror", "--", url, f"{folder}/mirror"], mirror.parent)
-                Path(folder, "mirror").rename(mirror)
+                (folder / "mirror").rename(mirror)
         elif commit is None or plumbing.attempt(["cat-file", "-e", f"{commit}^{{commit}}"], mirror).returncode:
             plumbing.run(["fetch", "-q", "--prune", "origin"], mirror)
     return mirror

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -152,12 +151,12 @@ def _tell(text: str) -> None:
 def _starter(config: RunConfig, run: str, repository: Path | None, opened: ExitStack) -> Callable[[], Sandbox]:
     """Return what opens a sandbox over a copy of the repository, or over an empty workspace outside of one."""
     from agent.session import sandbox_options
-    from sandbox import plumbing
+    from sandbox import plumbing, scratch
     from sandbox import snapshot as snapshots
     from sandbox.open import open_sandbox
 
     def start() -> Sandbox:
-        folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="gpt-oss-agent-chat-")))
+        folder = opened.enter_context(scratch.folder("chat"))
         source = repository
         if source is None:
             source = folder / "empty"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -22,7 +23,7 @@ def sandbox() -> None:
 @sandbox.command()
 @click.argument("packages", nargs=-1, metavar="[PACKAGE]...")
 @click.option(
-    "--dockerfile", type=click.Path(path_type=Path, exists=True), metavar="DIR", help="Folder with a Dockerfile."
+    "--dockerfile", type=click.Path(path_type=Path), metavar="PATH", help="A Dockerfile, or the folder that holds it."
 )
 @click.option("--tag", default=DEFAULT_TAG, show_default=True, metavar="NAME", help="Name of the image.")
 @click.option("--suite", default="stable", show_default=True, help="Debian suite that the packages come from.")
@@ -32,20 +33,33 @@ def build(packages: tuple[str, ...], dockerfile: Path | None, tag: str, suite: s
     Packages need no image registry, only a Debian mirror and debootstrap (as root): `agent sandbox build pytest nodejs`.
     """
     if bool(packages) == (dockerfile is not None):
-        raise UsageError("Say what to build the image from: --dockerfile DIR, or names of Debian packages.")
+        raise UsageError("Say what to build the image from: --dockerfile PATH, or names of Debian packages.")
     from sandbox import docker, image
 
+    if dockerfile is not None:
+        dockerfile = _readable(dockerfile)
     client = docker.engine(timeout_s=3600)
     try:
         if dockerfile is not None:
-            folder = dockerfile if dockerfile.is_dir() else dockerfile.parent
-            made = image.build_from_dockerfile(client, folder, tag)
+            made = image.build_from_dockerfile(client, dockerfile, tag)
         else:
             made = image.build_from_debian(client, packages, tag, suite)
     finally:
         client.close()
     click.echo(made)
     click.echo(f'Use it with --image {tag}, or in agent.toml: image = "{tag}"', err=True)
+
+
+def _readable(path: Path) -> Path:
+    """Return the Dockerfile that is meant. Raises UsageError where it cannot be read."""
+    file = path / "Dockerfile" if os.path.isdir(path) else path  # noqa: PTH112 - Path.is_dir may raise
+    try:
+        file.open("rb").close()
+    except OSError as error:
+        raise UsageError(
+            f"--dockerfile {path}: {file} cannot be read: {error.strerror}. Name a Dockerfile, or the folder that holds it."
+        ) from error
+    return file
 
 
 @sandbox.command()

@@ -12,13 +12,13 @@ import errno
 import json
 import os
 import selectors
-import shutil
 import signal
 import sys
 import time
 from typing import Any, Dict, Iterator, List, Optional
 
 from sandbox.guest import commands, files, frames
+from sandbox.guest.removal import remove_tree
 
 PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36
 NOT_FOUND, NOT_STARTED = 127, 126
@@ -296,4 +296,4 @@ def main(arguments: List[str]) -> None:
     finally:
         commands.kill_everything()
     if settings["remove"]:
-        shutil.rmtree(settings["remove"], ignore_errors=True)
+        remove_tree(settings["remove"])

@@ -13,8 +13,10 @@ from agent.cli.main import cli
 from agent.conversation import Conversation
 from agent.errors import UsageError
 from agent.events import Outcome, RunEnded, RunStarted
-from agent.landing import bring_in, discard, sweep
+from agent.landing import bring_in, discard, sweep, sweep_unbegun
 from agent.log import LOG_NAME, Log
+from agent.session import new_folder
+from sandbox import scratch
 from sandbox import snapshot as snapshots
 from sandbox.errors import DiffRefused, WorktreeError
 from sandbox.worktree import Worktree
@@ -164,6 +166,31 @@ def test_discard_takes_away_a_worktree_left_by_a_killed_run(run: Path, repositor
     discard(run)
     assert git(repository, "worktree", "prune", "--dry-run", "-v") == ""
     assert git(repository, "worktree", "list").count("\n") == 0
+
+
+def test_what_was_killed_before_it_said_anything_is_taken_away_by_the_next_run(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    names = ("20260101-000000-abcdef", "20260101-000001-abcdef", ".attempts-1", ".attempts-2", "20260101-000002-abcdef")
+    unbegun, empty, attempts, going, begun = made = [runs / name for name in names]
+    others = [runs / name for name in ("notes", "20260101-000000", ".cluster")]
+    for folder in (*made, *others):
+        (folder / "base.git").mkdir(parents=True)
+    (empty / LOG_NAME).touch()
+    (begun / LOG_NAME).write_text("{}\n")
+    for folder in made:
+        os.utime(folder, (0, 0))
+    held = scratch.hold(going)
+    try:
+        with Log(empty / LOG_NAME):
+            assert sweep_unbegun(runs) == [str(attempts), str(unbegun)]
+        assert sweep_unbegun(runs) == [str(empty)]
+    finally:
+        os.close(held)
+    held = new_folder(runs / "20260101-000003-abcdef")
+    os.close(held)
+    assert sorted(path.name for path in runs.iterdir()) == sorted(
+        ["20260101-000003-abcdef", begun.name, *(folder.name for folder in others)]
+    )
 
 
 def test_sweep_takes_away_what_killed_processes_left(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sandbox import scratch
+from sandbox.guest.removal import remove_tree
 from sandbox.open import SandboxOptions, open_sandbox
 from sandbox.snapshot import Snapshot
 
@@ -40,14 +41,54 @@ def test_only_what_nobody_holds_is_abandoned(own_folder: Path) -> None:
     )
     assert subprocess.run([sys.executable, "-c", code, str(own_folder)], check=False).returncode == -9
     (left,) = own_folder.iterdir()
-    assert scratch.abandoned() == []  # too new to be sure
+    assert scratch.abandoned(scratch.temporary()) == []  # too new to be sure
     age(left)
     (own_folder / "gpt-oss-agent-link-x").symlink_to(Path.home())
     (own_folder / "somebody-else").mkdir()
     age(own_folder / "somebody-else")
     with scratch.folder("apply") as held:
         age(held)
-        assert scratch.abandoned() == [left]
+        assert scratch.abandoned(scratch.temporary()) == [left]
+
+
+def test_what_a_killed_process_left_beside_a_place_is_removed_by_the_next(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom sandbox import scratch\n"
+        "with scratch.beside(Path(sys.argv[1])) as new:\n (new / 'x').mkdir()\n os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    place = tmp_path / "kept" / "place"
+    place.mkdir(parents=True)
+    subprocess.run([sys.executable, "-c", code, str(place)], check=False)
+    (left,) = place.parent.glob(".new-*")
+    with scratch.beside(place) as young:
+        assert left.exists()  # too new to be sure
+        age(left)
+        age(young)
+        with scratch.beside(place) as fresh:
+            assert sorted(place.parent.iterdir()) == sorted([young, fresh, place])  # the first is held
+    assert list(place.parent.iterdir()) == [place]
+
+
+def test_a_folder_is_removed_however_deep_and_closed_it_is(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "file").touch()
+    top = tmp_path / "top"
+    top.mkdir()
+    at = os.open(top, os.O_RDONLY)
+    for _ in range(3000):  # more levels than Python calls itself, and a longer path than the kernel takes
+        os.mkdir("below", dir_fd=at)
+        os.symlink(kept, "link", dir_fd=at)
+        below = os.open("below", os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = below
+    os.close(at)
+    (top / "closed" / "folder").mkdir(parents=True)
+    (top / "closed").chmod(0)
+    remove_tree(str(top))
+    assert not top.exists()
+    assert (kept / "file").exists()
+    remove_tree(str(top))  # and one that is not there is no error
 
 
 KILLED = """
@@ -70,7 +111,7 @@ def test_the_folder_of_a_local_sandbox_is_its_helper_s(snapshot: Snapshot, own_f
     try:
         (folder,) = own_folder.iterdir()
         age(folder)
-        assert scratch.abandoned() == []
+        assert scratch.abandoned(scratch.temporary()) == []
         box.exec(["sh", "-c", "sleep 9 >/dev/null 2>&1 &"], 5)
     finally:
         box.close()
@@ -91,4 +132,4 @@ def test_a_killed_helper_leaves_a_folder_that_is_found(snapshot: Snapshot, own_f
     )
     (left,) = own_folder.iterdir()
     age(left)
-    assert scratch.abandoned() == [left]
+    assert scratch.abandoned(scratch.temporary()) == [left]

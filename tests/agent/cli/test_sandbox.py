@@ -16,17 +16,47 @@ from sandbox import docker
 @pytest.mark.parametrize("arguments", [[], ["git", "--dockerfile", "."]])
 def test_an_image_is_made_of_one_thing(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["sandbox", "build", *arguments]) == 2
-    assert "--dockerfile DIR" in capsys.readouterr().err
+    assert "--dockerfile PATH" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("", "Dockerfile cannot be read: No such file"),
+        ("nowhere", "cannot be read: No such"),
+        ("folder", "Is a directory"),
+    ],
+)
+def test_what_is_no_dockerfile_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, said: str
+) -> None:
+    (tmp_path / "folder" / "Dockerfile").mkdir(parents=True)
+    assert run(["sandbox", "build", "--dockerfile", str(tmp_path / name)]) == 2
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert "Name a Dockerfile, or the folder that holds it" in shown
 
 
 @pytest.mark.docker
-def test_an_image_from_a_dockerfile(tmp_path: Path) -> None:
-    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY file /file\n")
+@pytest.mark.parametrize("arguments", [["jq"], ["--dockerfile", "{folder}"]])
+def test_a_tag_that_is_none_is_said_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
+    assert run(["sandbox", "build", "--tag", "No Tag", *(each.format(folder=tmp_path) for each in arguments)]) == 8
+    assert "invalid reference format" in capsys.readouterr().err
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("name", ["Dockerfile", "Other"])
+def test_an_image_from_a_dockerfile(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("FROM scratch\nCOPY file /file\n")
     (tmp_path / "file").write_text("text")
     tag = f"gpt-oss-agent/test-build:{uuid.uuid4().hex}"
     client = docker.engine()
     try:
-        result = CliRunner().invoke(cli, ["sandbox", "build", "--dockerfile", str(tmp_path), "--tag", tag])
+        path = tmp_path if name == "Dockerfile" else tmp_path / name
+        result = CliRunner().invoke(cli, ["sandbox", "build", "--dockerfile", str(path), "--tag", tag])
         assert result.exit_code == 0, result.output
         assert result.stdout.strip() == client.images.get(tag).id
         assert f"--image {tag}" in result.stderr
