@@ -1,6 +1,8 @@
-"""Harmony that a server handed on as text: where its own parser gave up, an answer's control tokens stand spelt out. Pure.
+"""Harmony spelt out as text, on wires where a server stands between the text and the tokens. Pure.
 
-Only text that begins as an answer does is read so. Markers further on are what a final message quotes, and stay text.
+On the way in: where a server's own parser gave up, an answer's control tokens stand in its text. Only text that begins as an
+answer does is read so; markers further on are what a final message quotes. On the way out: several servers (llama.cpp, Ollama)
+take for a control token whatever spells one, also in a file that a tool has read, so there it is written apart.
 """
 
 from __future__ import annotations
@@ -25,6 +27,19 @@ _BEGINNING = re.compile(  # a header as far as its channel, and one marker more
     rf"\s*(?:<\|start\|>)?\s*(?:assistant)?(?:\s*to={NAME})?\s*(?:<\|channel\|>)?\s*(?:analysis|commentary|final)\b"
     rf"(?:\s*to={NAME})?(?:\s*(?:code|json))?\s*<\|(?:channel|constrain|message)\|>"
 )
+
+_SPELLING = re.compile(r"<\|(?=[a-z0-9_]+\|>)")
+_APART = re.compile(r"<(?:\u200b|\\u200b)\|(?=[a-z0-9_]+\|>)")  # the second as JSON may escape it
+
+
+def apart(text: str) -> str:
+    """Return text that spells no control token: a character of no width goes between the bracket and the bar."""
+    return _SPELLING.sub("<\u200b|", text) if "<|" in text else text
+
+
+def together(text: str) -> str:
+    """Undo ``apart`` in what a model wrote after reading such text: what it writes to a file is the file's own spelling."""
+    return _APART.sub("<|", text) if "200b|" in text or "\u200b|" in text else text
 
 
 def read_spelt(text: str, recipients: Collection[str], *, whole: bool) -> Take | None:

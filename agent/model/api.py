@@ -15,7 +15,7 @@ from agent.conversation import Channel, Conversation, Message, Role
 from agent.errors import ContextOverflow, EndpointRefused
 from agent.events import Delta, MessageAdded, Repaired, Sampled
 from agent.harmony.ladder import Take
-from agent.harmony.spelt import read_spelt
+from agent.harmony.spelt import apart, read_spelt
 from agent.model.base import ModelEvent, SamplingParams
 from agent.model.capabilities import Capabilities
 from agent.model.client import Client, OpenAIResponse, persist
@@ -125,7 +125,7 @@ class ApiModel:
 
     def sample(self, conversation: Conversation, params: SamplingParams) -> Iterator[ModelEvent]:
         """Answer ``conversation``; see ``agent.model.base.Model``."""
-        asking = _Asking(conversation, Functions(conversation.tools), params)
+        asking = _Asking(_apart(conversation), Functions(conversation.tools), params)
         endpoint, clock = self._client.endpoint, self._client.clock
         yield from persist(lambda: self._attempt(asking), endpoint, clock, params.cancel)
 
@@ -180,6 +180,12 @@ class _Asking:
     functions: Functions
     params: SamplingParams
     unlimited: bool = False
+
+
+def _apart(conversation: Conversation) -> Conversation:
+    """Return the conversation without text that a server could take for control tokens."""
+    messages = tuple(replace(m, text=apart(m.text)) if "<|" in m.text else m for m in conversation.messages)
+    return replace(conversation, instructions=apart(conversation.instructions), messages=messages)
 
 
 def called(functions: Functions, name: str, arguments: str) -> Message:

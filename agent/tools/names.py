@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from agent.harmony.spelt import together
 from agent.tools.base import Tool
 from agent.tools.bodies import PATCH_BEGIN, Body, not_python, patch_in_command, read
 from agent.tools.open import TRAINED_NAMES
@@ -101,7 +102,7 @@ def resolve(recipient: str, text: str, tools: Mapping[str, Tool], style: str = "
 
     ``tools`` are those on offer, by our names; ``style`` is the one they were declared in.
     """
-    name = _bare(recipient)
+    name, text = _bare(recipient), together(text)
     candidates = (_CLEAR[name],) if name in _CLEAR else _BY_ARGUMENTS.get(name, ())
     for tool in candidates:
         body = read(tool, text)

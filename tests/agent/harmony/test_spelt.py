@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +12,7 @@ from hypothesis import strategies as st
 from agent.conversation import Channel, Message
 from agent.harmony.codec import recipients
 from agent.harmony.parser import Parser
-from agent.harmony.spelt import read_spelt
+from agent.harmony.spelt import apart, read_spelt, together
 from agent.harmony.tokens import OPENING
 from tests.agent.harmony.cases import TRAINED
 from tests.agent.harmony.streams import STREAMS
@@ -56,6 +59,16 @@ def test_a_call_that_was_cut_does_not_run() -> None:
     assert taken is not None
     assert said(taken.messages) == [(Channel.COMMENTARY, None, None, '{"command":[')]
     assert [repair.kind for repair in taken.repairs] == ["spelt", "cut_call"]
+
+
+@given(
+    st.lists(st.sampled_from(["<|", "|>", "end", "<|end|>", "<|reserved_200014|>", " ", "<", "|", "a"])).map("".join)
+)
+def test_what_is_written_apart_spells_no_control_token_and_comes_back(text: str) -> None:
+    written = apart(text)
+    assert not re.search(r"<\|[a-z0-9_]+\|>", written)
+    assert together(written) == text
+    assert json.loads(together(json.dumps(written))) == text
 
 
 PIECES = [
