@@ -15,6 +15,7 @@ from pathlib import PurePosixPath
 from xml.parsers import expat
 
 from agent.events import NO_VERDICT, CheckResult, Outcome
+from agent.lines import one_line
 from agent.position import HARNESS
 from sandbox.base import Sandbox
 
@@ -268,7 +269,7 @@ def _how(result: CheckResult) -> str:
 
 
 def _named(tests: Sequence[str]) -> str:
-    shown = ", ".join(tests[:SHOWN_TESTS])
+    shown = ", ".join(one_line(test) for test in tests[:SHOWN_TESTS])
     return f": {shown}" + (f" and {len(tests) - SHOWN_TESTS} more" if len(tests) > SHOWN_TESTS else "")
 
 

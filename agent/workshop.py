@@ -13,6 +13,7 @@ from agent.check import run_checks, touched_tests, verdict
 from agent.config import RunConfig
 from agent.conversation import Message
 from agent.events import CheckResult, Outcome, RunEnded, State, ToolResult
+from agent.lines import clean, one_line
 from agent.runs import PATCH_NAME
 from agent.saver import Saver, write_whole
 from agent.tools.base import Tool
@@ -27,6 +28,7 @@ from sandbox.worktree import Applied, Worktree, branch_name
 SNAPSHOT_NAME = "snapshot.diff"
 HASHED_FILES = 200
 SUBJECT_CHARS = 72
+OBSERVED_CHARS = 4000
 
 
 @dataclass(slots=True)
@@ -160,9 +162,14 @@ def last_words(state: State) -> str:
 
 
 def commit_message(task: str, claimed: str, observed: str) -> str:
-    """Return the commit's message: what was asked, what the model says of it, and what was observed."""
-    lines = [line.strip() for line in task.splitlines() if line.strip()]
+    """Return the commit's message: what was asked, what the model says of it, and what was observed.
+
+    Whoever reads the log may read it on a terminal, and git takes no NUL. What was observed stays one paragraph, the last:
+    a test's name cannot add a line that git or a service obeys.
+    """
+    lines = [line.strip() for line in clean(task).split("\n") if line.strip()]
     subject = lines[0] if lines else "Change by gpt-oss-agent"
     if len(subject) > SUBJECT_CHARS:
         subject = subject[: SUBJECT_CHARS - 1].rsplit(" ", 1)[0] + "…"
-    return "\n\n".join(part for part in (subject, claimed.strip(), f"Observed: {observed}") if part) + "\n"
+    observed = f"Observed: {one_line(observed, OBSERVED_CHARS)}"
+    return "\n\n".join(part for part in (subject, clean(claimed).strip(), observed) if part) + "\n"
