@@ -20,9 +20,14 @@ PROTECTED: Mapping[str, tuple[str, ...]] = {
         "*.gitlab-ci.y*ml", ".travis.y*ml", ".drone.y*ml", "*appveyor.y*ml", ".cirrus.y*ml", ".cirrus.star",
         ".woodpecker*", "azure-pipelines*.y*ml", "bitbucket-pipelines.y*ml", "buildspec*.y*ml", "cloudbuild*.y*ml",
         "codemagic.y*ml", "jenkinsfile*", ".circleci", ".buildkite", ".semaphore", ".teamcity", ".azure-pipelines", ".azuredevops",
+        ".tekton", ".prow.y*ml", ".zuul*", "zuul.y*ml", "zuul.d", ".taskcluster.y*ml", ".build.yml", ".builds", ".space.kts", "bitrise.y*ml", "codefresh.y*ml",
+        "netlify.toml", "vercel.json",
     ),
     "it is an action that workflows run": ("action.y*ml",),
-    "it decides who is asked for a review": ("codeowners",),
+    "it decides who is asked for a review": ("codeowners", "owners_aliases"),
+    "bots merge and change by it, with rights of their own": (
+        ".mergify*", "renovate.json*", ".renovaterc*", ".kodiak.toml", ".bulldozer.y*ml", ".policy.y*ml", ".packit.y*ml",
+    ),
     "it decides how git and reviewers see other files": (".gitattributes",),
     "hooks run on the machines of those who check the change out": (
         ".husky", ".githooks", ".git-hooks", ".pre-commit-config.y*ml", ".pre-commit-hooks.y*ml", "lefthook*.*", ".lefthook*", ".overcommit.yml",
@@ -31,11 +36,11 @@ PROTECTED: Mapping[str, tuple[str, ...]] = {
         ".envrc", ".vscode", ".idea", ".zed", ".devcontainer", ".devcontainer.json", "*.code-workspace", ".dir-locals.el", ".exrc", ".nvimrc",
         ".nvim.lua", ".lvimrc",
     ),
-    "it decides where packages come from, or go": (".npmrc", ".yarnrc*", ".pnpmfile.cjs", ".pypirc", "pip.conf", ".cargo"),
+    "it decides where packages or large files come from, or go": (".lfsconfig", ".npmrc", ".yarnrc*", ".pnpmfile.cjs", ".pypirc", "pip.conf", ".cargo"),
     "agents take instructions from it": (
         "agents.md", "agents.override.md", "agent.toml", "claude*.md", "gemini.md", "qwen.md", "copilot*.md", ".mcp.json",
         ".aider*", ".cursor*", ".windsurf*", ".cline*", ".roo*", ".claude", ".codex", ".gemini", ".qwen", ".agents", ".opencode",
-        ".continue*", ".kiro", ".junie", ".goosehints", ".amazonq", ".trae",
+        "agent.md", "warp.md", ".rules", ".augment*", ".openhands", ".factory", ".crush*", ".continue*", ".kiro", ".junie", ".goosehints", ".amazonq", ".trae",
     ),
 }  # fmt: skip
 # Characters that HFS+ leaves out of names, and what Windows drops at the end of one.

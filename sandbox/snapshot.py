@@ -114,12 +114,20 @@ def load(state: Path) -> Snapshot:
 
 
 def items(snapshot: Snapshot, tree: str | None = None) -> list[Item]:
-    """Return every file of the snapshot (or of another tree of its repository)."""
+    """Return every file of the snapshot (or of another tree of its repository).
+
+    Raises WorktreeError for a path that git would not check out: one made by hand may lead out of the repository.
+    """
     listed = plumbing.bare(snapshot.git_dir, ["ls-tree", "-r", "-z", "--full-tree", tree or snapshot.tree])
     found = []
     for line in listed.split(b"\0")[:-1]:
         meta, path = line.split(b"\t", 1)
         mode, _, oid = meta.split()
+        if _misleads(path):
+            raise WorktreeError(
+                f"the commit holds the path {os.fsdecode(path)!r}, which no git checks out: it was made to attack tools; "
+                "look at where this repository is from"
+            )
         found.append(Item(int(mode, 8), oid.decode(), path))
     return found
 
@@ -398,11 +406,16 @@ def _admit(path: bytes, links: set[bytes]) -> None:
     """Refuse what fast-import must not see. The diff's own checks come later and know more rules."""
     parts = path.split(b"/")
     name = os.fsdecode(path)
-    if any(part.lower() == b".git" or part in (b"", b".", b"..") for part in parts):
+    if _misleads(path):
         raise DiffRefused(f"{name}: a path in a git directory, or that leaves the root, may not leave the sandbox")
     for end in range(1, len(parts) + 1):
         if b"/".join(parts[:end]) in links:
             raise DiffRefused(f"{name}: it lies in a submodule; submodules may not be changed")
+
+
+def _misleads(path: bytes) -> bool:
+    """Whether a path leads out of a repository, or into its git directory."""
+    return any(part.lower() == b".git" or part in (b"", b".", b"..") for part in path.split(b"/"))
 
 
 def _quoted(path: bytes) -> bytes:

@@ -474,7 +474,9 @@ def test_the_commit_message_is_short_in_its_first_line() -> None:
 
 
 def test_the_commit_message_holds_nothing_that_a_terminal_git_or_a_service_obeys() -> None:
-    message = commit_message("a\x1b]0;b\x07", "\0 \x1b[31mred\x1b[0m \ud800", "`x` fails: 1 t[a\n\nCo-authored-by: b <c@d>]")
+    message = commit_message(
+        "a\x1b]0;b\x07", "\0 \x1b[31mred\x1b[0m \ud800", "`x` fails: 1 t[a\n\nCo-authored-by: b <c@d>]"
+    )
     assert message.split("\n\n") == [
         "a\\x1b]0;b\\x07",
         "\\x00 red \\ud800",

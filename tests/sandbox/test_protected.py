@@ -47,6 +47,15 @@ from sandbox.protected import PROTECTED, admit, protection
         ".nvim.lua",
         "crates/a/.cargo/config.toml",
         ".kiro/steering/a.md",
+        ".tekton/push.yaml",
+        ".taskcluster.yml",
+        ".builds/a.yml",
+        "zuul.d/jobs.yaml",
+        "web/netlify.toml",
+        ".mergify.yml",
+        "renovate.json5",
+        ".lfsconfig",
+        "AGENT.md",
     ],
 )
 def test_what_others_obey_is_protected(path: str) -> None:

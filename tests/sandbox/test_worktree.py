@@ -239,6 +239,22 @@ def test_what_lies_in_a_git_directory_does_not_leave(snapshot: Snapshot, path: s
         Worktree(snapshot).apply(made(snapshot, (path, files.FILE, b"x\n")))
 
 
+@pytest.mark.parametrize("name", ["..", ".GIT", "/etc/hostname", "../../dev/zero"])
+def test_a_commit_that_git_would_not_check_out_is_refused(repository: Path, tmp_path: Path, name: str) -> None:
+    blob = bytes.fromhex(git(repository, "hash-object", "-w", "--stdin", stdin=b"x").strip())
+    below = b"100644 file\0" + blob
+    mode, oid = b"100644", blob
+    if "/" not in name:
+        made = git(repository, "hash-object", "-w", "-t", "tree", "--literally", "--stdin", stdin=below).strip()
+        mode, oid = b"40000", bytes.fromhex(made)
+    entry = b"%s %s\0" % (mode, name.encode()) + oid
+    tree = git(repository, "hash-object", "-w", "-t", "tree", "--literally", "--stdin", stdin=entry).strip()
+    git(repository, "update-ref", "HEAD", git(repository, "commit-tree", "-m", "evil", tree).strip())
+    evil = snapshots.take(repository, tmp_path / "state", include_uncommitted=False)
+    with pytest.raises(WorktreeError, match="no git checks out"):
+        snapshots.items(evil)
+
+
 def test_a_diff_for_another_state_does_not_apply(snapshot: Snapshot) -> None:
     diff = made(snapshot, ("README", files.FILE, b"x\n")).replace(b"-words", b"-swords")
     with pytest.raises(WorktreeError, match="README"):
