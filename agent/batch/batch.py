@@ -12,7 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from agent.batch.attempt import RESULT_NAME, Attempt, Job, Kind, Progress, load_attempt, select, to_record
+from agent.batch.attempt import (
+    RESULT_NAME,
+    Attempt,
+    Job,
+    Kind,
+    Progress,
+    from_record,
+    load_attempt,
+    select,
+    to_record,
+)
 from agent.batch.governor import Governor
 from agent.batch.results import Record, Results
 from agent.batch.task import Task
@@ -275,7 +285,7 @@ def _record(task: Task, attempts: Sequence[Attempt]) -> Record:
 def spent_tokens(records: Mapping[str, Record]) -> dict[tuple[str, int], int]:
     """Return what each attempt of earlier starts has sampled, for the budget."""
     return {
-        (name, attempt["attempt"]): attempt["sampled_tokens"]
+        (name, attempt.attempt): attempt.sampled_tokens
         for name, record in records.items()
-        for attempt in record["attempts"]
+        for attempt in map(from_record, record["attempts"])
     }

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from agent.batch.attempt import Kind, from_record
 from agent.errors import LogError, UsageError
 from agent.runs import PATCH_NAME
 from agent.saver import write_whole
@@ -19,6 +20,13 @@ from agent.saver import write_whole
 RESULTS_NAME = "results.jsonl"
 SETTINGS_NAME = "batch.json"
 Record = dict[str, Any]
+# A line as agent/batch/batch.py writes it, as far as it is read again.
+FIELDS: Mapping[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("task", "class", "outcome", "reason", "folder", "model", "language", "difficulty"), str),
+    **dict.fromkeys(("kept", "sampled_tokens", "total_tokens"), int),
+    "duration_s": (int, float),
+    "attempts": list,
+}
 
 
 class Results:
@@ -92,11 +100,26 @@ def _parse(data: bytes, path: Path) -> dict[str, Record]:
     records: dict[str, Record] = {}
     for number, line in enumerate(data.split(b"\n")[:-1], 1):
         try:
-            record = json.loads(line)
-            records[record["task"]] = record
+            record = _record(line)
         except (ValueError, TypeError, KeyError) as error:
-            raise LogError(f"{path}, line {number}, is not the result of a task: {line[:80]!r}") from error
+            raise LogError(
+                f"{path}, line {number}, is not the result of a task, or one of another version ({error!r}): {line[:80]!r}. "
+                "Give another --out, or remove the line; its task is then run again"
+            ) from error
+        records[record["task"]] = record
     return records
+
+
+def _record(line: bytes) -> Record:
+    """Return a line's record. Raises ValueError, TypeError or KeyError where it is not one that this version writes."""
+    record: Record = dict(json.loads(line))
+    for key, kind in FIELDS.items():
+        if not isinstance(record[key], kind):
+            raise TypeError(f"{key} is {record[key]!r}")
+    Kind(record["class"])
+    for attempt in record["attempts"]:
+        from_record(dict(attempt))
+    return record
 
 
 def patch_of(folder: Path, record: Mapping[str, Any]) -> bytes:

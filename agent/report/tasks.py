@@ -68,29 +68,26 @@ def read_batch(out: Path) -> Batch:
 def tell_batch(
     name: str, records: Mapping[str, Record], settings: Mapping[str, Any], resolved: Mapping[str, bool]
 ) -> Batch:
-    """Make rows of the results' lines. Raises LogError where a line is not one of ours."""
+    """Make rows of the results' lines, as ``read_results`` gives them."""
     return Batch(name, tuple(_row(records[task], resolved.get(task)) for task in sorted(records)), settings)
 
 
 def _row(record: Record, resolved: bool | None) -> Row:
-    try:
-        task, attempts = record["task"], tuple(from_record(each) for each in record["attempts"])
-        return Row(
-            task,
-            Kind(record["class"]),
-            record["reason"],
-            record["kept"],
-            attempts,
-            tuple(f"tasks/{task}/{each.attempt}/{each.run}/{PAGE_NAME}" if each.run else "" for each in attempts),
-            record["language"],
-            record["difficulty"],
-            record["duration_s"],
-            record["sampled_tokens"],
-            record["total_tokens"],
-            resolved,
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise LogError(f"the result of the task {record.get('task')!r} does not fit this version: {error!r}") from error
+    task, attempts = record["task"], tuple(from_record(each) for each in record["attempts"])
+    return Row(
+        task,
+        Kind(record["class"]),
+        record["reason"],
+        record["kept"],
+        attempts,
+        tuple(f"tasks/{task}/{each.attempt}/{each.run}/{PAGE_NAME}" if each.run else "" for each in attempts),
+        record["language"],
+        record["difficulty"],
+        record["duration_s"],
+        record["sampled_tokens"],
+        record["total_tokens"],
+        resolved,
+    )
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -16,7 +16,11 @@ from agent.errors import LogError, UsageError
 
 
 def record(task: str, folder: str = "") -> dict[str, object]:
-    return {"task": task, "class": "done", "folder": folder, "model": "gpt-oss-agent/m"}
+    texts = dict.fromkeys(("outcome", "reason", "language", "difficulty"), "")
+    numbers = {"kept": 1, "sampled_tokens": 5, "total_tokens": 9, "duration_s": 1.5}
+    attempt = {"attempt": 1, "kind": "done", "outcome": "passed", "reason": "", "sampled_tokens": 5}
+    named = {"task": task, "class": "done", "folder": folder, "model": "gpt-oss-agent/m"}
+    return {**texts, **numbers, **named, "attempts": [attempt]}
 
 
 def test_what_was_appended_is_there_again(tmp_path: Path) -> None:
@@ -36,7 +40,7 @@ def test_one_batch_works_in_a_folder(tmp_path: Path) -> None:
     Results(tmp_path).close()
 
 
-@given(cut=st.integers(0, 500))
+@given(cut=st.integers(0, 1100))
 def test_a_torn_line_never_counted(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
     folder = tmp_path_factory.mktemp("out")
     with Results(folder) as results:
@@ -53,14 +57,30 @@ def test_a_torn_line_never_counted(tmp_path_factory: pytest.TempPathFactory, cut
     assert list(read_results(folder)) == [*expected, "d"]
 
 
-def test_what_is_broken_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "JSONDecodeError"),
+        ("[]", "KeyError('task')"),
+        ("7", "TypeError"),
+        ('{"task": "a"}', "KeyError('class')"),
+        (json.dumps(record("a") | {"class": "fine"}), "'fine' is not a valid Kind"),
+        (json.dumps(record("a") | {"reason": None}), "reason is None"),
+        (json.dumps(record("a") | {"attempts": [{"attempt": 1}]}), "KeyError('kind')"),
+        (json.dumps(record("a") | {"attempts": [{"attempt": 1, "kind": "done", "new": 1}]}), "unexpected keyword"),
+        (json.dumps(record("a") | {"attempts": [7]}), "TypeError"),
+    ],
+)
+def test_a_foreign_line_is_named_with_what_to_do(tmp_path: Path, line: str, said: str) -> None:
     with pytest.raises(UsageError, match="agent tasks run --out"):
         read_results(tmp_path)
-    (tmp_path / RESULTS_NAME).write_text('{"task": "a"}\n[]\n')
-    with pytest.raises(LogError, match="line 2, is not the result of a task"):
-        read_results(tmp_path)
-    with pytest.raises(LogError, match="line 2"):
-        Results(tmp_path)
+    (tmp_path / RESULTS_NAME).write_text(json.dumps(record("b")) + f"\n{line}\n")
+    for read in (read_results, Results):
+        with pytest.raises(LogError) as raised:
+            read(tmp_path)
+        assert "line 2, is not the result of a task" in str(raised.value)
+        assert said in str(raised.value)
+        assert "Give another --out, or remove the line" in str(raised.value)
     Path(tmp_path / RESULTS_NAME).write_text("")
     Results(tmp_path).close()
 

@@ -236,7 +236,7 @@ def test_a_run_that_cannot_be_read_spoils_no_other(tmp_path: Path) -> None:
 )
 def test_results_of_another_version_are_named(tmp_path: Path, change: dict[str, object]) -> None:
     out = write_batch(tmp_path / "out", [record("a", [attempt()]) | change], runs=False)
-    with pytest.raises(LogError, match="'a' does not fit"):
+    with pytest.raises(LogError, match="line 1, is not the result of a task, or one of another version"):
         read_batch(out)
 
 
