@@ -233,6 +233,7 @@ class State:
     checks_latest: tuple[CheckResult, ...] = ()  # the newest that were seen, before or after
     calls: tuple[CallRecord, ...] = ()  # every finished call of the run, oldest first
     turns: int = 0
+    finish: str = ""  # how the newest answer ended
     prompt_tokens: int = 0  # of the newest answer; 0: not known, as after a compaction
     completion_tokens: int = 0  # over the whole run
     total_tokens: int = 0  # prompt and completion over the whole run
@@ -259,6 +260,7 @@ def step(state: State, event: Event) -> State:
             return replace(
                 state,
                 turns=state.turns + 1,
+                finish=event.finish,
                 prompt_tokens=event.prompt_tokens,
                 completion_tokens=state.completion_tokens + event.completion_tokens,
                 total_tokens=state.total_tokens + event.prompt_tokens + event.completion_tokens,

@@ -28,6 +28,7 @@ from agent.events import (
     PlanChanged,
     Repaired,
     Retried,
+    Sampled,
     State,
     ToolFinished,
     ToolResult,
@@ -36,6 +37,7 @@ from agent.events import (
 )
 from agent.model.base import Model, SamplingParams
 from agent.position import (
+    CUT_OFF,
     GO_ON,
     MAKE_THE_CALL,
     NOT_ALLOWED,
@@ -159,7 +161,7 @@ def _stall(state: State, world: World) -> Iterator[Event]:
         reason = f"the model stopped {STALLS_AT_MOST + 1} times in a row with neither a call nor a final message"
         yield world.finish(state, Outcome.LIMIT, reason)
     else:
-        yield from _tell(GO_ON, "stalled")
+        yield from _tell(CUT_OFF if state.finish == "length" else GO_ON, "stalled")
 
 
 def _tell(text: str, kind: str) -> Iterator[Event]:
@@ -188,6 +190,8 @@ def _sample(
         for event in answer:
             yield event
             empty = empty and not isinstance(event, MessageAdded)
+            if isinstance(event, Sampled):
+                state = step(state, event)
             if isinstance(event, Delta | Retried) and _is_late(limits, world):
                 yield world.finish(state, Outcome.LIMIT, OUT_OF_TIME)
                 return

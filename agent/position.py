@@ -14,6 +14,10 @@ GO_ON = (
     f"{HARNESS}Your last answer had neither a tool call nor a final message, so nothing happened. "
     "Go on: make the next tool call now, or give the final message if the work is done."
 )
+CUT_OFF = (
+    f"{HARNESS}Your last answer was cut off, because it was as long as an answer may be, and nothing of it was run. "
+    "Go on in smaller steps: think less, and make a call with less in it."
+)
 MAKE_THE_CALL = (
     f"{HARNESS}Your final message contains an edit, but writing it there changes nothing. If it is meant to happen, "
     "make the tool call for it now. If it has happened already, give the final message again without it."
@@ -73,7 +77,7 @@ def stalls(conversation: Conversation) -> int:
     """Return how often in a row the model was told to go on and did not."""
     count = 0
     for message in reversed(conversation.messages):
-        if message.role is Role.USER and message.text == GO_ON:
+        if message.role is Role.USER and message.text in {GO_ON, CUT_OFF}:
             count += 1
         elif message.role is not Role.ASSISTANT or message.is_call:
             break

@@ -36,7 +36,16 @@ from agent.log import Log, read
 from agent.loop import EFFECT_UNKNOWN, OUT_OF_TIME, run
 from agent.model.base import Model, SamplingParams
 from agent.model.scripted import ScriptedModel
-from agent.position import GO_ON, MAKE_THE_CALL, NOT_ALLOWED, NOTHING_CHANGED, REPEATS_AT_MOST, STALLS_AT_MOST
+from agent.position import (
+    CUT_OFF,
+    GO_ON,
+    MAKE_THE_CALL,
+    NOT_ALLOWED,
+    NOTHING_CHANGED,
+    REPEATS_AT_MOST,
+    STALLS_AT_MOST,
+    stalls,
+)
 from agent.world import Action, Limits
 from tests.fakes import FakeWorld, FaultyModel, analysis, call, final, started
 
@@ -191,6 +200,16 @@ def test_an_empty_answer_is_not_an_end() -> None:
     events, ended = play(FaultyModel([empty, blank, *spoken]), FakeWorld(TOOLS, CHECKS))
     assert ended.outcome is Outcome.PASSED
     assert told(events) == [GO_ON, GO_ON]
+
+
+@pytest.mark.parametrize("answer", [[], [MessageAdded(analysis("on and on"))]], ids=["a call", "reasoning"])
+def test_an_answer_that_was_cut_off_is_told_so(answer: list[MessageAdded]) -> None:
+    spoken = [[MessageAdded(m) for m in turn] + [Sampled(5, 5, "stop")] for turn in FIX]
+    cut = [*answer, Sampled(5, 9, "length")]
+    events, ended = play(FaultyModel([cut, cut, *spoken]), FakeWorld(TOOLS, CHECKS))
+    assert ended.outcome is Outcome.PASSED
+    assert told(events) == [CUT_OFF, CUT_OFF]
+    assert stalls(fold([started(), *events[: events.index(MessageAdded(FIX[0][0]))]]).conversation) == 2
 
 
 @pytest.mark.parametrize("answer", [[], [MessageAdded(analysis("hm"))]], ids=["nothing", "reasoning"])
