@@ -2,7 +2,7 @@
 
 A script is a JSON file ``{"turns": [[message, …], …]}`` or the ``events.jsonl`` of a recorded run. A message is ``{"text":
 …}`` plus ``channel`` (analysis, commentary or final; commentary where there is a recipient, else final), ``recipient`` and
-``content_type``; a call's ``text`` may be written as ``arguments``, any JSON value.
+``content_type``; a call's ``text`` may be written as ``arguments``, any JSON value. Examples: docs/scripts.md.
 
 It finds its place from the conversation, never from a counter: a resumed run, and one whose history was compacted, go
 on where they were.
