@@ -6,18 +6,19 @@ exceptions, all for safety). Where it refuses and the meaning is the only one po
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from agent.patch.model import AddFile, DeleteFile, Fault, FileChange, Patch, PatchError, Plan, UpdateFile
 from agent.patch.place import cut, rewrite
 
 
-def plan(patch: Patch, files: Mapping[str, bytes]) -> Plan:
+def plan(patch: Patch, files: Mapping[str, bytes], elsewhere: Collection[str] = ()) -> Plan:
     """Return what the patch does to ``files`` (path → content, for those of ``patch.paths`` that exist).
 
-    Operations follow each other, as written. Raises PatchError (FILE or CONTEXT); then nothing is to be changed.
+    ``elsewhere`` are other files of the repository, to name one of them where a path is wrong. Operations follow each other, as written. Raises PatchError (FILE or CONTEXT); then nothing is to be changed.
     """
     now: dict[str, bytes | None] = {path: files.get(path) for path in patch.paths}
+    known = (*files, *elsewhere)
     moved: dict[str, str] = {}
     notes = list(patch.notes)
     summary = []
@@ -32,12 +33,12 @@ def plan(patch: Patch, files: Mapping[str, bytes]) -> Plan:
                 now[path] = _encode("".join(f"{line}\n" for line in lines), path, number)
                 summary.append(f"A {path}")
             case DeleteFile(_, number):
-                _need(path, content, number, now)
+                _need(path, content, number, known)
                 now[path] = None
                 moved.pop(path, None)
                 summary.append(f"D {path}")
             case UpdateFile(_, hunks, number, move_to):
-                updated = _need(path, content, number, now)
+                updated = _need(path, content, number, known)
                 if hunks:
                     text, said = rewrite(cut(path, updated), hunks)
                     updated = _encode(text, path, number)
@@ -63,15 +64,11 @@ def plan(patch: Patch, files: Mapping[str, bytes]) -> Plan:
     return Plan(changes, tuple(summary), tuple(dict.fromkeys(notes)))
 
 
-def _need(path: str, content: bytes | None, number: int, now: Mapping[str, bytes | None]) -> bytes:
+def _need(path: str, content: bytes | None, number: int, known: Collection[str]) -> bytes:
     if content is not None:
         return content
-    hint = f"To create it, use '*** Add File: {path}'."
-    gone = [
-        other for other, data in now.items() if data is not None and other.rsplit("/", 1)[-1] == path.rsplit("/", 1)[-1]
-    ]
-    if gone:
-        hint = f"Did you mean {gone[0]}?"
+    near = [other for other in known if other != path and other.rsplit("/", 1)[-1] == path.rsplit("/", 1)[-1]]
+    hint = f"Did you mean {' or '.join(near[:3])}?" if near else f"To create it, use '*** Add File: {path}'."
     raise PatchError(Fault.FILE, f"there is no file {path}.", number, hint)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from agent.conversation import ToolSpec
 from agent.events import ToolResult
-from agent.patch.model import EXAMPLE, Fault, FileChange, Patch, PatchError
+from agent.patch.model import EXAMPLE, AddFile, Fault, FileChange, Patch, PatchError
 from agent.patch.model import Plan as PatchPlan
 from agent.patch.parse import parse
 from agent.patch.plan import plan
@@ -46,6 +46,11 @@ for path do
 done
 pwd -P"""
 
+_NAMED = """\
+for name do
+  find . -name .git -prune -o -name node_modules -prune -o -type f -name "$name" -print 2>/dev/null | head -n 3
+done"""
+
 
 @dataclass(frozen=True, slots=True)
 class ApplyPatch:
@@ -66,9 +71,8 @@ class ApplyPatch:
             # Half characters cannot be written to a file; they stand for text that was lost on the way.
             patch = parse(text.encode("utf-8", "replace").decode(), sandbox.workspace)
             kinds = _look(patch, sandbox)
-            planned = plan(
-                patch, {path: sandbox.read(path) for path, kind in kinds.items() if kind in {"file", "program"}}
-            )
+            files = {path: sandbox.read(path) for path, kind in kinds.items() if kind in {"file", "program"}}
+            planned = plan(patch, files, _elsewhere(patch, kinds, sandbox))
             _make(planned, kinds, sandbox)
         except PatchError as error:
             shown, cut = bounded(f"The patch was not applied; no file was changed.\n{error}", self.max_output_bytes)
@@ -108,6 +112,16 @@ def _look(patch: Patch, sandbox: Sandbox) -> dict[str, str]:
         places[real] = path
         kinds[path] = kind
     return kinds
+
+
+def _elsewhere(patch: Patch, kinds: dict[str, str], sandbox: Sandbox) -> list[str]:
+    """Return files with the names of those that the patch changes and that are not there: a model guessed the folder."""
+    changed = [operation.path for operation in patch.operations if not isinstance(operation, AddFile)]
+    names = {path.rsplit("/", 1)[-1] for path in changed if kinds[path] == "none"}
+    if not names:
+        return []
+    result = sandbox.exec(["/bin/sh", "-c", _NAMED, "sh", *sorted(names)], _LOOK_TIMEOUT_S)
+    return [line.removeprefix("./") for line in result.output.decode("utf-8", "replace").split("\n") if line]
 
 
 def _make(planned: PatchPlan, kinds: dict[str, str], sandbox: Sandbox) -> None:

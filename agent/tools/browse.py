@@ -54,7 +54,8 @@ LC_ALL=C exec awk -v from="$2" -v to="$3" -v room="$4" -v wide="$5" -v numbers="
 _SEARCH = (
     _MISSING
     + """
-[ -e "$2" ] || missing "$2"
+case $2 in /*) glob= ;; *[*?]*) glob=1 ;; *) glob= ;; esac
+[ "$glob" ] || [ -e "$2" ] || missing "$2"
 path=$2 most=$3 wide=$5
 look() {  # -E or -F, expression
   code=2

@@ -287,6 +287,12 @@ class TestApplyPatch:
         assert result.text == "Done.\nA a b'\"$(x)\nNote: text around the patch was left out."
         assert fresh.sandbox.read("a b'\"$(x)") == b"one\n"
 
+    def test_a_file_that_is_elsewhere_is_named(self, shop: Workshop) -> None:
+        wrong = PATCH.replace("src/words.py", "a/src/words.py")
+        assert "there is no file a/src/words.py.\nDid you mean src/words.py?" in shop("apply_patch", wrong).text
+        new = PATCH.replace("src/words.py", "src/new.py")
+        assert "To create it, use '*** Add File: src/new.py'" in shop("apply_patch", new).text
+
     def test_no_patch_at_all(self, fresh: Workshop) -> None:
         assert "first line must be" in fresh("apply_patch", "fix it").text
 
@@ -369,6 +375,7 @@ class TestSearch:
         assert shop("search", query="split()[", path="src").text.count("src/words.py:") == 2
         assert shop("search", query="needle", path="src/deep").text == "src/deep/er/x.txt:1:needle 1"
         assert shop("search", query="def last", path="src/words.py").text == "src/words.py:5:def last(text):"
+        assert shop("search", query="def last", path="src/*.py").text == "src/words.py:5:def last(text):"
         assert shop("search", query="-x-").text == "No line in the repository matches '-x-'."
 
     def test_bounds(self, shop: Workshop) -> None:
