@@ -115,8 +115,12 @@ def fix(
     config = policy.admit(config, repository)
     run = new_run_id()
     folder = config.runs_dir / run
-    held = new_folder(folder)
     telemetry = open_telemetry(config, run, mode, say)
+    try:
+        held = new_folder(folder)
+    except UsageError:
+        telemetry.close()
+        raise
     model = _begin(lambda: through(_open_model(config, say)))
     try:
         snapshot = snapshots.take(repository, folder, config.include_uncommitted)
@@ -156,7 +160,7 @@ def resume(folder: Path, show: Show, say: Say = lambda _: None, *, through: Thro
         config = policy.admit(restore(state.config), Path(state.repository))
         snapshot = snapshots.load(folder)
         options = sandbox_options(config, state.run, say)
-        telemetry = open_telemetry(config, state.run, state.mode, say)
+        telemetry = open_telemetry(config, state.run, state.mode, say, resumed=True)
         model = _begin(lambda: through(_open_model(config, say)))
         session = _Session(config, log, show, snapshot, model, telemetry)
         # Until a call was begun nothing says that the copy had come to its end: such a sandbox may be half empty.

@@ -9,8 +9,10 @@ from agent.errors import UsageError
 from agent.telemetry.base import Silent, Telemetry
 
 
-def open_telemetry(config: RunConfig, run: str, mode: str, say: Callable[[str], None]) -> Telemetry:
-    """Return what traces a run.
+def open_telemetry(
+    config: RunConfig, run: str, mode: str, say: Callable[[str], None], *, resumed: bool = False
+) -> Telemetry:
+    """Return what traces a run, or (``resumed``) what another process began of it.
 
     Raises UsageError where spans are wanted and the packages for them are not installed, or a variable cannot be used.
     """
@@ -22,4 +24,4 @@ def open_telemetry(config: RunConfig, run: str, mode: str, say: Callable[[str], 
         raise UsageError(
             f"otel is on, and the package {error.name} is not installed: pip install 'gpt-oss-agent[otel]', or turn it off."
         ) from error
-    return traced(config, run, mode, say, otlp)
+    return traced(config, run, mode, say, otlp, resumed=resumed)

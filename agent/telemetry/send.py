@@ -15,13 +15,15 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+from opentelemetry.trace import Link, SpanContext
 
 from agent.config import RunConfig
 from agent.errors import UsageError
 from agent.events import Event
 from agent.lines import one_line
 from agent.telemetry.base import Telemetry
-from agent.telemetry.spans import Spans
+from agent.telemetry.spans import Spans, first_span
 
 FLUSH_S = 5.0
 PACKAGE = "gpt-oss-agent"
@@ -41,6 +43,8 @@ def traced(
     say: Callable[[str], None],
     make: Callable[[], SpanProcessor],
     flush_s: float = FLUSH_S,
+    *,
+    resumed: bool = False,
 ) -> Telemetry:
     """Return what traces a run into the processor that ``make`` makes. Raises UsageError where it cannot be made."""
     complaints = _Complaints(say)
@@ -49,12 +53,14 @@ def traced(
         resource = Resource.create({SERVICE_VERSION: release})
         if str(resource.attributes.get(SERVICE_NAME, "")).startswith("unknown_service"):  # without OTEL_SERVICE_NAME
             resource = resource.merge(Resource({SERVICE_NAME: PACKAGE}))
-        provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        ids = RandomIdGenerator() if resumed else _FirstIds(first_span(run))
+        provider = TracerProvider(resource=resource, shutdown_on_exit=False, id_generator=ids)
         provider.add_span_processor(make())
     except ValueError as error:
         complaints.close()
         raise UsageError(f"otel is on, and an OTEL_ variable cannot be used: {error}") from error
-    spans = Spans(provider.get_tracer(PACKAGE, release), config, run, mode, release)
+    links = (Link(first_span(run)),) if resumed else ()
+    spans = Spans(provider.get_tracer(PACKAGE, release), config, run, mode, release, links)
     return _Traced(spans, provider.shutdown, complaints, flush_s)
 
 
@@ -64,6 +70,22 @@ def _release() -> str:
         return version(PACKAGE)
     except PackageNotFoundError:
         return "source"
+
+
+class _FirstIds(RandomIdGenerator):
+    """Random ids, but for the trace and its first span: a process that goes on with the run must know them."""
+
+    def __init__(self, first: SpanContext) -> None:
+        self._trace_id, self._span_id = first.trace_id, first.span_id
+
+    def generate_trace_id(self) -> int:
+        """Return the run's, the only one."""
+        return self._trace_id
+
+    def generate_span_id(self) -> int:
+        """Return the first span's once, then random ones."""
+        given, self._span_id = self._span_id, super().generate_span_id()
+        return given
 
 
 class _Traced:

@@ -2,7 +2,7 @@
 
 ::
 
-    invoke_agent gpt-oss-agent            the run, or what one process did of it
+    invoke_agent gpt-oss-agent            the run, or what one process did of it (linked to the first)
     └─ turn                               an answer of the model and what was done for it
        ├─ chat MODEL                      the request; retries and repairs are its events
        └─ execute_tool TOOL               one a call
@@ -13,6 +13,7 @@ inference spans (github.com/open-telemetry/semantic-conventions-genai, docs/gen-
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections import deque
@@ -20,7 +21,17 @@ from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import urlsplit
 
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
+from opentelemetry.trace import (
+    Link,
+    Span,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+    Tracer,
+    set_span_in_context,
+)
 from opentelemetry.util.types import AttributeValue
 
 from agent.config import RunConfig
@@ -61,6 +72,7 @@ class Spans:
         run: str,
         mode: str,
         release: str,
+        links: Sequence[Link] = (),
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._tracer, self._config, self._clock_ns = tracer, config, clock_ns
@@ -75,7 +87,7 @@ class Spans:
         self._turn: Span | None = None
         agent: Attributes = {"gen_ai.agent.name": AGENT, "gen_ai.agent.version": release, "gpt_oss_agent.mode": mode}
         self._root = self._start(
-            f"invoke_agent {AGENT}", _operation("invoke_agent") | self._model | agent, self._asked_ns, None
+            f"invoke_agent {AGENT}", _operation("invoke_agent") | self._model | agent, self._asked_ns, None, links=links
         )
         self._open = True
 
@@ -246,11 +258,28 @@ class Spans:
         self._tool = self._turn = None
 
     def _start(
-        self, name: str, attributes: Attributes, at_ns: int, parent: Span | None, kind: SpanKind = SpanKind.INTERNAL
+        self,
+        name: str,
+        attributes: Attributes,
+        at_ns: int,
+        parent: Span | None,
+        kind: SpanKind = SpanKind.INTERNAL,
+        links: Sequence[Link] = (),
     ) -> Span:
         # An empty context, not the process's: a run is no part of what happens to be traced around it.
         context = set_span_in_context(parent, Context()) if parent is not None else Context()
-        return self._tracer.start_span(name, context, kind, attributes, start_time=at_ns)
+        return self._tracer.start_span(name, context, kind, attributes, links, start_time=at_ns)
+
+
+def first_span(run: str) -> SpanContext:
+    """Return the span that a run begins with. Its ids follow from the run's own, so whoever resumes it can link to it.
+
+    A trace of its own with a link, and not more spans in the first, as OpenTelemetry has it for work that goes on in
+    another process at another time: the first trace may have been closed, sampled out or stored long ago.
+    """
+    digest = hashlib.sha256(run.encode()).digest()
+    trace_id, span_id = int.from_bytes(digest[:16], "big"), int.from_bytes(digest[16:24], "big")
+    return SpanContext(trace_id, span_id, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
 
 
 def _operation(name: str) -> Attributes:

@@ -17,6 +17,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.sdk.trace import SpanProcessor
 
 from agent.config import RunConfig, load
@@ -61,14 +62,17 @@ class Collector:
         self._server.shutdown()
         self._server.server_close()
 
-    def names(self) -> list[str]:
-        return sorted(
-            span.name
+    def spans(self) -> list[Span]:
+        return [
+            span
             for _, _, message in self.requests
             for resource in message.resource_spans
             for scope in resource.scope_spans
             for span in scope.spans
-        )
+        ]
+
+    def names(self) -> list[str]:
+        return sorted(span.name for span in self.spans())
 
     def resource(self) -> dict[str, str]:
         (first, *_) = self.requests[0][2].resource_spans
@@ -150,14 +154,19 @@ def test_telemetry_can_be_switched_off_from_outside(collector: Collector, config
     assert collector.requests == []
 
 
-def test_what_goes_on_is_traced_too(collector: Collector, config: RunConfig, repository: Path) -> None:
+def test_what_goes_on_is_a_trace_linked_to_the_first(collector: Collector, config: RunConfig, repository: Path) -> None:
     ended = fix(config, "Fix double.", repository, "fix", stop_at(ToolFinished, 2))
     assert ended.outcome is Outcome.INTERRUPTED
     (folder,) = config.runs_dir.iterdir()
-    before = len(collector.requests)
+    before = collector.spans()
     assert resume(folder, lambda _: None).outcome is Outcome.PASSED
-    assert len(collector.requests) > before
-    assert collector.names().count("invoke_agent gpt-oss-agent") == 2
+    after = collector.spans()[len(before) :]
+    (first,), (second,) = ([span for span in spans if not span.parent_span_id] for spans in (before, after))
+    assert {span.trace_id for span in before} == {first.trace_id}
+    assert {span.trace_id for span in after} == {second.trace_id} != {first.trace_id}
+    assert not first.links
+    assert [(link.trace_id, link.span_id) for link in second.links] == [(first.trace_id, first.span_id)]
+    assert len({span.span_id for span in before + after}) == len(before + after)
 
 
 def test_a_collector_that_is_gone_is_said_once_and_holds_nothing_up(

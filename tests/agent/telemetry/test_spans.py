@@ -53,7 +53,7 @@ def spans(events: Sequence[Event], config: RunConfig = CONFIG) -> list[ReadableS
         now_s += 1
         return now_s * SECOND
 
-    heard = Spans(provider.get_tracer("t"), config, "run-1", "fix", "1.2.3", clock_ns)
+    heard = Spans(provider.get_tracer("t"), config, "run-1", "fix", "1.2.3", clock_ns=clock_ns)
     for event in events:
         heard(event)
     heard.close()
