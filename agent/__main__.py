@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 
@@ -13,6 +14,9 @@ def main() -> None:
         command_line()
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        # The process is about to end: a last search for garbage in all that was loaded would take up to 0.2 s and free nothing.
+        gc.freeze()
 
 
 if __name__ == "__main__":

@@ -209,3 +209,20 @@ def test_an_interrupt_while_the_program_loads_ends_quietly() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_what_was_loaded_is_not_searched_for_garbage_at_the_end() -> None:
+    """An object in a cycle is found by that search alone, so its finalizer tells whether it was made."""
+    code = (
+        "import sys, agent.__main__ as m\n"
+        "class Knot:\n"
+        "    def __del__(self): print('searched')\n"
+        "knot = Knot()\n"
+        "knot.self = knot\n"
+        "sys.argv = ['agent', '--help']\n"
+        "m.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Usage: agent")
+    assert "searched" not in done.stdout
