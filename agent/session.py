@@ -231,8 +231,6 @@ class _Session:
         checks = tuple(state.config["checks"])
         sandbox = _begin(start)
         before = _begin(lambda: _check_before(self._config, checks, sandbox, state))
-        if state.mode == "fix" and self._config.deliver == "branch":
-            _begin(lambda: _warm(before, self._snapshot))
         tools = _tools(self._config, state.mode)
         branches = sum(isinstance(e.event, RunEnded) and e.event.branch is not None for e in self._log.entries)
         suffix = f"-{branches + 1}" if branches else ""
@@ -264,8 +262,12 @@ class _Session:
             config.context_tokens or opened.context_tokens,
             config.max_answer_tokens,
         )
+        lands = self._state.mode == "fix" and config.deliver == "branch"
         for event in loop(self._state, opened, params, shop, limits):
             self.keep(event)
+            if lands:  # the model has been asked: GitPython, which the end needs, is loaded while it answers
+                _begin(lambda: identity(self._snapshot.repository))
+                lands = False
 
     def _end(self, error: BaseException, shop: Workshop) -> None:
         """Write down what ended the run, and save the work first, as far as the sandbox still gives it."""
@@ -386,12 +388,6 @@ def _check_before(
     with contextlib.suppress(DiffRefused, OSError):  # what cannot be cleaned up is seen in the result
         opened.undo()
     return results
-
-
-def _warm(before: Future[tuple[CheckResult, ...]], snapshot: Snapshot) -> None:
-    """Load GitPython while the model thinks: 0.2 s less between the last check and the end."""
-    before.result()
-    identity(snapshot.repository)
 
 
 def _begin(work: Callable[[], T]) -> Future[T]:

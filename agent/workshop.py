@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -115,7 +115,11 @@ class Workshop:
         applied = self.salvage()
         branch = commit = None
         if applied.changes and self.config.deliver == "branch":
-            branch, commit = deliver(self.config, self.snapshot, applied, state, claimed, reason, self.branch_suffix)
+            with ThreadPoolExecutor(1) as beside:
+                beside.submit(self.sandbox.result().close)  # nothing more is asked of it, and its removal takes 0.1 s
+                branch, commit = deliver(
+                    self.config, self.snapshot, applied, state, claimed, reason, self.branch_suffix
+                )
         return RunEnded(outcome, reason, claimed, applied.paths, touched_tests(applied.paths), branch, commit)
 
     def salvage(self) -> Applied:
@@ -134,7 +138,8 @@ class Workshop:
 
     def save(self) -> None:
         """Save the work in the run's folder, so that it can go on if the sandbox is lost."""
-        write_whole(self.folder / SNAPSHOT_NAME, self.sandbox.result().diff())
+        known = self._work
+        write_whole(self.folder / SNAPSHOT_NAME, self.sandbox.result().diff() if known is None else known[0])
 
 
 def deliver(

@@ -327,6 +327,27 @@ def test_a_model_that_was_not_settled_is_a_mistake_of_what_was_given_and_no_defe
     assert (ended.outcome, "say which with --model" in ended.reason) == (Outcome.ENDPOINT, True)
 
 
+def test_a_branch_that_cannot_be_made_at_the_end_loses_no_work(
+    repository: Path, configure: Configure, kind: str
+) -> None:
+    """The sandbox is taken down while the branch is made: what there is to save was saved before."""
+    config = configure([*FIX, DONE], branch="mine", sandbox=kind)
+
+    def show(event: Event) -> None:
+        if isinstance(event, Checked) and event.when == "after":
+            git(repository, "branch", "mine")
+
+    ended = fix(config, "fix it", repository, "fix", show)
+    assert (ended.outcome, ended.changed_paths) == (Outcome.INTERNAL, ("calc.py",))
+    assert "the branch mine is there already" in ended.reason
+    for name in (PATCH_NAME, SNAPSHOT_NAME):
+        assert b"return n * 2" in (folder_of(config) / name).read_bytes()
+    git(repository, "branch", "-D", "mine")
+    ended = resume(folder_of(config), lambda _: None)
+    assert (ended.outcome, ended.branch) == (Outcome.PASSED, "mine")
+    assert git(repository, "show", "mine:calc.py") == BUGGY.replace("+ 2", "* 2")
+
+
 def test_a_defect_is_logged_and_raised(repository: Path, configure: Configure) -> None:
     class Defect(Exception):
         pass
