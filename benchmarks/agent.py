@@ -7,7 +7,8 @@ Every agent works on a fresh copy of the same small repository and talks to benc
 interface. `fix` is 3 reads, the tests (they fail), the patch, the tests (they pass), the final answer: 7 requests. `20` and
 `100` are that many commands of 40 lines each and a final answer. Wall time and CPU are of the whole process tree (not of a
 container: it runs under the engine); PSS is the tree's, sampled every 50 ms. "first" is from the start of the process to the
-first request, "gap" the median time from an answer to the next request, the command's own run included.
+first request, "gap" the median time from an answer to the next request, the command's own run included. Run it with the Python
+of an environment that holds the agent and nothing else: packages import what they find beside them.
 """
 
 from __future__ import annotations
@@ -172,6 +173,7 @@ def once(name: str, kind: str, given: argparse.Namespace) -> dict[str, float]:
         chosen = peer(name, server.url, root, given, kind)
         output = (root / "output.txt").open("wb")
         env = {**os.environ, **chosen.env, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+        env.pop("PYTHONDONTWRITEBYTECODE", None)  # compiled code is kept, as where the agent is installed
         started = time.monotonic()
         process = subprocess.Popen(
             chosen.argv, cwd=repository, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output
