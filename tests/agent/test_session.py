@@ -161,7 +161,7 @@ def test_the_first_event_holds_the_whole_prompt_and_no_key(repository: Path, con
     assert started.base_commit == git(repository, "rev-parse", "HEAD").strip()
     assert "Keep functions pure." in started.conversation.instructions
     assert CHECK in started.conversation.instructions
-    assert "<issue>\nmend it\n</issue>" in started.conversation.messages[0].text
+    assert "<issue>\nfix it\n</issue>" in started.conversation.messages[0].text
     assert "container.exec" in [tool.name for tool in started.conversation.tools]
     assert b"sk-very-secret" not in (folder_of(config) / LOG_NAME).read_bytes()
 
