@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from runtime.errors import CheckpointError
-from runtime.model.config import ModelConfig, hugging_face_json, original_json, read_config
+from runtime.model.config import ModelConfig, hugging_face_json, original_json, read_config, read_json
 from runtime.model.memory import require_weights
 from runtime.model.rope import inverse_frequencies
 from runtime.model.weights import Layout, Weights, allocate, destinations
@@ -152,11 +152,10 @@ def _check_index(directory: Path, shards: list[Path]) -> None:
     path = directory / INDEX
     if not path.exists():
         return
-    try:
-        promised = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} cannot be read as an index of shards: {error!r}") from error
-    missing = promised - {shard.name for shard in shards}
+    places = read_json(path).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
+        raise CheckpointError(f"{path} cannot be read as an index of shards: weight_map must map names to files")
+    missing = set(places.values()) - {shard.name for shard in shards}
     if missing:
         raise CheckpointError(f"{directory} lacks {_some(missing)}, which {INDEX} names: the download is incomplete")
 

@@ -16,6 +16,9 @@ Json = Mapping[str, Any]
 # Far above any model, and far below what a damaged file can ask the memory for.
 MOST = 1 << 24
 MOST_LAYERS = 1024
+MOST_HEAD_DIM = 4096
+MOST_WEIGHTS = 1 << 48  # of the experts of a layer
+MOST_NUMBER = 1e30  # of what need not be whole
 
 # Every key of the original form; the reference passes the file straight to a dataclass, so an unknown one is an error.
 ORIGINAL_KEYS = frozenset(
@@ -180,16 +183,22 @@ def alternating(layers: int) -> tuple[bool, ...]:
     return tuple(layer % 2 == 0 for layer in range(layers))
 
 
-def read_config(path: Path) -> ModelConfig:
-    """Read a config.json of either form. Raises CheckpointError naming the file and the key that is wrong."""
+def read_json(path: Path) -> Json:
+    """Read a file that holds one JSON object. Raises CheckpointError."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist: a checkpoint needs its config.json") from error
-    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} does not exist: a checkpoint needs its {path.name}") from error
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} is not a JSON object")
+    return data
+
+
+def read_config(path: Path) -> ModelConfig:
+    """Read a config.json of either form. Raises CheckpointError naming the file and the key that is wrong."""
+    data = read_json(path)
     try:
         return parse_config(data)
     except CheckpointError as error:
@@ -211,7 +220,7 @@ def _original(data: Json) -> ModelConfig:
         intermediate=_count(data, "intermediate_size"),
         query_heads=_count(data, "num_attention_heads"),
         kv_heads=_count(data, "num_key_value_heads"),
-        head_dim=_count(data, "head_dim"),
+        head_dim=_count(data, "head_dim", MOST_HEAD_DIM),
         experts=_count(data, "num_experts"),
         experts_per_token=_count(data, "experts_per_token"),
         vocabulary=_count(data, "vocab_size"),
@@ -244,7 +253,7 @@ def _hugging_face(data: Json) -> ModelConfig:
         intermediate=_count(data, "intermediate_size"),
         query_heads=_count(data, "num_attention_heads"),
         kv_heads=_count(data, "num_key_value_heads"),
-        head_dim=_count(data, "head_dim"),
+        head_dim=_count(data, "head_dim", MOST_HEAD_DIM),
         experts=_count(data, "num_local_experts"),
         experts_per_token=_count(data, "num_experts_per_tok"),
         vocabulary=_count(data, "vocab_size"),
@@ -309,9 +318,15 @@ def _checked(config: ModelConfig) -> ModelConfig:
     rules = (
         (config.query_heads % config.kv_heads == 0, "num_attention_heads must be a multiple of num_key_value_heads"),
         (config.head_dim % 2 == 0, "head_dim must be even"),
+        (config.query_heads * config.head_dim <= MOST, f"num_attention_heads * head_dim must be at most {MOST}"),
         (config.hidden % 32 == 0, "hidden_size must be a multiple of 32 (an MXFP4 block)"),
         (config.intermediate % 32 == 0, "intermediate_size must be a multiple of 32 (an MXFP4 block)"),
         (config.experts_per_token <= config.experts, "more experts a token than experts"),
+        (
+            config.experts * config.intermediate * config.hidden <= MOST_WEIGHTS,
+            "hidden_size, intermediate_size and the number of experts ask for more weights than any memory holds",
+        ),
+        (config.context_tokens <= MOST, f"initial_context_length * rope_scaling_factor must be at most {MOST}"),
         (config.rope_theta > 1.0, "rope_theta must be above 1"),
     )
     for holds, message in rules:
@@ -344,8 +359,8 @@ def _number(data: Json, key: str, default: float | None = None) -> float:
     value = data.get(key, default)
     if value is None:
         raise CheckpointError(f"key {key!r} is missing")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise CheckpointError(f"{key} is {value!r}: a positive number is needed")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < MOST_NUMBER:
+        raise CheckpointError(f"{key} is {value!r:.40}: a positive number is needed")
     return float(value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from runtime.errors import CheckpointError, DoesNotFit
 from runtime.model import checkpoint as module
 from runtime.model.checkpoint import INDEX, detect_layout, load_weights, open_checkpoint, save_weights
-from runtime.model.config import gpt_oss_20b, gpt_oss_120b
+from runtime.model.config import gpt_oss_20b, gpt_oss_120b, original_json
 from runtime.model.memory import weights_bytes
 from runtime.model.tiny import tiny_config, tiny_weights, write_tiny
 from runtime.model.weights import Layout, allocate, destinations, size_bytes, tensors
@@ -253,12 +254,59 @@ def test_a_shard_that_the_index_promises_is_named(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": 3}'])
-def test_an_unreadable_index_is_named(text: str, tmp_path: Path) -> None:
-    write_tiny(tmp_path, shards=2)
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("[" * 100_000, "cannot be read as JSON"),
+        ("[]", "is not a JSON object"),
+        ("{}", "weight_map must map names to files"),
+        *((json.dumps({"weight_map": odd}), "weight_map must map names to files") for odd in (3, {"a": 3}, {"a": []})),
+    ],
+)
+def test_an_unreadable_index_is_named(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "config.json").write_text(json.dumps(original_json(tiny_config())), encoding="utf-8")
     (tmp_path / INDEX).write_text(text, encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"index\.json cannot be read"):
+    with pytest.raises(CheckpointError, match=rf"index\.json.* {message}"):
         open_checkpoint(tmp_path)
+
+
+HEADER = {"norm.scale": {"dtype": "BF16", "shape": [1 << 40, 1 << 40], "data_offsets": [0, 1 << 62]}}
+
+
+@pytest.mark.parametrize(
+    ("length", "header"),
+    [
+        (1 << 60, b"{}"),
+        ((1 << 64) - 1, b"{}"),
+        (None, b""),
+        (None, b"[" * 100_000),
+        (None, json.dumps(HEADER).encode()),
+        (None, json.dumps(HEADER).replace("BF16", "B16").encode()),
+    ],
+    ids=["2^60", "2^64", "none", "deep", "huge", "of no type"],
+)
+def test_a_header_that_lies_is_refused_at_once(length: int | None, header: bytes, tmp_path: Path) -> None:
+    """Nothing is allocated for what a header says that is there."""
+    (tmp_path / "config.json").write_text(json.dumps(original_json(tiny_config())), encoding="utf-8")
+    size = struct.pack("<Q", len(header) if length is None else length)
+    (tmp_path / "model.safetensors").write_bytes(size + header)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read"):
+        open_checkpoint(tmp_path)
+
+
+def test_links_into_a_cache_are_followed_and_a_dangling_one_is_named(tmp_path: Path) -> None:
+    """As the hub's client lays a snapshot out: every file is a link to a blob."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "1"
+    write_tiny(blobs, shards=2)
+    snapshot.mkdir(parents=True)
+    for blob in blobs.iterdir():
+        (snapshot / blob.name).symlink_to(blob)
+    assert open_checkpoint(snapshot).directory == snapshot
+    (blobs / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model-00002-of-00002\.safetensors cannot be read .* incomplete"):
+        open_checkpoint(snapshot)
 
 
 @pytest.mark.parametrize("keep", [0, 5, 2000, -1])

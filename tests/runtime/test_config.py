@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +27,8 @@ from runtime.model.config import (
     parse_config,
     read_config,
 )
+from runtime.model.memory import weights_bytes
+from runtime.model.rope import inverse_frequencies
 from runtime.model.tiny import tiny_config
 
 # As the reference's own files have them.
@@ -174,11 +178,23 @@ def test_an_unknown_key_is_named(form: dict[str, Any]) -> None:
         ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn': a JSON object"),
         ({"quantization_config": ["mxfp4"]}, "quantization_config is .* a JSON object"),
         ({"layer_types": [["sliding_attention"]] * 36}, "layer_types must be"),
+        ({"hidden_size": 10**400}, "hidden_size is 1000.*: a positive number"),
+        ({"rope_theta": 1e308}, "positive number"),
+        ({"head_dim": 1 << 24}, "head_dim is .* at most 4096"),
+        ({"num_attention_heads": 1 << 20}, r"num_attention_heads \* head_dim must be at most"),
+        ({"hidden_size": 1 << 24, "num_local_experts": 1 << 24}, "more weights than any memory holds"),
+        ({"max_position_embeddings": 1 << 25}, "max_position_embeddings is .* at most"),
     ],
 )
 def test_what_would_change_the_arithmetic_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         parse_config({**HF_120B, **changes})
+
+
+@pytest.mark.parametrize("factor", [1e12, 1e308])
+def test_a_context_that_no_memory_holds_is_refused(factor: float) -> None:
+    with pytest.raises(CheckpointError, match="rope_scaling_factor"):
+        parse_config({**ORIGINAL_20B, "rope_scaling_factor": factor})
 
 
 def test_windows_follow_the_layer_types() -> None:
@@ -195,6 +211,9 @@ def test_a_file_that_is_not_a_config_is_named(tmp_path: Path) -> None:
     path.write_text("{", encoding="utf-8")
     with pytest.raises(CheckpointError, match="cannot be read as JSON"):
         read_config(path)
+    path.write_text("[" * 100_000, encoding="utf-8")
+    with pytest.raises(CheckpointError, match="cannot be read as JSON"):
+        read_config(path)
     path.write_text("[]", encoding="utf-8")
     with pytest.raises(CheckpointError, match="not a JSON object"):
         read_config(path)
@@ -208,7 +227,12 @@ def test_no_key_is_both_read_and_ignored() -> None:
 
 
 ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers(-10, 10**6) | st.floats() | st.text(max_size=5),
+    st.none()
+    | st.booleans()
+    | st.integers(-10, 10**6)
+    | st.sampled_from([1 << 24, 1 << 63, 10**400])
+    | st.floats()
+    | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
@@ -229,4 +253,6 @@ def test_any_value_under_any_key_is_read_or_refused_by_name(
     key = data.draw(st.sampled_from(sorted(part)))
     part[key] = value
     with contextlib.suppress(CheckpointError):
-        assert isinstance(parse_config(changed), ModelConfig)
+        config = parse_config(changed)
+        assert len(inverse_frequencies(config)) == config.head_dim // 2
+        assert weights_bytes(replace(config, sliding=config.sliding[:1]), torch.bfloat16) < 1 << 60
