@@ -6,12 +6,13 @@ other's results, guessed ahead, preempted in tiny pools; and the truth is comput
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from runtime.request import Request, Sampling
-from tests.runtime.arithmetic import PAGE, VOCABULARY, ByRule, Recorder, always, bits, engine, room, truth
+from runtime.request import Request, Sampling, TokenOut
+from tests.runtime.arithmetic import PAGE, VOCABULARY, ByRule, Recorder, always, bits, engine, logits_of, room, truth
 
 ALL = bits(range(VOCABULARY))
 ODD = bits(range(1, VOCABULARY, 2))
@@ -58,6 +59,8 @@ class Machine(RuleBasedStateMachine):
         self.truth: dict[str, list[int]] = {}
         self.got: dict[str, list[int]] = {}
         self.ended: dict[str, str] = {}
+        self.cached: dict[str, int] = {}
+        self.computed: list[list[int]] = []  # what ran under ids that were used again
         self.serial = 0
 
     @rule(
@@ -75,6 +78,8 @@ class Machine(RuleBasedStateMachine):
         if again and self.ended:
             name = next(iter(self.ended))  # an id may be used again once its request has ended
             del self.ended[name]
+            self.computed.append([*self.requests[name].prompt, *self.got[name]])
+            self.cached.pop(name, None)
         self.serial += 1
         self.requests[name] = Request(name, prompt, max_tokens, stop, sampling, mask)
         self.got[name] = []
@@ -104,11 +109,27 @@ class Machine(RuleBasedStateMachine):
             for out in self.engine.step():
                 assert out.id not in self.ended, "a token after the end"
                 assert out.token is not None
-                assert (out.logprob is not None) == self.requests[out.id].sampling.logprobs
+                self.is_told_right(out)
                 self.got[out.id].append(out.token)
                 if out.finish is not None:
                     self.ended[out.id] = out.finish
             self.engine.scheduler.pool.check()
+
+    def is_told_right(self, out: TokenOut) -> None:
+        """Check what comes beside a token: its log-probability, and how much of the prompt came from the cache."""
+        request = self.requests[out.id]
+        context = (*request.prompt, *self.got[out.id])
+        assert out.token is not None
+        assert (out.logprob is not None) == request.sampling.logprobs
+        if out.logprob is not None:
+            assert out.logprob == pytest.approx(float(logits_of(context).log_softmax(-1)[out.token]), abs=1e-4)
+        if out.id not in self.cached:
+            prefix = list(request.prompt[: out.cached_tokens])
+            others = ([*self.requests[name].prompt, *got] for name, got in self.got.items() if name != out.id)
+            assert not prefix or any(other[: len(prefix)] == prefix for other in (*self.computed, *others))
+            assert out.cached_tokens < len(request.prompt)
+            self.cached[out.id] = out.cached_tokens
+        assert out.cached_tokens == self.cached[out.id], "it says how the request began, and so never changes"
 
     @invariant()
     def everybody_gets_the_truth(self) -> None:

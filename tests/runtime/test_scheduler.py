@@ -47,12 +47,12 @@ class Cache:
 
 
 def drive(
-    scheduler: Scheduler, requests: list[Request], aborts: dict[int, str] | None = None
+    scheduler: Scheduler, requests: list[Request], aborts: dict[int, str] | None = None, cache: Cache | None = None
 ) -> dict[str, list[TokenOut]]:
     outs: dict[str, list[TokenOut]] = {request.id: [] for request in requests}
     for request in requests:
         scheduler.add(request)
-    cache = Cache()
+    cache = cache or Cache()
     for index in range(5000):
         if scheduler.idle:
             break
@@ -109,6 +109,20 @@ def test_aborts_at_any_time_leak_nothing(batch: list[tuple[int, ...]], pages: in
     requests = [Request(str(i), prompt, 12) for i, prompt in enumerate(batch)]
     outs = drive(Scheduler(PagePool(pages, PAGE), Limits(8, 4, 48)), requests, aborts)
     assert all(out[-1].finish in {"length", "cancelled"} for out in outs.values())
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=30).map(tuple), min_size=1, max_size=8))
+def test_a_prompt_takes_from_the_cache_all_pages_that_somebody_filled(batch: list[tuple[int, ...]]) -> None:
+    scheduler = Scheduler(PagePool(200, PAGE), Limits(context_tokens=48, speculation=always(3)))
+    cache = Cache()
+    filled: set[tuple[int, ...]] = {()}
+    for index, prompt in enumerate(batch):
+        outs = drive(scheduler, [Request(str(index), prompt, 5)], cache=cache)[str(index)]
+        known = [length for length in range(0, len(prompt), PAGE) if prompt[:length] in filled]
+        assert {out.cached_tokens for out in outs} == {max(known)}
+        computed = (*prompt, *tokens(outs)[:-1])  # the last one was sampled and never ran
+        filled |= {computed[:length] for length in range(PAGE, len(computed) + 1, PAGE)}  # type: ignore[misc]
 
 
 def test_a_second_turn_computes_only_what_is_new() -> None:
