@@ -144,7 +144,7 @@ class Engine:
         does not wait for the host. A sequence that turns out to have ended makes its share of that step void. A mask may
         need to know the token before: it is asked, and its step sampled, while the device computes that step.
         """
-        launched = self._launched
+        launched, self._launched = self._launched, None  # after a fault on the way all is planned anew
         if launched is None:
             works = self.scheduler.plan()
             if not works:
@@ -152,8 +152,9 @@ class Engine:
             launched = self.runner.launch(works)
         self.runner.sample(launched)
         ahead = self.scheduler.ahead(launched.works)
-        self._launched = self.runner.launch(ahead, launched) if ahead else None
+        following = self.runner.launch(ahead, launched) if ahead else None
         outs = self.scheduler.record(launched.works, *launched.tokens())
+        self._launched = following
         self._forget_void()
         return outs
 
@@ -181,6 +182,10 @@ def open_engine(model: Transformer, options: EngineOptions) -> Engine:
         record=CudaRecorder(model.device) if _may_record(model, options) else None,
         options=replace(
             options,
-            limits=replace(options.limits, context_tokens=min(options.limits.context_tokens, config.context_tokens)),
+            # Nor beyond the table of rotations: a GPU would read what lies behind it.
+            limits=replace(
+                options.limits,
+                context_tokens=min(options.limits.context_tokens, config.context_tokens, len(model.rope)),
+            ),
         ),
     )

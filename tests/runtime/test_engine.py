@@ -470,17 +470,19 @@ def test_no_memory_left_in_a_step_says_what_to_do() -> None:
     worker.close()
 
 
-def test_a_fault_in_one_step_leaves_the_books_in_order() -> None:
-    """Whoever steps the engine itself may try again: what was planned is planned anew."""
+@pytest.mark.parametrize("where", ["launch", "sample", "tokens"])
+def test_a_fault_in_one_step_leaves_the_books_in_order(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever steps the engine itself may try again: what was planned is planned anew, wherever the fault was."""
     tested = engine()
-    real, faults = tested.runner._forward, iter([False, False, True, False, True])
+    owner = Launched if where == "tokens" else runner.Runner
+    real, faults = getattr(owner, where), iter([False, False, True, False, True])
 
-    def now_and_then(inputs: StepInputs, caches: Sequence[LayerCache]) -> torch.Tensor:
+    def now_and_then(*given: object) -> object:
         if next(faults, False):
             raise RuntimeError("a cosmic ray")
-        return real(inputs, caches)
+        return real(*given)
 
-    tested.runner._forward = now_and_then
+    monkeypatch.setattr(owner, where, now_and_then)
     requests = [Request(str(i), (i, i), 12, sampling=Sampling(seed=i)) for i in range(3)]
     for request in requests:
         tested.add(request)

@@ -86,6 +86,14 @@ def test_every_schedule_gives_the_true_tokens(
     assert (tested.scheduler.preemptions > 0) == name.startswith("preempted")
 
 
+def test_the_window_ends_with_the_table_of_rotations(tiny_model: Transformer) -> None:
+    """A position behind it would be an error here and, on a GPU, whatever lies there in memory."""
+    short = replace(tiny_model, rope=tiny_model.rope[:30])
+    outs = drain(engine(short), [Request("x", prompt(1, 20), 50, sampling=GREEDY)])["x"]
+    assert [out.token for out in outs] == greedy(tiny_model, prompt(1, 20), 10)
+    assert outs[-1].finish == "length"
+
+
 @pytest.mark.parametrize("cut", [1, 15, 16, 17, 32, 47, 49])
 def test_a_cached_prefix_of_any_length_gives_the_true_tokens(
     model: Transformer, truth: dict[str, list[int]], cut: int
