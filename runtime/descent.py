@@ -28,7 +28,7 @@ class Bench(Protocol):
         """Compile what ``field`` touches with these sizes, and compare its results with the first sizes'. Raises Left."""
 
     def race(self, field: str, present: Sizes, candidate: Sizes) -> Sequence[tuple[float, float]]:
-        """Time both in turns, on what ``field`` touches: pairs of seconds (present, candidate), one a round."""
+        """Time both in turns, on what ``field`` touches: pairs of seconds (present, candidate), one a round. Raises Left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +71,10 @@ def descend(
             candidate = {**sizes, field: value}
             try:
                 bench.prepare(field, candidate)
+                tried[value] = share(bench.race(field, sizes, candidate))
             except Left as why:
                 left[value] = str(why)
                 continue
-            tried[value] = share(bench.race(field, sizes, candidate))
             if tried[value] < 1 - GAIN:
                 sizes = candidate
         yield Step(field, before, sizes[field], tried, left, skipped), sizes

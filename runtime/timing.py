@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ LIMITS: Mapping[str, float] = {
     "unembed": 6e-3,
 }
 GROUP_S = 2e-3  # about how long a group of replays takes
+WARM_S = 0.03  # of replays first: a GPU lowers its clocks while it waits for a compiler
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,10 @@ def stopwatch(work: Callable[[], object], replays: int | None = None) -> Callabl
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         work()
-    for _ in range(3):
-        graph.replay()
     recorded = _Recorded(graph, work)
+    until = time.monotonic() + WARM_S
+    while time.monotonic() < until:
+        recorded.seconds(1)
     count = replays or max(1, min(50, round(GROUP_S / recorded.seconds(1))))
     return lambda: recorded.seconds(count)
 

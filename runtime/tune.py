@@ -10,9 +10,11 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -21,7 +23,7 @@ from runtime.descent import Left, Sizes, Step, descend, share
 from runtime.engine import make_caches
 from runtime.errors import RuntimeFault
 from runtime.kernels.base import Kernels, LayerCache, StepInputs
-from runtime.kernels.choice import default_cache, default_sizes, keep, kept_at, look
+from runtime.kernels.choice import Gpu, default_cache, default_sizes, keep, kept_at, look
 from runtime.kernels.fast import triton_kernels
 from runtime.kernels.launch import REFUSED, Tuning
 from runtime.kernels.open import best_kernels
@@ -173,7 +175,8 @@ class _Result:
 class Trials:
     """Measures sizes on a model of a few layers: the bench of ``descend``.
 
-    ``layers`` are those of the whole model, ``first`` the sizes whose results the others' are compared with.
+    ``layers`` are those of the whole model, ``first`` the sizes whose results the others' are compared with. What a work
+    starts from is made anew each time, and is the same each time: several at once would take gigabytes.
     """
 
     def __init__(
@@ -186,14 +189,12 @@ class Trials:
         self._rounds = rounds
         self._works = works_of(model.config)
         self._field = ""
-        self._scenes: dict[Work, _Scene] = {}
         self._truths: dict[Work, list[_Result]] = {}
 
     def prepare(self, field: str, sizes: Sizes) -> None:
         """Compile what ``field`` touches and compare its results with the first sizes'. Raises Left."""
         if field != self._field:  # what was made for the field before takes memory
             self._field = field
-            self._scenes.clear()
             self._truths.clear()
         for work in self._works[field]:
             if work not in self._truths:
@@ -204,7 +205,7 @@ class Trials:
                     raise Left(f"{work}: {mine.part} is {away:.1e} away from what the defaults compute")
 
     def race(self, field: str, present: Sizes, candidate: Sizes) -> list[tuple[float, float]]:
-        """Time both in turns; seconds of all that ``field`` touches in a whole model."""
+        """Time both in turns; seconds of all that ``field`` touches in a whole model. Raises Left."""
         rounds = [(0.0, 0.0)] * self._rounds
         for work in self._works[field]:
             raced = self.race_work(work, present, candidate)
@@ -212,34 +213,42 @@ class Trials:
         return rounds
 
     def race_work(self, work: Work, present: Sizes, candidate: Sizes) -> list[tuple[float, float]]:
-        """Time both in turns: seconds of all layers of the whole model, or of one unembedding."""
-        scene = self._scene(work)
-        watches = [
-            self._watch(partial(self._run, work, scene, self._kernels(sizes), [])) for sizes in (present, candidate)
-        ]
+        """Time both in turns: seconds of all layers of the whole model, or of one unembedding. Raises Left."""
         scale = 1.0 if work.parts == ("unembed",) else self._layers / self._model.config.layers
-        return [(watches[0]() * scale, watches[1]() * scale) for _ in range(self._rounds)]
+        with self._leaving_out():
+            scene = _scene(self._model, work)
+            first, second = (
+                self._watch(partial(self._run, work, scene, self._kernels(sizes), [])) for sizes in (present, candidate)
+            )
+            rounds = []
+            for number in range(self._rounds):
+                if number % 2:  # the other one first: a GPU that gets warmer, or slower, favours neither
+                    late, early = second(), first()
+                else:
+                    early, late = first(), second()
+                rounds.append((early * scale, late * scale))
+        return rounds
 
     def _kernels(self, sizes: Sizes) -> Kernels:
         return triton_kernels(self._model.device, tuning_of(sizes))
 
-    def _scene(self, work: Work) -> _Scene:
-        if work not in self._scenes:
-            self._scenes[work] = _scene(self._model, work)
-        return self._scenes[work]
-
     def _results(self, work: Work, sizes: Sizes) -> list[_Result]:
-        """Compute what a work computes with these sizes, into memory full of NaN. Raises Left where they do not compile."""
+        """Compute what a work computes with these sizes, into memory full of NaN. Raises Left."""
         results: list[_Result] = []
-        try:
-            with poisoned():
-                self._run(work, self._scene(work), self._kernels(sizes), results)
-        except (*REFUSED, RuntimeError) as error:
-            # What the compiler's passes refuse has no type of its own; every other RuntimeError is the device's.
-            if isinstance(error, REFUSED) or "PassManager" in str(error):
-                raise Left(f"{type(error).__name__}: {error}") from error
-            raise
+        with self._leaving_out(), poisoned():
+            self._run(work, _scene(self._model, work), self._kernels(sizes), results)
         return results
+
+    @contextmanager
+    def _leaving_out(self) -> Iterator[None]:
+        """Leave out what does not compile, does not fit, or finds no memory; a fault that ends the device ends it all."""
+        try:
+            yield
+        except (*REFUSED, RuntimeError) as error:
+            # The compiler's passes and the driver have no types of their own for what they refuse.
+            if not isinstance(error, REFUSED) and not _computes(self._model.device):
+                raise
+            raise Left(f"{type(error).__name__}: {error}") from error
 
     def _run(self, work: Work, scene: _Scene, run: Kernels, results: list[_Result]) -> None:
         """Launch the work's kernels; every layer starts from the scene, not from the layer before."""
@@ -273,6 +282,14 @@ class Trials:
                     case "experts_down":
                         y = run.experts_down(activated, ids, shares, layer.down, layer.down_bias, x, shapes)
                         results.append(_Result(part, y, x))
+
+
+def _computes(device: torch.device) -> bool:
+    """Whether a device still computes: after some faults nothing runs any more in the same process."""
+    try:
+        return int(torch.ones(2, device=device).sum()) == 2
+    except RuntimeError:
+        return False
 
 
 def _scene(model: Transformer, work: Work) -> _Scene:
@@ -323,17 +340,25 @@ def told(step: Step) -> Iterator[str]:
     best = min(step.tried.values(), default=1.0)
     others = f"{len(step.tried)} tried, the best takes {best:.3f}" if step.tried else "nothing tried"
     chosen = f"{step.before} -> {step.after}" if step.after != step.before else f"{step.before} stays"
-    late = f", {step.skipped} not for lack of time" if step.skipped else ""
+    late = f", {step.skipped} left for lack of time" if step.skipped else ""
     yield f"{step.field:14} {chosen} ({others}{late})"
     for value, why in step.left.items():
-        yield f"{'':14} {value} left out: {why.splitlines()[0][:100]}"
+        yield f"{'':14} {value} left out: {_short(why)}"
+
+
+def _short(why: str) -> str:
+    return why.splitlines()[0][:100]
 
 
 def table(trials: Trials, works: Sequence[Work], before: Sizes, after: Sizes) -> Iterator[str]:
     """Say how long each work takes in a whole model, with the first sizes and with the chosen ones."""
     yield f"{'':58} {'before us':>10} {'after us':>10} {'share':>6}"
     for work in works:
-        rounds = trials.race_work(work, before, after)
+        try:
+            rounds = trials.race_work(work, before, after)
+        except Left as why:
+            yield f"{work!s:58} not measured: {_short(str(why))}"
+            continue
         first, second = (statistics.median(column) * 1e6 for column in zip(*rounds, strict=True))
         yield f"{work!s:58} {first:10.1f} {second:10.1f} {share(rounds):6.3f}"
 
@@ -341,7 +366,8 @@ def table(trials: Trials, works: Sequence[Work], before: Sizes, after: Sizes) ->
 def tune(model_name: str, *, quick: bool, out: Path | None, cache: Path | None, say: Callable[[str], None]) -> Path:
     """Measure on the first CUDA device, keep the choice, and return where. ``say`` is told line by line.
 
-    Raises RuntimeFault where there is no GPU that Triton's kernels run on or it has no room for the layers.
+    What was chosen is kept after each field, so that whatever ends this early costs no more than the field it was at. Raises
+    RuntimeFault where there is no GPU that Triton's kernels run on, it has no room for the layers, or it fails.
     """
     device, began = _gpu(), time.monotonic()
     gpu = look(device)
@@ -354,28 +380,35 @@ def tune(model_name: str, *, quick: bool, out: Path | None, cache: Path | None, 
     works = works_of(config)
     candidates = {name: CANDIDATES[name][: QUICK_CANDIDATES if quick else None] for name in works}
     sizes: Sizes = asdict(first)
+    notes = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "model": model_name, "quick": quick, "torch": torch.__version__}
+    kept = kept_at(gpu, cache or default_cache())
     try:
         for step, chosen in descend(sizes, candidates, trials, limit_s=LIMIT_S):
             sizes = chosen
+            _keep((kept,) if out is None else (kept, out), sizes, gpu, notes)
             for line in told(step):
                 say(line)
+        for line in table(trials, list(dict.fromkeys(chain(*works.values()))), asdict(first), sizes):
+            say(line)
     except Left as why:  # not a candidate, which is told of: the sizes to begin with
         raise RuntimeFault(f"the kernels do not run on this {gpu.name} with the sizes they start from: {why}") from why
-    for line in table(
-        trials, list(dict.fromkeys(work for each in works.values() for work in each)), asdict(first), sizes
-    ):
-        say(line)
-    notes = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "model": model_name, "quick": quick, "torch": torch.__version__}
-    kept = kept_at(gpu, cache or default_cache())
-    for path in (kept,) if out is None else (kept, out):
+    except RuntimeError as error:
+        raise RuntimeFault(f"{gpu.name} failed ({error}): what was told of until here is kept in {kept}") from error
+    except KeyboardInterrupt:
+        say(f"stopped: what was told of until here is kept in {kept}")
+        raise
+    say(f"{time.monotonic() - began:.0f} s; kept in {kept}: engines on this GPU take these sizes from now on")
+    return kept
+
+
+def _keep(places: Sequence[Path], sizes: Sizes, gpu: Gpu, notes: Mapping[str, object]) -> None:
+    for path in places:
         try:
             keep(path, tuning_of(sizes), gpu, notes)
         except OSError as error:
             raise RuntimeFault(
                 f"the sizes cannot be written to {path}: {error}; name another place (--cache-dir, --out)"
             ) from error
-    say(f"{time.monotonic() - began:.0f} s; kept in {kept}: engines on this GPU take these sizes from now on")
-    return kept
 
 
 def tuning_of(sizes: Sizes) -> Tuning:

@@ -1,8 +1,8 @@
 """Which sizes the kernels take on a GPU: those measured on it, or defaults that fit it.
 
 `python -m runtime tune` measures and keeps its choice in a file, which also says what it was measured on. A file that says
-something else than what is here now (another GPU, another Triton, other defaults, sizes that no kernel takes) is not
-believed.
+something else than what is here now (another GPU, another Triton, other kernels, sizes that no kernel takes) is not
+believed. The driver does not matter: Triton brings the compiler that makes machine code.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from importlib.metadata import version
+from hashlib import sha256
 from pathlib import Path
 
 import torch
+import triton
 from triton.runtime import driver
 
 from runtime.kernels.launch import Tuning
 from runtime.kernels.sizes import PARTS, fitted, takes
 
 FORMAT = 1
+SOURCES = ("attention", "dense", "grouped", "launch", "moe", "mxfp4", "sampling", "sizes")  # what was measured
 DEFAULTS_GPU = "NVIDIA H100"  # what the defaults were measured on
 
 
@@ -65,7 +67,7 @@ def look(device: torch.device) -> Gpu:
         processors=properties.multi_processor_count,
         shared_bytes=most["max_shared_mem"],
         registers=most["max_num_regs"],
-        triton=version("triton"),
+        triton=triton.__version__,
     )
 
 
@@ -95,7 +97,7 @@ def choose(gpu: Gpu, cache: Path, warn: Callable[[str], None]) -> Choice:
     defaults = default_sizes(gpu)
     if kept.exists():
         try:
-            return Choice(read(kept, gpu, defaults), f"measured on this GPU ({kept})")
+            return Choice(read(kept, gpu), f"measured on this GPU ({kept})")
         except Unusable as why:
             warn(f"the kernels' sizes in {kept} are not used, because {why}: run `python -m runtime tune` again")
     changed = [name for name, value in asdict(defaults).items() if value != getattr(Tuning(), name)]
@@ -114,7 +116,7 @@ def keep(path: Path, tuning: Tuning, gpu: Gpu, notes: Mapping[str, object]) -> N
         "format": FORMAT,
         "gpu": gpu.same,
         "triton": gpu.triton,
-        "defaults": asdict(default_sizes(gpu)),
+        "kernels": kernels_digest(),
         "tuning": asdict(tuning),
         "notes": dict(notes),
     }
@@ -127,8 +129,16 @@ def keep(path: Path, tuning: Tuning, gpu: Gpu, notes: Mapping[str, object]) -> N
         part.unlink(missing_ok=True)
 
 
-def read(path: Path, gpu: Gpu, defaults: Tuning) -> Tuning:
-    """Read a choice for a GPU, made with the same Triton against the same defaults. Raises Unusable."""
+def kernels_digest() -> str:
+    """Return a hash of the kernels' sources: what is fast, or fits, may be so no more when they change."""
+    digest = sha256()
+    for name in SOURCES:
+        digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+    return digest.hexdigest()
+
+
+def read(path: Path, gpu: Gpu) -> Tuning:
+    """Read a choice for a GPU, made with the same Triton and the same kernels. Raises Unusable."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -140,7 +150,7 @@ def read(path: Path, gpu: Gpu, defaults: Tuning) -> Tuning:
     tuning = parse(record.get("tuning"))
     if record.get("triton") != gpu.triton:
         raise Unusable(f"it was measured with another Triton than {gpu.triton}")
-    if record.get("defaults") != json.loads(json.dumps(asdict(defaults))):
+    if record.get("kernels") != kernels_digest():
         raise Unusable("the kernels have changed since")
     return tuning
 

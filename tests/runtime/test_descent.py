@@ -20,6 +20,7 @@ class Made:
 
     seconds: Callable[[Sizes], float]
     left: dict[object, str] = field(default_factory=dict)
+    falls: dict[object, str] = field(default_factory=dict)  # only in the race
     noise: Sequence[tuple[float, float]] = ((1.0, 1.0),)
     prepared: list[tuple[str, Sizes]] = field(default_factory=list)
     raced: list[object] = field(default_factory=list)
@@ -31,6 +32,8 @@ class Made:
 
     def race(self, name: str, present: Sizes, candidate: Sizes) -> list[tuple[float, float]]:
         self.raced.append(candidate[name])
+        if candidate[name] in self.falls:
+            raise Left(self.falls[candidate[name]])
         return [(self.seconds(present) * a, self.seconds(candidate) * b) for a, b in self.noise]
 
 
@@ -93,11 +96,11 @@ def test_a_round_that_was_disturbed_does_not_decide() -> None:
 
 
 def test_what_does_not_compile_or_is_wrong_never_wins() -> None:
-    bench = Made(lambda sizes: 1.0 / sizes["tile"], left={8: "OutOfResources", 4: "wrong"})  # type: ignore[operator]
-    steps, sizes = run(bench, {"tile": [8, 4, 2]})
+    bench = Made(lambda sizes: 1.0 / sizes["tile"], {8: "OutOfResources", 4: "wrong"}, {16: "no memory"})  # type: ignore[operator]
+    steps, sizes = run(bench, {"tile": [8, 4, 16, 2]})
     assert sizes["tile"] == 2
-    assert steps[0].left == {8: "OutOfResources", 4: "wrong"}
-    assert bench.raced == [2]
+    assert steps[0].left == {8: "OutOfResources", 4: "wrong", 16: "no memory"}
+    assert bench.raced == [16, 2]
 
 
 def test_the_first_sizes_must_do() -> None:

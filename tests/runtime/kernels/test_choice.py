@@ -10,7 +10,19 @@ from typing import Any
 import pytest
 
 from runtime.kernels import choice
-from runtime.kernels.choice import Gpu, Unusable, choose, default_cache, default_sizes, keep, kept_at, parse, read
+from runtime.kernels.choice import (
+    SOURCES,
+    Gpu,
+    Unusable,
+    choose,
+    default_cache,
+    default_sizes,
+    keep,
+    kept_at,
+    kernels_digest,
+    parse,
+    read,
+)
 from runtime.kernels.launch import Tuning
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", (9, 0), 132, 227 << 10, 65536, "3.6.0")
@@ -71,7 +83,7 @@ def test_defaults_are_made_to_fit(tmp_path: Path) -> None:
 DAMAGE: dict[str, tuple[dict[str, Any], str]] = {
     "another GPU": ({"gpu": H200.same}, "it is of another GPU than this NVIDIA H100 80GB HBM3 with 132 processors"),
     "another Triton": ({"triton": "3.5.0"}, "it was measured with another Triton than 3.6.0"),
-    "other defaults": ({"defaults": {**asdict(Tuning()), "decode_waves": 7}}, "the kernels have changed since"),
+    "other kernels": ({"kernels": "0" * 64}, "the kernels have changed since"),
     "an older form": ({"format": 0}, "it is not in the form that this version writes"),
     "no sizes": ({"tuning": None}, "it holds no sizes"),
     "a field of tomorrow": ({"tuning": {**asdict(MINE), "magic": 3}}, "its fields are others than the kernels': magic"),
@@ -88,12 +100,28 @@ def test_what_is_kept_and_does_not_hold_is_said_once_and_not_used(tmp_path: Path
     path = kept(tmp_path)
     change(path, **changes)
     with pytest.raises(Unusable, match=why):
-        read(path, H100, Tuning())
+        read(path, H100)
     said: list[str] = []
     assert choose(H100, tmp_path, said.append).tuning == Tuning()
     (line,) = said
     assert line.startswith(f"the kernels' sizes in {path} are not used, because ")
     assert line.endswith(": run `python -m runtime tune` again")
+
+
+def test_kernels_that_change_have_another_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Path(choice.__file__).parent
+    modules = {path.stem for path in here.glob("*.py") if "@triton.jit" in path.read_text(encoding="utf-8")}
+    assert modules <= set(SOURCES), "every kernel counts"
+    for name in SOURCES:
+        (tmp_path / f"{name}.py").write_bytes((here / f"{name}.py").read_bytes())
+    before = kernels_digest()
+    monkeypatch.setattr(choice, "__file__", str(tmp_path / "choice.py"))
+    assert kernels_digest() == before
+    for name in SOURCES:
+        with (tmp_path / f"{name}.py").open("a", encoding="utf-8") as file:
+            file.write("# changed\n")
+        assert kernels_digest() != before
+        before = kernels_digest()
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"\xff\xfe", b'{"format": 1}'])

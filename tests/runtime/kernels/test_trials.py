@@ -13,14 +13,14 @@ import torch
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from runtime import tune
-from runtime.descent import Left, Step, descend
+from runtime.descent import GAIN, Left, Step, descend, share
 from runtime.errors import RuntimeFault
 from runtime.kernels.base import Kernels
 from runtime.kernels.choice import Gpu, choose, kept_at
 from runtime.kernels.fast import triton_kernels
 from runtime.kernels.launch import Tuning
 from runtime.kernels.sizes import PARTS, numbers_of, takes
-from runtime.model.config import gpt_oss_20b, gpt_oss_120b
+from runtime.model.config import ModelConfig, gpt_oss_20b, gpt_oss_120b
 from runtime.model.random_weights import random_weights
 from runtime.model.tiny import tiny_config
 from runtime.model.transformer import Transformer, build_transformer
@@ -36,9 +36,15 @@ SMALL = {  # works as small as the interpreter needs
 }
 
 
+def small() -> ModelConfig:
+    """One tiny layer; on a GPU with heads that fill a matrix instruction."""
+    config = tiny_config(layers=1)
+    return config if DEVICE.type == "cpu" else replace(config, head_dim=64)
+
+
 @pytest.fixture(scope="module")
 def model() -> Transformer:
-    config = tiny_config(layers=1)
+    config = small()
     weights = random_weights(config, DEVICE, torch.float32 if DEVICE.type == "cpu" else torch.bfloat16, 1)
     return build_transformer(config, weights, triton_kernels(DEVICE, FIRST), positions=64)
 
@@ -148,16 +154,39 @@ def test_what_does_not_compile_is_left_out(
         trials.prepare("gemv", sizes())
 
 
-def test_a_fault_of_the_device_ends_it(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> object:
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+@pytest.mark.parametrize("said", ["CUDA error: an illegal memory access was encountered", "out of memory"])
+def test_a_fault_after_which_the_device_computes_is_the_candidates_and_any_other_ends_it(
+    model: Transformer, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    def fail(*_: object, **__: object) -> object:
+        raise torch.OutOfMemoryError(said)
 
     trials = Trials(model, 12, FIRST, once)
     monkeypatch.setattr(
         tune, "triton_kernels", lambda device, tuning: replace(triton_kernels(device, tuning), unembed=fail)
     )
-    with pytest.raises(RuntimeError, match="illegal memory access"):
-        trials.prepare("gemv", sizes())
+    for measure in (lambda: trials.prepare("gemv", sizes()), lambda: trials.race("gemv", sizes(), sizes())):
+        with pytest.raises(Left, match=f"OutOfMemoryError: {said}"):
+            measure()
+    assert list(tune.table(trials, SMALL["gemv"], sizes(), sizes()))[1].endswith(
+        f"not measured: OutOfMemoryError: {said}"
+    )
+    monkeypatch.setattr(torch, "ones", fail)
+    for measure in (lambda: trials.prepare("gemv", sizes()), lambda: trials.race("gemv", sizes(), sizes())):
+        with pytest.raises(RuntimeError, match=said):
+            measure()
+
+
+def test_a_gpu_that_slows_down_favours_nobody(model: Transformer) -> None:
+    """Each use of the device takes a hundredth longer than the one before."""
+    uses = itertools.count()
+
+    def watch(work: Callable[[], object]) -> Callable[[], float]:
+        return lambda: 1.0 + next(uses) / 100
+
+    rounds = Trials(model, 1, FIRST, watch, rounds=9).race("gemv", sizes(), sizes())
+    assert abs(share(rounds) - 1) < GAIN
+    assert [second > first for first, second in rounds] == [True, False] * 4 + [True]
 
 
 def test_a_whole_descent_and_its_table(model: Transformer) -> None:
@@ -174,7 +203,7 @@ def test_a_whole_descent_and_its_table(model: Transformer) -> None:
     assert list(tune.told(steps[0][0])) == [f"tiled          {FIRST.tiled} stays (1 tried, the best takes 1.000)"]
     left = Step("gemv", (4, 255), (2, 128), {(2, 128): 0.9}, {(8, 255): "PTXASError: registers\nat length"}, 3)
     assert list(tune.told(left)) == [
-        "gemv           (4, 255) -> (2, 128) (1 tried, the best takes 0.900, 3 not for lack of time)",
+        "gemv           (4, 255) -> (2, 128) (1 tried, the best takes 0.900, 3 left for lack of time)",
         "               (8, 255) left out: PTXASError: registers",
     ]
     rows = list(tune.table(trials, SMALL["gemv"], sizes(), sizes()))
@@ -195,7 +224,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(tune, "_gpu", lambda: DEVICE)
     monkeypatch.setattr(tune, "look", lambda device: GPU)
-    monkeypatch.setattr(tune, "MODELS", {"20b": lambda: tiny_config(layers=1)})
+    monkeypatch.setattr(tune, "MODELS", {"20b": small})
     monkeypatch.setattr(tune, "works_of", lambda config: {"gemv": SMALL["gemv"]})
     monkeypatch.setattr(tune, "CANDIDATES", {"gemv": ((32, 255), Tuning().gemv)})
     monkeypatch.setattr(tune, "Trials", partial(Trials, watch=watch))
@@ -221,6 +250,39 @@ def test_a_place_that_cannot_be_written_is_named(made_up: None, tmp_path: Path) 
     (tmp_path / "file").touch()
     with pytest.raises(RuntimeFault, match=r"cannot be written to .*file/out\.json: .*; name another place"):
         tune.tune("20b", quick=False, out=tmp_path / "file" / "out.json", cache=tmp_path, say=lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("fault", "raised", "says"),
+    [
+        (
+            RuntimeError("CUDA error: unspecified launch failure"),
+            RuntimeFault,
+            "NVIDIA Made Up failed .*launch failure",
+        ),
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
+    ],
+)
+def test_what_ends_it_early_leaves_what_was_chosen(
+    made_up: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: BaseException,
+    raised: type[BaseException],
+    says: str | None,
+) -> None:
+    def prepare(self: Trials, field: str, sizes: dict[str, object]) -> None:
+        if field == "tiled":
+            raise fault
+
+    monkeypatch.setattr(Trials, "prepare", prepare)
+    monkeypatch.setattr(tune, "works_of", lambda config: {name: SMALL[name] for name in ("gemv", "tiled")})
+    monkeypatch.setattr(tune, "CANDIDATES", {"gemv": ((32, 255),), "tiled": ((16, 64, 4, 3),)})
+    said: list[str] = []
+    with pytest.raises(raised, match=says):
+        tune.tune("20b", quick=True, out=None, cache=tmp_path, say=said.append)
+    assert choose(GPU, tmp_path, said.append).tuning == replace(Tuning(), gemv=(32, 255))
+    assert (said[-1] == f"stopped: what was told of until here is kept in {kept_at(GPU, tmp_path)}") == (says is None)
 
 
 def test_kernels_that_do_not_run_at_all_are_said(
