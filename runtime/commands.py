@@ -23,11 +23,12 @@ from runtime.model.config import ModelConfig, gpt_oss_20b, gpt_oss_120b
 from runtime.model.memory import weights_bytes
 from runtime.model.random_weights import random_weights
 from runtime.model.tiny import tiny_config
-from runtime.model.transformer import Transformer, build_transformer, forward
+from runtime.model.transformer import Transformer, build_transformer, forward, require_kernels
 from runtime.request import Request, Sampling
 from runtime.scheduler import Limits
 
 PAGE_TOKENS = 64
+MOST_DIGITS = 20  # of an id: Python makes no number of thousands
 GIB = 1 << 30
 
 
@@ -68,6 +69,7 @@ def open_model(place: Place, directory: Path, positions: int | None = None) -> T
     """Load a checkpoint, its progress on stderr where that is a terminal. Raises RuntimeFault."""
     checkpoint = open_checkpoint(directory)
     kernels = open_kernels(place.kernels, place.device)
+    require_kernels(checkpoint.config, kernels)  # before gigabytes are loaded
     weights = load_weights(checkpoint, place.device, place.dtype, _show_progress if sys.stderr.isatty() else None)
     return build_transformer(checkpoint.config, weights, kernels, positions)
 
@@ -83,7 +85,7 @@ def read_ids(path: Path, vocabulary: int) -> list[int]:
         stripped = line.strip()
         if not stripped:
             continue
-        if not stripped.isdecimal() or int(stripped) >= vocabulary:
+        if not stripped.isdecimal() or len(stripped) > MOST_DIGITS or int(stripped) >= vocabulary:
             raise RequestRefused(f"{path}, line {number}: {stripped[:40]!r} is not an id from 0 to {vocabulary - 1}")
         ids.append(int(stripped))
     if not ids:

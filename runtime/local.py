@@ -12,7 +12,7 @@ from runtime.errors import DoesNotFit
 from runtime.kernels.open import best_kernels, open_kernels
 from runtime.model.checkpoint import load_weights, open_checkpoint
 from runtime.model.memory import GIB, weights_bytes
-from runtime.model.transformer import build_transformer
+from runtime.model.transformer import build_transformer, require_kernels
 from runtime.scheduler import Limits
 from runtime.transformers_worker import TransformersWorker, open_transformers
 from runtime.worker import Worker
@@ -97,6 +97,7 @@ def open_worker(
     chosen = open_kernels(kernels, where, cache=cache, warn=warn)
     if kernels == "auto" and where.type == "cuda" and chosen.name == "reference":
         warn(f"the plain kernels run, which are there to be right and not to be fast: {best_kernels(where)[1]}")
+    require_kernels(checkpoint.config, chosen)  # before gigabytes are loaded
     window = min(checkpoint.config.context_tokens, context_tokens or checkpoint.config.context_tokens)
     try:
         weights = load_weights(checkpoint, where, dtype, progress)

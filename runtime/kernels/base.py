@@ -125,5 +125,6 @@ class Kernels:
     unembed: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Shapes], torch.Tensor]
     sample: Sample
     packed_tokens: int = 0
-    width_multiple: int = 1  # the hidden and the intermediate size are multiples of it
+    # Says which size of a model the kernels do not take, and what they take; None: they take them all.
+    refusal: Callable[[Shapes], str | None] = lambda _: None
     recordable: bool = False  # into a CUDA graph: nothing is copied from the host or waited for on the way

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
-from runtime.kernels import attention, dense, grouped, moe, sampling
+from runtime.kernels import attention, dense, grouped, limits, moe, sampling
 from runtime.kernels.base import Kernels, LayerCache, Mxfp4, Shapes, StepInputs
 from runtime.kernels.launch import Tuning, describe
-from runtime.kernels.mxfp4 import PAIRED
 
 
 def triton_kernels(on: torch.device, tuning: Tuning | None = None) -> Kernels:
@@ -78,6 +79,6 @@ def triton_kernels(on: torch.device, tuning: Tuning | None = None) -> Kernels:
         unembed=unembed,
         sample=sample,
         packed_tokens=few_tokens,
-        width_multiple=PAIRED,
+        refusal=partial(limits.refusal, compiled=on.type == "cuda"),
         recordable=True,
     )

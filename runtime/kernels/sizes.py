@@ -50,6 +50,10 @@ LEAST: Mapping[str, Numbers] = {  # of fields that ask for more: two rows make a
     "chunk_tile": (16, 32, 64, 1, 1, 24),
     "prompt_tile": (16, 32, 64, 1, 1, 24),
 }
+MOST: Mapping[str, Numbers] = {  # of fields that ask for less: their rows divide those of every model (see fast.py)
+    "up": (128, 255),
+    "down": (64, 255),
+}
 _POWERS = frozenset({"rows", "columns", "step", "keys", "warps"})  # of two
 _WARPS: Mapping[str, int] = {"gemv": 4, "wide_gemv": 4, "up": 1, "down": 1}  # where no number says them
 _LANES = 32
@@ -73,14 +77,19 @@ def takes(name: str, numbers: tuple[object, ...]) -> bool:
     """Whether the kernels take these numbers for a field."""
     parts = PARTS[name]
     return len(numbers) == len(parts) and all(
-        type(number) is int and least <= number <= RANGES[part][1] and not (part in _POWERS and number & (number - 1))
-        for part, number, least in zip(parts, numbers, least_of(name), strict=True)
+        type(number) is int and least <= number <= most and not (part in _POWERS and number & (number - 1))
+        for part, number, least, most in zip(parts, numbers, least_of(name), most_of(name), strict=True)
     )
 
 
 def least_of(name: str) -> Numbers:
     """Return the smallest numbers of a field."""
     return LEAST.get(name, tuple(RANGES[part][0] for part in PARTS[name]))
+
+
+def most_of(name: str) -> Numbers:
+    """Return the largest numbers of a field."""
+    return MOST.get(name, tuple(RANGES[part][1] for part in PARTS[name]))
 
 
 def shared_bytes(name: str, numbers: Numbers) -> int:

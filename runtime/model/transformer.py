@@ -35,6 +35,12 @@ class Transformer:
         return self.weights.embedding.dtype
 
 
+def require_kernels(config: ModelConfig, kernels: Kernels) -> None:
+    """Raise RuntimeFault where the kernels do not take a model's sizes."""
+    if (refusal := kernels.refusal(config.shapes())) is not None:
+        raise RuntimeFault(f"the {kernels.name} kernels do not run this model: {refusal}. Use the reference kernels")
+
+
 def build_transformer(
     config: ModelConfig, weights: Weights, kernels: Kernels, positions: int | None = None
 ) -> Transformer:
@@ -42,12 +48,7 @@ def build_transformer(
 
     Raises RuntimeFault where the kernels do not take the model's sizes.
     """
-    multiple = kernels.width_multiple
-    if config.hidden % multiple or config.intermediate % multiple:
-        raise RuntimeFault(
-            f"the {kernels.name} kernels take a hidden and an intermediate size that are multiples of {multiple}, and the "
-            f"model has {config.hidden} and {config.intermediate}: use the reference kernels"
-        )
+    require_kernels(config, kernels)
     count = config.context_tokens if positions is None else positions
     rope = rope_table(config, count, weights.embedding.device)
     return Transformer(config, config.shapes(), weights, kernels, rope)

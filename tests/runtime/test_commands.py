@@ -197,6 +197,7 @@ def test_bench_takes_a_checkpoint_too(tiny_checkpoints: dict[Layout, Path], caps
     [
         ("1\n2\nthree\n", "line 3: 'three' is not an id from 0 to 255"),
         ("1\n256\n", "line 2: '256' is not an id"),
+        ("9" * 5000, f"line 1: '{'9' * 40}' is not an id"),
         ("-1\n", "line 1: '-1'"),
         ("1 2\n", "line 1: '1 2'"),
         ("\n\n", "holds no token id"),

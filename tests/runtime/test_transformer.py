@@ -132,8 +132,8 @@ def test_random_weights_are_valid_spread_evenly_and_repeatable() -> None:
 
 def test_sizes_that_the_kernels_do_not_take_are_refused_before_anything_runs() -> None:
     config = replace(tiny_config(), intermediate=96)
-    kernels = replace(reference_kernels(), width_multiple=64)
-    with pytest.raises(RuntimeFault, match="multiples of 64, and the model has 64 and 96"):
+    kernels = replace(reference_kernels(), refusal=lambda shapes: f"{shapes.intermediate} is odd")
+    with pytest.raises(RuntimeFault, match=r"the reference kernels do not run this model: 96 is odd\. Use"):
         build_transformer(config, tiny_weights(config), kernels)
 
 

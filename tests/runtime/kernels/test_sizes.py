@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from runtime.kernels.launch import Tuning
-from runtime.kernels.sizes import LEAST, PARTS, RANGES, fits, fitted, least_of, numbers_of, shared_bytes, takes
+from runtime.kernels.sizes import LEAST, PARTS, RANGES, fits, fitted, least_of, most_of, numbers_of, shared_bytes, takes
 
 REGISTERS = 65536
 H100, A100, CONSUMER = 227 << 10, 163 << 10, 99 << 10
@@ -23,9 +23,9 @@ def tunings(draw: st.DrawFn) -> Tuning:
     found: dict[str, object] = {}
     for name, parts in PARTS.items():
         numbers = []
-        for part, least in zip(parts, least_of(name), strict=True):
-            plain = st.integers(least, RANGES[part][1])
-            powered = st.sampled_from([n for n in powers[part] if n >= least])
+        for part, least, most in zip(parts, least_of(name), most_of(name), strict=True):
+            plain = st.integers(least, most)
+            powered = st.sampled_from([n for n in powers[part] if least <= n <= most])
             numbers.append(draw(plain if part in {"stages", "registers", "parts", "tokens"} else powered))
         found[name] = numbers[0] if len(numbers) == 1 else tuple(numbers)
     return replace(Tuning(), **found)  # type: ignore[arg-type]
@@ -37,6 +37,7 @@ def test_every_field_is_described() -> None:
     for name, value in asdict(Tuning()).items():
         assert takes(name, numbers_of(value)), name
         assert takes(name, least_of(name)), name
+        assert takes(name, most_of(name)), name
 
 
 @pytest.mark.parametrize("shared", [A100, H100])
@@ -85,6 +86,8 @@ def test_nothing_smaller_than_the_least_is_made() -> None:
         ("up", (4, 8)),
         ("up", ("4", 72)),
         ("up", (True, 72)),
+        ("up", (256, 255)),  # nor are 5,760 rows that many times any number
+        ("down", (128, 255)),  # nor 2,880
         ("down", (2, 72.0)),
         ("decode_splits", (0,)),
         ("pair_tokens", (65,)),
