@@ -177,7 +177,7 @@ def open_transformers(
     unpacked = {"quantization_config": transformers.Mxfp4Config(dequantize=True)} if device.type == "cpu" else {}
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, **unpacked
+            folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True, **unpacked
         )
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise CheckpointError(f"transformers cannot load {folder}: {error}") from error

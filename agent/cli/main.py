@@ -127,8 +127,18 @@ def _told(message: str) -> bool:
     return True
 
 
+def _fill_closed_descriptors() -> None:
+    """Put /dev/null where standard input, output or error is closed: the next file opened would take its place and what is printed."""
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+        continue
+    os.close(handle)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
+
+
 def main() -> None:
     """Entry point of the console script."""
+    _fill_closed_descriptors()
     sys.excepthook = _unforeseen
     for stream in (sys.stdout, sys.stderr):
         # A terminal without UTF-8 shall show less, not end the run.

@@ -198,6 +198,13 @@ def test_a_reader_that_went_away_ends_a_listing_quietly() -> None:
     assert result.stderr == b""
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_descriptors_are_no_end_and_no_file_is_mistaken_for_one(closed: str) -> None:
+    command = f'exec "$0" -m agent config show {closed}'
+    done = subprocess.run(["sh", "-c", command, sys.executable], cwd=ROOT, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_an_interrupt_while_the_program_loads_ends_quietly() -> None:
     code = (
         "import os, signal, sys, agent.__main__ as m\n"
