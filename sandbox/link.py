@@ -18,7 +18,7 @@ from sandbox.errors import SandboxLost
 from sandbox.guest import frames
 
 PING_EVERY_S = 15.0
-MODULES = ("frames", "ignore", "files", "removal", "commands", "main")
+MODULES = ("frames", "ignore", "removal", "files", "commands", "main")
 BOOTSTRAP = """
 import base64, json, sys, types, zlib
 for name, text in json.loads(zlib.decompress(base64.b64decode(sys.argv[1])).decode()):

@@ -398,7 +398,12 @@ def _pack(snapshot: Snapshot, folder: Path, tags: list[tuple[str, str]]) -> tupl
         "-q",
         str(folder / "pack"),
     ]
-    plumbing.bare(snapshot.git_dir, arguments, stdin=asked.encode())
+    # git writes a pack among its own objects and renames it: those must be on the file system that the folder is on.
+    own = {
+        "GIT_OBJECT_DIRECTORY": str(folder.parent),
+        "GIT_ALTERNATE_OBJECT_DIRECTORIES": os.fsdecode(_quoted_line(snapshot.git_dir / "objects")[:-1]),
+    }
+    plumbing.bare(snapshot.git_dir, arguments, own, asked.encode())
     return shallow, tags
 
 

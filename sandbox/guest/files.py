@@ -17,7 +17,7 @@ import struct
 import time
 from typing import BinaryIO, Dict, Iterator, List, Optional, Set, Tuple
 
-from sandbox.guest import ignore
+from sandbox.guest import ignore, removal
 
 ENTRY = struct.Struct(">IIQ")
 FILE, PROGRAM, LINK, GONE = 0o100644, 0o100755, 0o120000, 0
@@ -290,19 +290,10 @@ def _unlink(full: bytes) -> None:
 
 def _clear(full: bytes) -> None:
     """Remove what is in the way, also a folder of which only ignored files are left."""
-    if not os.path.isdir(full) or os.path.islink(full):
+    if os.path.isdir(full) and not os.path.islink(full):
+        removal.remove_tree(os.fsdecode(full))
+    else:
         _unlink(full)
-        return
-    folders = [full]
-    for folder in folders:  # and those found below; not by recursion, which Python bounds at a thousand
-        for name in _names(folder):
-            path = os.path.join(folder, name)
-            if os.path.isdir(path) and not os.path.islink(path):
-                folders.append(path)
-            else:
-                _unlink(path)
-    for folder in reversed(folders):
-        os.rmdir(folder)
 
 
 def _make_folders(folder: bytes) -> None:

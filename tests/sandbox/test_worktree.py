@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -253,6 +254,14 @@ def test_a_commit_that_git_would_not_check_out_is_refused(repository: Path, tmp_
     evil = snapshots.take(repository, tmp_path / "state", include_uncommitted=False)
     with pytest.raises(WorktreeError, match="no git checks out"):
         snapshots.items(evil)
+
+
+def test_runs_and_temporary_files_may_be_on_two_file_systems(snapshot: Snapshot) -> None:
+    """As where /tmp is memory and the home folder is on a disk."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:  # a second file system, on every Linux
+        snapshots.write_metadata(snapshot, Path(folder))
+        (pack,) = Path(folder, "objects", "pack").glob("*.idx")
+        assert snapshot.commit in git(Path(folder), "verify-pack", "-v", str(pack))
 
 
 def test_a_diff_for_another_state_does_not_apply(snapshot: Snapshot) -> None:
