@@ -11,6 +11,7 @@ import ast
 import fcntl
 import linecache
 import os
+import re
 import signal
 import socket
 import struct
@@ -98,6 +99,7 @@ def serve(folder: str) -> None:
     listener.set_inheritable(False)
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
+    module.__dict__.update(_shell=shell, _cd=os.chdir)  # what a notebook's own lines become
     sys.argv = [""]
     sys.path.insert(0, "")
     number = 0
@@ -150,7 +152,7 @@ def execute(code: bytes, name: str, namespace: Dict[str, Any]) -> int:
     source = code.decode("utf-8", "replace")
     linecache.cache[name] = (len(source), None, source.splitlines(True), name)
     try:
-        tree = ast.parse(source, name)
+        tree = parsed(source, name)
         last = [tree.body.pop()] if tree.body and isinstance(tree.body[-1], ast.Expr) else []
         exec(compile(tree, name, "exec"), namespace)
         if last:
@@ -168,6 +170,31 @@ def execute(code: bytes, name: str, namespace: Dict[str, Any]) -> int:
         traceback.print_exception(type(error), error, trace)
         return RAISED
     return RAN
+
+
+def parsed(source: str, name: str) -> ast.Module:
+    """Parse a cell. What is no Python may be a notebook's: ``!ls`` and ``%cd src`` on lines of their own, or all under ``%%bash``."""
+    try:
+        return ast.parse(source, name)
+    except SyntaxError as error:
+        head, _, script = source.strip().partition("\n")
+        if head.strip() in ("%%bash", "%%sh"):
+            return ast.parse("_shell(%r)" % script, name)
+        lines = re.sub(r"(?m)^([ \t]*)!(.*)$", lambda found: "%s_shell(%r)" % found.groups(), source)
+        lines = re.sub(r"(?m)^([ \t]*)%cd[ \t]+(\S+)[ \t]*$", lambda found: "%s_cd(%r)" % found.groups(), lines)
+        try:
+            return ast.parse(lines, name)
+        except SyntaxError:
+            raise error from None
+
+
+def shell(command: str) -> None:
+    """Run a notebook's shell line; its output is the cell's."""
+    flush()
+    program = "/bin/bash" if os.path.exists("/bin/bash") else "/bin/sh"
+    code = os.spawnv(os.P_WAIT, program, [program, "-c", command])
+    if code:
+        print("[exit code %d]" % code)
 
 
 def flush() -> None:

@@ -140,7 +140,16 @@ class TestPython:
         assert fresh("python", "type(pickle.loads(pickle.dumps(A()))) is A").text == "True\n"
         assert "return 7" in fresh("python", "inspect.getsource(f)").text
 
+    def test_the_shell_lines_of_a_notebook(self, fresh: Workshop) -> None:
+        """The trained text calls it a notebook, so it is written to as one."""
+        cell = "print('a')\nif True:\n    !echo 'b' | tr b c\n!exit 3\n%cd src\n!ls words.py"
+        assert fresh("python", cell).text == "a\nc\n[exit code 3]\nwords.py\n"
+        assert fresh("python", "%%bash\nfor i in 1 2; do\n  echo $i\ndone").text == "1\n2\n"
+        assert fresh("python", 'x = """\n!echo no\n"""\nx').text == "'\\n!echo no\\n'\n"
+
     def test_a_syntax_error_shows_its_line(self, fresh: Workshop) -> None:
+        result = fresh("python", "!echo no\nx = = 1")
+        assert "line 1\n    !echo no" in result.text
         result = fresh("python", "x = = 1")
         assert "SyntaxError" in result.text
         assert "x = = 1" in result.text
