@@ -65,6 +65,8 @@ class Leash:
 
 def main() -> int:
     """Do the one job. Standard output is ours alone: what anything else prints goes to standard error, which is a file."""
+    # Ray's workers block this signal, and what they start inherits that: an order to stop would wait for the command's end.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     reports = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     leash = Leash(sys.stdin, reports)

@@ -43,6 +43,21 @@ TURNS = [
 # What is played only where a kill took the sandbox too, and the run is asked to look again.
 ONCE_MORE = [shell("git diff"), FIX, [{"text": "It is fixed."}]]
 
+
+def hold(folder: Path) -> list[dict[str, object]]:
+    """A command that says in a file that it runs, and ends when it is let go: however long the others take to begin."""
+    return shell(f"echo ran >> {folder}/ran; until [ -e {folder}/go ]; do sleep 0.1; done")
+
+
+def held(folder: Path) -> int:
+    """How many such commands have begun."""
+    return (folder / "ran").read_text().count("ran") if (folder / "ran").exists() else 0
+
+
+def let_go(folder: Path) -> None:
+    (folder / "go").touch()
+
+
 Script = Callable[[Sequence[object]], tuple[str, ...]]
 
 
@@ -127,30 +142,32 @@ def test_killed_at_random_moments_and_run_again_nothing_is_lost_or_done_twice(
 
 def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(place: Place, script: Script, tmp_path: Path) -> None:
     path, out = make_tasks(tmp_path / "set", 2), tmp_path / "out"
-    turns = [FIX, shell(f"echo ran >> {tmp_path}/ran; sleep 2"), DONE]
+    turns = [FIX, hold(tmp_path), DONE]
     command = ("tasks", "run", str(path), "--out", str(out), "--jobs", "2", *script(turns), *PLAIN)
     batch = place.start(*command)
-    wait_until(lambda: (tmp_path / "ran").exists())
+    wait_until(lambda: held(tmp_path) == 2)
     batch.send_signal(signal.SIGINT)
     _, said = batch.communicate(timeout=30)
     assert batch.returncode == 130, said
     assert "2 tasks are left: interrupted by the person. The same command continues from here." in said
     assert lines(out) == []
+    let_go(tmp_path)
     done = place.agent(*command)
     assert done.returncode == 0, done.stderr
     assert [record["outcome"] for record in lines(out)] == ["passed"] * 2
-    resumed = [type(entry.event).__name__ for entry in read(logs(out)[0])].count("Resumed")
-    assert resumed == 1
+    for log in logs(out):
+        assert [type(entry.event).__name__ for entry in read(log)].count("Resumed") == 1
 
 
 def test_a_worker_that_is_killed_goes_on_and_harms_no_other(place: Place, script: Script, tmp_path: Path) -> None:
     path, out = make_tasks(tmp_path / "set", 2), tmp_path / "out"
-    turns = [shell(f"echo ran >> {tmp_path}/ran; sleep 1.5"), FIX, DONE]
+    turns = [hold(tmp_path), FIX, DONE]
     batch = place.start("tasks", "run", str(path), "--out", str(out), "--jobs", "2", *script(turns), *PLAIN)
-    wait_until(lambda: (tmp_path / "ran").exists())
+    wait_until(lambda: held(tmp_path) == 2)
     children = Path(f"/proc/{batch.pid}/task").glob("*/children")
     workers = [int(pid) for child in children for pid in child.read_text().split()]
     os.kill(workers[0], signal.SIGKILL)
+    let_go(tmp_path)
     _, said = batch.communicate(timeout=60)
     assert batch.returncode == 0, said
     assert [record["outcome"] for record in lines(out)] == ["passed"] * 2

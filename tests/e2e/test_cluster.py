@@ -16,7 +16,7 @@ import pytest
 from agent.batch.cluster import MACHINE_NAME
 from agent.log import LOG_NAME, read
 from tests.e2e.conftest import PLAIN, ROOT, Place
-from tests.e2e.test_batch import DONE, FIX, ONCE_MORE, Script, lines, logs, make_tasks, shell, wait_until
+from tests.e2e.test_batch import DONE, FIX, ONCE_MORE, Script, hold, let_go, lines, logs, make_tasks, shell, wait_until
 
 pytestmark = pytest.mark.timeout(300)
 STARTS_S = 90  # Ray's processes load much, and a machine may be busy
@@ -52,11 +52,19 @@ class Nodes:
 
     def at_work(self) -> list[Path]:
         """The logs of attempts on the nodes that have got somewhere."""
-        return [path for path in self.kept() if path.name == LOG_NAME and b"ToolFinished" in path.read_bytes()]
+        return [path for path in self.kept() if path.name == LOG_NAME and b"ToolFinished" in content(path)]
 
     def kept(self) -> list[Path]:
-        """What lies in the homes of the nodes."""
-        return [path for path in self.folder.rglob("*") if path.is_file() and "/runs/.cluster/" in str(path)]
+        """What lies in the homes of the nodes. (``Path.rglob`` fails where a folder is gone meanwhile.)"""
+        found = [Path(folder, name) for folder, _, names in os.walk(self.folder) for name in names]
+        return [path for path in found if "/runs/.cluster/" in str(path)]
+
+
+def content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:  # it went home meanwhile
+        return b""
 
 
 def below(pid: int) -> list[int]:
@@ -178,14 +186,15 @@ def test_a_batch_that_is_killed_leaves_no_worker_and_goes_on(
     nodes: Nodes, place: Place, script: Script, tmp_path: Path
 ) -> None:
     path, out = make_tasks(tmp_path / "set", 3), tmp_path / "out"
-    turns = [FIX, shell("sleep 3"), DONE, *ONCE_MORE]
+    turns = [FIX, hold(tmp_path), DONE, *ONCE_MORE]
     command = ("tasks", "run", str(path), "--out", str(out), "-j", "2", *script(turns), *PLAIN, *nodes.flags)
     batch = place.start(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_until(lambda: len(nodes.at_work()) == 2, STARTS_S)
     batch.kill()
     batch.wait()
-    wait_until(lambda: not nodes.seats())
+    wait_until(lambda: not nodes.seats(), STARTS_S)
     assert lines(out) == []
+    let_go(tmp_path)
     done = place.agent(*command, timeout_s=120)
     assert done.returncode == 0, done.stderr
     assert sorted((record["task"], record["outcome"]) for record in lines(out)) == [
@@ -200,7 +209,7 @@ def test_ctrl_c_stops_cleanly_where_some_wait_for_a_place(
     nodes: Nodes, place: Place, script: Script, tmp_path: Path
 ) -> None:
     path, out = make_tasks(tmp_path / "set", 4), tmp_path / "out"
-    command = ("tasks", "run", str(path), "--out", str(out), "-j", "4", *script([FIX, shell("sleep 3"), DONE]), *PLAIN)
+    command = ("tasks", "run", str(path), "--out", str(out), "-j", "4", *script([FIX, hold(tmp_path), DONE]), *PLAIN)
     batch = place.start(*command, *nodes.flags)
     wait_until(lambda: len(nodes.at_work()) == 2, STARTS_S)
     batch.send_signal(signal.SIGINT)
@@ -208,6 +217,7 @@ def test_ctrl_c_stops_cleanly_where_some_wait_for_a_place(
     assert batch.returncode == 130, said
     assert "4 tasks are left: interrupted by the person" in said
     assert lines(out) == []
+    let_go(tmp_path)
     done = place.agent(*command, *nodes.flags, timeout_s=120)
     assert done.returncode == 0, done.stderr
     assert outcomes(out) == ["passed"] * 4
@@ -232,6 +242,7 @@ def test_a_machine_that_is_lost_takes_no_task_with_it(
     assert sorted(record["task"] for record in lines(out)) == ["t00", "t01", "t02"]
     assert outcomes(out) == ["passed"] * 3
     assert {path.parts[len(nodes.folder.parts)] for path in nodes.kept()} == {"three"}
+    shutil.rmtree(nodes.folder / "three")
 
 
 def test_what_cannot_be_used_is_said_and_spoils_no_task(

@@ -102,10 +102,8 @@ def test_an_interrupt_ends_an_answer_under_way(place: Place, noise: Path) -> Non
             break
     time.sleep(3)
     running.send_signal(signal.SIGINT)
-    began = time.monotonic()
     _, said = running.communicate(timeout=40)
     assert running.returncode == 130, said
-    assert time.monotonic() - began < 20
     assert "Traceback" not in said
 
 
