@@ -18,6 +18,7 @@ from agent.config import RunConfig
 from agent.errors import UsageError
 from agent.events import EXIT_CODES, Outcome
 from agent.lines import clean
+from agent.openfiles import allow_files
 from agent.view import write
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ HELD = (
     "policy", "trusted_commit", "checks",
     "max_turns", "max_tokens", "max_answer_tokens", "timeout_s", "command_timeout_s", "check_timeout_s", "max_output_bytes",
 )  # fmt: skip
+# What this process has open: for each job pipes or sockets, a log and a lock; and what it has anyway.
+FILES_PER_JOB, FILES = 8, 100
 GRADING = ("check_timeout_s", "sandbox", "image", "network", "memory_bytes", "pids", "cpus", "disk_bytes")
 
 
@@ -44,7 +47,7 @@ def tasks() -> None:
 @tasks.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("agent-results"), show_default=True, metavar="DIR", help="Folder for results; running the command again continues from it.")  # fmt: skip
-@click.option("--jobs", "-j", type=click.IntRange(1, 1024), default=1, show_default=True, metavar="N", help="Attempts to run in parallel.")  # fmt: skip
+@click.option("--jobs", "-j", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Attempts to run in parallel.")  # fmt: skip
 @click.option("--attempts", "-n", type=click.IntRange(1, 64), default=1, show_default=True, metavar="K", help="Attempts at each task; the best is kept.")  # fmt: skip
 @click.option(
     "--effort-ladder", metavar="E,E,...", help="Efforts to try in order, as long as checks fail: low,medium,high."
@@ -92,7 +95,7 @@ def run(
         done = sum(task.name in results.records for task in found)
         watch = open_watch(sys.stderr, len(found), done, governor, _print if as_json else _silent)
         checkouts = Copies(out.absolute() / "checkouts", base.cache_dir)
-        with _engine(engine, address, out, governor) as workers:
+        with _engine(engine, address, out, governor, min(jobs, len(found) * attempts)) as workers:
             batch = Batch(found, _configure(flags), plan, results, workers, governor, watch, checkouts)
             try:
                 with watch, Interrupts():
@@ -113,7 +116,7 @@ def run(
 @tasks.command()
 @click.argument("results", type=click.Path(path_type=Path, exists=True))
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.option("--jobs", "-j", type=click.IntRange(1, 256), default=1, show_default=True, metavar="N", help="Tasks to grade in parallel.")  # fmt: skip
+@click.option("--jobs", "-j", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Tasks to grade in parallel.")  # fmt: skip
 @click.option("--filter", "pattern", metavar="RE", help="Only tasks whose name matches this regular expression.")
 @click.option("--repositories", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR", help="Folder with clones, for rows that name a repository as owner/name.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="Folder for reports (default: grades, in or beside RESULTS).")  # fmt: skip
@@ -147,6 +150,7 @@ def grade(
             f"reports cannot be written to {folder}: {error.strerror}; name another folder with --out"
         ) from error
     wanted = [task for task in found if task.name in patches]
+    _allow_jobs(min(jobs, len(wanted)))
 
     def one(task: Task) -> grading.Grade:
         config = configured({**task.settings, **flags}, None).config
@@ -189,7 +193,7 @@ def _configure(flags: Mapping[str, Any]) -> Callable[[Task, Path], RunConfig]:
 
 
 @contextmanager
-def _engine(name: str, address: str | None, out: Path, governor: Governor) -> Iterator[Engine]:
+def _engine(name: str, address: str | None, out: Path, governor: Governor, jobs: int) -> Iterator[Engine]:
     """Open what runs attempts. Raises UsageError where it cannot be had."""
     if name == "ray":
         try:
@@ -205,7 +209,18 @@ def _engine(name: str, address: str | None, out: Path, governor: Governor) -> It
         raise UsageError("--address is for the Ray cluster: add --engine ray")
     from agent.batch.processes import Processes
 
+    _allow_jobs(jobs)
     yield Processes(governor)
+
+
+def _allow_jobs(jobs: int) -> None:
+    """Raise UsageError where so many attempts could not have their files open: when one fails for that, all may."""
+    wanted = FILES + FILES_PER_JOB * jobs
+    if (most := allow_files(wanted)) < wanted:
+        raise UsageError(
+            f"{jobs} jobs at a time need {wanted} open files, and this process may have {most}: "
+            f"take --jobs {max((most - FILES) // FILES_PER_JOB, 1)}, or raise the hard limit (ulimit -Hn)"
+        )
 
 
 def _held(base: RunConfig) -> dict[str, Any]:

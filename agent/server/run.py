@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import uvicorn
 
 from agent.errors import ModelError, UsageError
+from agent.openfiles import allow_files
 from agent.server.app import Service
 from agent.server.connection import connections
 
@@ -112,18 +113,6 @@ def server_of(service: Service, ready: Callable[[], None] = lambda: None, *, ver
         timeout_graceful_shutdown=int(service.limits.shutdown_s) + 2,
     )
     return _Server(config, service, ready)
-
-
-def allow_files(wanted: int) -> None:
-    """Raise the bound on open files as far as it may be: shells set 1,024, and every connection is one, to both sides."""
-    if sys.platform == "win32":
-        return
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    if resource.RLIM_INFINITY != soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from agent.cli.main import run
-from tests.e2e.conftest import PLAIN, TASK, Place, git
+from tests.e2e.conftest import PLAIN, ROOT, TASK, Place, git
 
 SCRIPT = ("--wire", "scripted", "--script", str(TASK / "script.json"))
 FINAL = [{"text": "Nothing to do."}]
@@ -104,3 +104,12 @@ def test_wrong_flags_have_a_last_line_too(
     result = json.loads(shown.out)
     assert (result["outcome"], result["exit_code"], said in result["reason"]) == ("usage", 2, True), result
     assert said in shown.err
+
+
+def test_more_jobs_than_files_may_be_open_are_refused_before_they_begin(place: Place) -> None:
+    command = place.command("tasks", "run", str(ROOT / "tasks"), "--jobs", "5000", *SCRIPT, *PLAIN)
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -n 150; exec "$@"', "sh", *command], cwd=place.home, env=place.env, capture_output=True, text=True, timeout=60, check=False
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "10 jobs at a time need 180 open files, and this process may have 150: take --jobs 6" in done.stderr

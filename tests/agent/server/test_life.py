@@ -23,11 +23,12 @@ from agent.harmony.codec import Codec
 from agent.model.base import SamplingParams
 from agent.model.local import LocalSource
 from agent.model.raw import RawModel
+from agent.openfiles import allow_files
 from agent.server.app import Service
 from agent.server.backend import as_backend
 from agent.server.gate import Limits
 from agent.server.loading import loading
-from agent.server.run import allow_files, listen, serve, url_of
+from agent.server.run import listen, serve, url_of
 from runtime.errors import EngineStopped
 from runtime.request import Request, TokenOut
 from tests.agent.server.conftest import client_of
@@ -270,10 +271,9 @@ def test_as_many_files_as_the_limits_need_may_be_open() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 1024), hard))
-        allow_files(1100)
-        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = allow_files(1100)
         assert most == (1100 if hard == resource.RLIM_INFINITY else min(1100, hard))
-        allow_files(10)
+        assert allow_files(10) == most
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (most, hard)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
