@@ -91,7 +91,8 @@ def meant(recipient: str, recipients: Collection[str]) -> str | None:
     """
     if recipient in recipients:
         return recipient
-    if recipient.partition(".")[0] in BUILT_IN:  # `browser.search` is whole, and no torn `repo_browser.search`
+    # `browser.search` is whole, and no torn `repo_browser.search`; and `functions` may be any of them.
+    if recipient.partition(".")[0] in BUILT_IN or recipient == "functions":
         return None
     found = [name for name in recipients if _is_damaged(recipient, name)]
     return found[0] if len(found) == 1 else None

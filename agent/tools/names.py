@@ -103,7 +103,12 @@ def resolve(recipient: str, text: str, tools: Mapping[str, Tool], style: str = "
     ``tools`` are those on offer, by our names; ``style`` is the one they were declared in.
     """
     name, text = _bare(recipient), together(text)
-    candidates = (_CLEAR[name],) if name in _CLEAR else _BY_ARGUMENTS.get(name, ())
+    if name in _CLEAR:
+        candidates: tuple[str, ...] = (_CLEAR[name],)
+    elif not name or name in _NAMESPACES:
+        candidates = _fitting(text, tools)
+    else:
+        candidates = _BY_ARGUMENTS.get(name, ())
     for tool in candidates:
         body = read(tool, text)
         if name not in _CLEAR and not body.fits:
@@ -124,6 +129,12 @@ def resolve(recipient: str, text: str, tools: Mapping[str, Tool], style: str = "
             break
         return Unknown(recipient, f"The tool {_shown(tool, style)} is not on offer in this run. {_offer(tools, style)}")
     return Unknown(recipient, _unknown(recipient, name, text, tools, style))
+
+
+def _fitting(text: str, tools: Mapping[str, Tool]) -> tuple[str, ...]:
+    """The one tool whose arguments these can be, for a call whose name was lost (servers leave pieces of the header there)."""
+    found = tuple(tool for tool in tools if text.lstrip().startswith("{") and read(tool, text).fits)
+    return found if len(found) == 1 else ()
 
 
 def _bare(recipient: str) -> str:

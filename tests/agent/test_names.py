@@ -363,11 +363,33 @@ def test_other_trained_names_of_arguments_are_no_repair(recipient: str, given: d
 
 @pytest.mark.parametrize(
     ("recipient", "tool"),
-    [("repo_browser_search", "search"), ("functions_plan", "plan"), ("container_exec", "shell"), ("repo_browser", "")],
+    [
+        ("repo_browser_search", "search"),
+        ("functions_plan", "plan"),
+        ("container_exec", "shell"),
+        ("repo_browser", "search"),
+    ],
 )
 def test_a_dotted_name_without_its_dot(recipient: str, tool: str) -> None:
     resolved = resolve(recipient, '{"query": "x", "path": ""}', TOOLS)
     assert (resolved.tool if isinstance(resolved, Resolved) else "") == tool
+
+
+@pytest.mark.parametrize("recipient", ["", "assistant", "assistant<|channel|>analysis", "functions", "commentary"])
+def test_a_call_whose_name_was_lost_is_known_by_arguments_that_fit_one_tool_only(recipient: str) -> None:
+    for text, tool in (
+        (BASH, "shell"),
+        (body(patch=PATCH), "apply_patch"),
+        (body(query="x", path=""), "search"),
+        (body(path="a", line_start=3), "open_file"),
+        (body(code="print(1)"), "python"),
+        (body(plan=["a"]), "plan"),
+    ):
+        resolved = resolve(recipient, text, TOOLS)
+        assert isinstance(resolved, Resolved)
+        assert (resolved.tool, "name" in resolved.repairs) == (tool, True)
+    for text in (body(path="src"), body(cmd="ls"), body(), "ls", "{", BASH[:-6]):
+        assert isinstance(resolve(recipient, text, TOOLS), Unknown)
 
 
 def test_declarations() -> None:
