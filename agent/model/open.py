@@ -203,6 +203,9 @@ def _over(client: Client, offer: Offer, config: RunConfig, say: Callable[[str], 
     if wire == "auto":
         wire = "responses" if offers_responses(client) else "chat"
         say(_taking(wire, f"raw completions are not offered: {why}"))
+        if context_tokens is None:  # Ollama tells it of a model in memory: by the probe it is there
+            context_tokens = loaded_window(client, offer)
+            _tell_window(context_tokens, say)
     client.openai()  # it takes half a second to import: now, while the sandbox starts
     if wire == "responses":
         from agent.model.responses import responses_model

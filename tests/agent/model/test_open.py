@@ -219,6 +219,20 @@ def test_a_named_wire_is_not_probed(wire: str, cache_dir: Path) -> None:
         assert [request.path for request in server.requests] == ["/v1/models"]
 
 
+def test_the_window_is_known_of_a_model_that_the_probe_brought_into_memory(cache_dir: Path) -> None:
+    """Otherwise the prompt of a long run loses its beginning, the task, and nobody is told."""
+    endpoint = ENDPOINTS["Ollama"]()
+    loaded = endpoint.paths["/api/ps"]
+    unloaded = {"/api/ps": lambda body: loaded(body) if "/api/generate" in endpoint.asked else document({"models": []})}
+    endpoint.paths = {**endpoint.paths, **unloaded}
+    said: list[str] = []
+    with serving(endpoint) as server:
+        model = open_model(RunConfig(endpoint=server.url, cache_dir=cache_dir), said.append, clock=NO_WAIT)
+        model.close()
+    assert (model.name.endswith("(chat)"), model.context_tokens) == (True, 4096)
+    assert any("only 4096 tokens" in line for line in said)
+
+
 def test_an_answer_over_the_wire_that_was_taken(cache_dir: Path) -> None:
     conversation = Conversation("Be useful.", (), (Message(Role.USER, "Hi."),))
     with serving(ENDPOINTS["Ollama"]()) as server:
