@@ -163,7 +163,7 @@ def resume(folder: Path, show: Show, say: Say = lambda _: None, *, through: Thro
         telemetry = open_telemetry(config, state.run, state.mode, say, resumed=True)
         model = _begin(lambda: through(_open_model(config, say)))
         session = _Session(config, log, show, snapshot, model, telemetry)
-        # Until a call was begun nothing says that the copy had come to its end: such a sandbox may be half empty.
+        # Until a call was begun the checks may have been cut off, and what they left behind is not the model's work.
         touched = bool(state.calls) or state.pending is not None
         if not touched and config.sandbox == "docker":
             remove_containers(state.run)

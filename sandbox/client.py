@@ -85,6 +85,10 @@ class Client:
         self._ask({"verb": "begin", "excludes": excludes.decode("utf-8", "surrogateescape"), "skip": list(skip)}, "")
         self._load(parts, keep=True)
 
+    def settle(self) -> None:
+        """Say that all is copied in: from here on the run may be taken over (sandbox/docker.py)."""
+        self._ask({"verb": "whole"}, "")
+
     def undo(self) -> None:
         """Bring the workspace back to the copied state; see Sandbox."""
         with self._diffing:

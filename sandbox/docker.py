@@ -132,7 +132,7 @@ def start(snapshot: Snapshot, order: Order) -> tuple[Client, list[str]]:
         client.close()
         raise
     try:
-        connected = _connect(client, container, snapshot, limits.grace_s, begin=True)
+        connected, _ = _connect(client, container, snapshot, limits.grace_s, begin=True)
     except BaseException:
         _discard(client, container)
         raise
@@ -145,15 +145,15 @@ def attach(snapshot: Snapshot, run: str, grace_s: float) -> Client | None:
     What that agent was running is killed; what had been left in the background lives on. Raises EngineUnavailable.
     """
     client = engine()
-    found = client.api.containers(filters={"label": f"{LABEL}={run}"})
-    if not found:
-        client.close()
-        return None
-    try:
-        return _connect(client, str(found[0]["Id"]), snapshot, grace_s, begin=False)
-    except SandboxLost:
-        _discard(client, str(found[0]["Id"]))
-        return None
+    for found in client.api.containers(filters={"label": f"{LABEL}={run}"}):
+        with contextlib.suppress(SandboxLost):
+            taken, whole = _connect(client, str(found["Id"]), snapshot, grace_s, begin=False)
+            if whole:
+                return taken
+            taken.link.close()  # its agent died before all was copied in
+        remove(client, str(found["Id"]))
+    client.close()
+    return None
 
 
 def orphans(client: DockerClient) -> list[tuple[str, str]]:
@@ -240,7 +240,10 @@ def _discard(client: DockerClient, container: str) -> None:
     client.close()
 
 
-def _connect(client: DockerClient, container: str, snapshot: Snapshot, grace_s: float, begin: bool) -> Client:
+def _connect(
+    client: DockerClient, container: str, snapshot: Snapshot, grace_s: float, begin: bool
+) -> tuple[Client, bool]:
+    """Return the client of a container, and whether all was copied in."""
     from docker.errors import APIError
 
     streams = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
@@ -253,11 +256,11 @@ def _connect(client: DockerClient, container: str, snapshot: Snapshot, grace_s: 
         raise SandboxError(_why_not_started(error, None)) from error
     link = Link(wire)
     try:
-        link.hello(grace_s, START_TIMEOUT_S)
+        said = link.hello(grace_s, START_TIMEOUT_S)
     except BaseException:
         link.close()
         raise
-    return Client(link, WORKSPACE, snapshot, lambda: _discard(client, container))
+    return Client(link, WORKSPACE, snapshot, lambda: _discard(client, container)), bool(said.status["whole"])
 
 
 def _why_not_started(error: APIError, image: str | None) -> str:

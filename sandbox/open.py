@@ -51,6 +51,7 @@ def open_sandbox(options: SandboxOptions, snapshot: Snapshot, patch: bytes = b""
             client.fill(parts, snapshots.excludes(snapshot), skip)
             if patch:
                 client.restore(patch)
+            client.settle()
         except BaseException:
             client.close()
             raise

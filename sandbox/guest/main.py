@@ -13,7 +13,6 @@ import json
 import os
 import selectors
 import signal
-import sys
 import time
 from typing import Any, Dict, Iterator, List, Optional
 
@@ -51,6 +50,7 @@ class Guest:
         self._commands: Dict[int, commands.Command] = {}  # by process id
         self._heard_s = time.monotonic()
         self._open = True
+        self._whole = False  # whether all was copied in: a host that died before leaves half a repository
         self._selector = selectors.DefaultSelector()
         self._selector.register(in_fd, selectors.EVENT_READ, self._hear)
         wake_fd, waker_fd = os.pipe()
@@ -130,7 +130,7 @@ class Guest:
         except files.TooLarge as error:
             self._reply(number, {"too_large": os.fsdecode(error.args[0])})
         else:
-            self._reply(number, {"python": list(sys.version_info[:3])} if verb == "hello" else {})
+            self._reply(number, {"whole": self._whole} if verb == "hello" else {})
 
     def _run(self, verb: str, request: Request) -> Iterator[bytes]:
         arguments = request.arguments
@@ -139,6 +139,8 @@ class Guest:
             self._requests.clear()  # what a host that died had half asked
             for command in list(self._commands.values()):
                 command.deadline_s = 0.0
+        elif verb == "whole":
+            self._whole = True
         elif verb == "bye":
             self._open = False
         elif verb == "begin":

@@ -14,6 +14,7 @@ import pytest
 from docker import DockerClient
 
 from sandbox import docker as containers
+from sandbox import snapshot as snapshots
 from sandbox.base import Sandbox
 from sandbox.docker import Limits
 from sandbox.errors import EngineUnavailable, ImageUnavailable, SandboxError, SandboxLost
@@ -248,6 +249,18 @@ def test_a_killed_run_is_taken_over_as_it_is(snapshot: Snapshot, run_name: str, 
     finally:
         box.close()
     assert attach(options, snapshot) is None
+
+
+def test_half_a_copy_is_not_taken_over(snapshot: Snapshot, run_name: str, engine: DockerClient) -> None:
+    order = containers.Order(run_name, "host", Limits(), {}, 0, lambda _: None)
+    half, _ = containers.start(snapshot, order)
+    half.fill(snapshots.contents(snapshot, snapshots.items(snapshot)[:2]), b"", [])
+    half.link.close()  # as if its agent had been killed here
+    try:
+        assert attach(SandboxOptions(run_name), snapshot) is None
+        assert run_name not in dict(containers.orphans(engine))
+    finally:
+        half.close()
 
 
 def test_a_run_that_nobody_takes_over_leaves_nothing(snapshot: Snapshot, run_name: str, engine: DockerClient) -> None:
