@@ -11,14 +11,11 @@ from agent.ci.request import (
     Ignored,
     Request,
     Rules,
+    asked,
     at,
-    check_task,
     commit_at,
-    issue_task,
     number_at,
-    pull_task,
     text_at,
-    title_of,
     wish_in,
 )
 
@@ -44,7 +41,7 @@ def read(name: str, data: object, rules: Rules) -> Request | Ignored:
 def _labelled(data: object, rules: Rules) -> Request | Ignored:
     if text_at(data, "action") != "labeled" or text_at(data, "label", "name") != rules.label:
         return Ignored(f"the issue was not given the label {rules.label!r}")
-    return _about_issue(data, "", text_at(data, "sender", "login"))
+    return _about(data, "", text_at(data, "sender", "login"))
 
 
 def _commented(data: object, rules: Rules) -> Request | Ignored:
@@ -57,31 +54,22 @@ def _commented(data: object, rules: Rules) -> Request | Ignored:
         return Ignored(
             f"{author} may not ask: GitHub calls them {association or 'nothing'}, not one of {', '.join(ASSOCIATIONS)}"
         )
-    if at(data, "issue", "pull_request") is None:
-        return _about_issue(data, wish, author)
-    return Request(
-        "github",
-        text_at(data, "repository", "full_name"),
-        "pull",
-        number_at(data, "issue", "number"),
-        title_of(text_at(data, "issue", "title")),
-        pull_task(text_at(data, "issue", "title"), text_at(data, "issue", "body"), wish),
-        author,
-        target=None,
-    )
+    return _about(data, wish, author)
 
 
-def _about_issue(data: object, wish: str, actor: str) -> Request:
-    title, body = text_at(data, "issue", "title"), text_at(data, "issue", "body")
-    return Request(
+def _about(data: object, wish: str, actor: str) -> Request:
+    """Return the request about an issue or a pull request, which has an issue's shape here."""
+    is_pull = at(data, "issue", "pull_request") is not None
+    return asked(
         "github",
         text_at(data, "repository", "full_name"),
-        "issue",
+        "pull" if is_pull else "issue",
         number_at(data, "issue", "number"),
-        title_of(title),
-        issue_task(title, body, wish),
+        text_at(data, "issue", "title"),
+        text_at(data, "issue", "body"),
+        wish,
         actor,
-        text_at(data, "repository", "default_branch"),
+        None if is_pull else text_at(data, "repository", "default_branch"),
     )
 
 
@@ -102,14 +90,13 @@ def _failed(data: object, name: str) -> Request | Ignored:
         return Ignored(f"{branch} is a branch of ours: what fails there is seen in its pull request")
     pulls = at(run, "pull_requests") or []
     output = "\n\n".join(filter(None, (text_at(run, "output", part) for part in ("title", "summary", "text"))))
-    return Request(
+    return asked(
         "github",
         project,
         "check",
         number_at(run, "pull_requests", 0, "number") if pulls else None,
-        title_of(text_at(run, "name")),
-        check_task(text_at(run, "name"), output),
-        "",
-        branch,
-        commit_at(run, "head_sha"),
+        text_at(run, "name"),
+        output,
+        target=branch,
+        commit=commit_at(run, "head_sha"),
     )

@@ -12,14 +12,11 @@ from agent.ci.request import (
     Ignored,
     Request,
     Rules,
+    asked,
     at,
-    check_task,
     commit_at,
-    issue_task,
     number_at,
-    pull_task,
     text_at,
-    title_of,
     wish_in,
 )
 
@@ -45,7 +42,7 @@ def _labelled(data: object, rules: Rules) -> Request | Ignored:
     )
     if text_at(data, "object_attributes", "action") != "update" or rules.label not in after - before:
         return Ignored(f"the issue was not given the label {rules.label!r}")
-    return _about_issue(data, at(data, "object_attributes"), "")
+    return _about(data, "issue", at(data, "object_attributes"), "")
 
 
 def _commented(data: object, rules: Rules) -> Request | Ignored:
@@ -58,42 +55,28 @@ def _commented(data: object, rules: Rules) -> Request | Ignored:
         return Ignored(f"{author} may not ask by a comment: name who may with --allow")
     match text_at(note, "noteable_type"):
         case "Issue":
-            return _about_issue(data, at(data, "issue"), wish)
+            return _about(data, "issue", at(data, "issue"), wish)
+        case "MergeRequest" if _is_from_fork(at(data, "merge_request")):
+            return Ignored("the merge request comes from a fork, where nothing can be published")
         case "MergeRequest":
-            return _about_merge_request(data, wish)
+            return _about(data, "pull", at(data, "merge_request"), wish)
         case kind:
             return Ignored(f"a comment on a {kind} asks for nothing")
 
 
-def _about_issue(data: object, issue: object, wish: str) -> Request:
-    title = text_at(issue, "title")
-    return Request(
+def _about(data: object, kind: str, thing: object, wish: str) -> Request:
+    """Return the request about an issue or a merge request."""
+    return asked(
         "gitlab",
         str(number_at(data, "project", "id")),
-        "issue",
-        number_at(issue, "iid"),
-        title_of(title),
-        issue_task(title, text_at(issue, "description"), wish),
+        kind,
+        number_at(thing, "iid"),
+        text_at(thing, "title"),
+        text_at(thing, "description"),
+        wish,
         str(number_at(data, "user", "id")),
-        text_at(data, "project", "default_branch"),
-    )
-
-
-def _about_merge_request(data: object, wish: str) -> Request | Ignored:
-    merge_request = at(data, "merge_request")
-    if _is_from_fork(merge_request):
-        return Ignored("the merge request comes from a fork, where nothing can be published")
-    title = text_at(merge_request, "title")
-    return Request(
-        "gitlab",
-        str(number_at(data, "project", "id")),
-        "pull",
-        number_at(merge_request, "iid"),
-        title_of(title),
-        pull_task(title, text_at(merge_request, "description"), wish),
-        str(number_at(data, "user", "id")),
-        target=None,
-        commit=commit_at(merge_request, "last_commit", "id"),
+        None if kind == "pull" else text_at(data, "project", "default_branch"),
+        commit_at(thing, "last_commit", "id"),
     )
 
 
@@ -114,17 +97,15 @@ def _failed(data: object) -> Request | Ignored:
         for build in builds
         if text_at(build, "status") in FAILURES and not at(build, "allow_failure")
     ]
-    name = text_at(pipeline, "name") or "pipeline"
-    return Request(
+    return asked(
         "gitlab",
         str(number_at(data, "project", "id")),
         "check",
         number_at(merge_request, "iid") if merge_request is not None else None,
-        title_of(name),
-        check_task(name, "\n".join(failed)),
-        "",
-        branch,
-        commit_at(pipeline, "sha"),
+        text_at(pipeline, "name") or "pipeline",
+        "\n".join(failed),
+        target=branch,
+        commit=commit_at(pipeline, "sha"),
     )
 
 

@@ -131,23 +131,46 @@ def title_of(text: str) -> str:
     return " ".join(visible(text, TITLE_CHARS).split())
 
 
-def issue_task(title: str, body: str, wish: str = "") -> str:
+def _issue_task(title: str, body: str, wish: str = "") -> str:
     """Return the task of an issue, with what was asked about it in a comment."""
     asked = f"\n\nWhat was asked about it:\n\n{visible(wish)}" if wish.strip() else ""
     return f"{title_of(title)}\n\n{visible(body)}{asked}".strip()
 
 
-def pull_task(title: str, body: str, wish: str) -> str:
+def _pull_task(title: str, body: str, wish: str) -> str:
     """Return the task of a comment on a pull request, whose head is checked out."""
     about = f"Do what was asked about a pull request. Its changes are in your workspace already.\n\nIts title: {title_of(title)}"
     said = f"\n\nWhat it says of itself:\n\n{visible(body, TEXT_CHARS // 2)}" if body.strip() else ""
     return f"{about}{said}\n\nWhat was asked:\n\n{visible(wish) or 'Fix what is wrong with it.'}"
 
 
-def check_task(name: str, details: str) -> str:
+def _check_task(name: str, details: str) -> str:
     """Return the task of a check that fails."""
     said = f"\n\nWhat it reports:\n\n{visible(details, TEXT_CHARS // 2)}" if details.strip() else ""
     return f"The check {title_of(name)!r} fails. Find out why and fix the cause.{said}"
+
+
+def asked(
+    service: str,
+    project: str,
+    kind: str,
+    number: int | None,
+    title: str,
+    body: str,
+    wish: str = "",
+    actor: str = "",
+    target: str | None = None,
+    commit: str | None = None,
+) -> Request:
+    """Return the request about an issue, a pull request or a check: see Request. ``wish`` is what a comment asks for."""
+    match kind:
+        case "issue":
+            task = _issue_task(title, body, wish)
+        case "pull":
+            task = _pull_task(title, body, wish)
+        case _:
+            task = _check_task(title, body)
+    return Request(service, project, kind, number, title_of(title), task, actor, target, commit)
 
 
 def at(data: object, *path: str | int) -> Any:  # noqa: ANN401 - JSON of any shape
