@@ -4,6 +4,7 @@
 
     answer or exception                                   becomes                asked again
     ───────────────────────────────────────────────────── ────────────────────── ───────────
+    400, 422, 500: it cannot parse what the model said    Transient              yes: it will say it another way
     any refusal that speaks of the context window, or 413 ContextOverflow        by the loop, after compaction
     408, 409, 425, 429, 5xx but 501                       Transient              yes
     429 with a spent quota                                EndpointRefused        no
@@ -40,6 +41,13 @@ _OVERFLOW = re.compile(
     r"|context length (is|of) only \d+|too many tokens|prompt is too long|`inputs` tokens \+ `max_new_tokens` must be",
     re.IGNORECASE,
 )
+# How servers say that they could not parse the model's harmony: openai-harmony (vLLM, which calls it a 400), Ollama, LM Studio,
+# llama.cpp.
+_GARBLED = re.compile(
+    r"HarmonyError|in message header|could not parse header|while expecting start token|channel marker present"
+    r"|unexpected EOS while waiting|error parsing tool call|failed to parse (tool call|input at pos)",
+    re.IGNORECASE,
+)
 _QUOTA = re.compile(r"insufficient_quota|billing_hard_limit|exceeded your current quota", re.IGNORECASE)
 _RETRIED_STATUSES = frozenset({408, 409, 425, 429, 499})
 _REMEDIES = {
@@ -55,6 +63,7 @@ _REMEDIES = {
 _SHOWN_CHARS = 400
 _MOST_SILENCES = 2  # each costs minutes
 _MOST_CUTS = 5
+_MOST_GARBLED = 10  # of the worst servers one answer in four is
 
 
 BREAKS = (httpx2.RequestError, httpx2.InvalidURL)
@@ -76,6 +85,10 @@ class Transient(EndpointUnreachable):
 def refusal(status: int, headers: Mapping[str, str], body: str, *, wall_s: float) -> ModelError:
     """Translate an answer that is not a success. ``wall_s`` is the time of day as seconds since the epoch."""
     said = message_in(body)
+    if status in {400, 422, 500} and _GARBLED.search(body):  # first: it quotes the model, who may say anything
+        return Transient(
+            f"the server could not parse the model's answer: {said}", retry_after_s=0.0, most=_MOST_GARBLED
+        )
     if status == 413 or (status != 429 and _OVERFLOW.search(body)):
         return ContextOverflow(f"the prompt does not fit the model's window: {said or f'HTTP {status}'}")
     told = f"the endpoint answered HTTP {status}" + (f": {said}" if said else "")

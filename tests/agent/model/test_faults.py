@@ -204,6 +204,28 @@ def test_both_forms_of_retry_after(headers: dict[str, str], wait_s: float | None
     assert retry_after_s(headers, wall_s=WALL_S) == wait_s
 
 
+# What servers say when their own parser fails on an answer in harmony: vLLM, LM Studio, Ollama, llama.cpp.
+GARBLED = [
+    'unexpected tokens remaining in message header: Some("to=functions.shell")',
+    "Unexpected token 12606 while expecting start token 200006",
+    "Could not parse header: too many tokens remaining after extracting content-type and recipient",
+    "channel marker present but no channel value found in header",
+    'Failed to parse tool call: Expected "<|message|>", but got "to=function" at index 89.',
+    "error parsing tool call: raw='{\"cmd\":\"echo context_length_exceeded\"}]', err=invalid character ']'",
+    "Failed to parse input at pos 0: <|channel|>commentary",
+]
+
+
+@pytest.mark.parametrize("status", [400, 500])
+@pytest.mark.parametrize("said", GARBLED)
+def test_an_answer_that_the_server_cannot_parse_is_asked_for_again(said: str, status: int) -> None:
+    """vLLM calls it a bad request, in the middle of a stream that began as a success."""
+    body = {"error": {"message": said, "type": "BadRequestError", "code": status}}
+    for error in (refusal(status, {}, json.dumps(body), wall_s=WALL_S), error_event(body["error"], wall_s=WALL_S)):
+        assert isinstance(error, Transient)
+        assert (error.retry_after_s, error.most) == (0.0, 10)
+
+
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
