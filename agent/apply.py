@@ -39,7 +39,7 @@ def _places(patch: Patch, root: Path) -> dict[str, Path]:
         if any(part.casefold() == ".git" for part in place.relative_to(root).parts):
             raise PatchError(Fault.PATH, f"the path {path!r} leads into git's own folder through a link.")
         if place.exists() and not place.is_file():
-            raise PatchError(Fault.FILE, f"{path} is {'a folder' if place.is_dir() else 'no regular file'}.")
+            raise PatchError(Fault.FILE, f"{path} is {'a folder' if place.is_dir() else 'not a regular file'}.")
         if place in places.values():
             raise PatchError(Fault.PATH, f"{path} is the same file as another path of the patch, through a link.")
         places[path] = place

@@ -471,7 +471,7 @@ def _from_file(path: Path, *, personal: bool, text: str | None = None) -> tuple[
             raise _unknown(key, str(path), "")
         if RULES[key].personal and not personal:
             raise ConfigError(
-                f"{path}: {key!r} cannot be set by a repository, because it decides about your machine or your keys. "
+                f"{path}: {key!r} cannot be set by a repository, because it controls your machine or your keys. "
                 f"Set it in {user_file()}, in the environment ({_variable(key)}) or as a flag."
             )
     for key, value in content.items():

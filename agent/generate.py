@@ -38,9 +38,7 @@ def generate(config: RunConfig, text: str, say: Say) -> Iterator[str]:
         case _ if config.wire in {"auto", "completions"}:
             return _remote(config, text, params, say)
         case _:
-            raise UsageError(
-                f"the {config.wire} wire has only messages: plain text is continued over --wire completions or local"
-            )
+            raise UsageError(f"the {config.wire} wire cannot continue plain text: use --wire completions or local")
 
 
 def _scripted(config: RunConfig, text: str, params: SamplingParams) -> Iterator[str]:

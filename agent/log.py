@@ -60,7 +60,7 @@ def parse(data: bytes, name: str) -> tuple[list[Entry], int]:
 class Log:
     """The one writer of a run's log. Holds an exclusive lock until closed; a context manager.
 
-    Raises LogError when the file cannot be opened or written, another process works on the run, or (with ``new``) the
+    Raises LogError when the file cannot be opened or written, another process is working on the run, or (with ``new``) the
     run exists already.
     """
 
@@ -105,7 +105,7 @@ class Log:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise LogError(
-                f"another process works on the run {self._path.parent.name}: wait for it, or stop it first"
+                f"another process is working on the run {self._path.parent.name}: wait for it, or stop it first"
             ) from error
 
     def _truncate(self) -> None:

@@ -63,12 +63,12 @@ def checked(rule: Rule, key: str, value: object, place: str) -> object:
             try:
                 return Path(value).expanduser().absolute()
             except RuntimeError:
-                raise wrong("a path below the home of somebody who is known here") from None
+                raise wrong("a path below the home of a user of this machine") from None
         case "url":
             return _endpoint(value, wrong)
         case "text":
             if not isinstance(value, str) or not value.strip() or not value.strip().isprintable():
-                raise wrong("a text on one line")
+                raise wrong("a single line of text")
             if rule.secret and not value.strip().isascii():
                 raise wrong("plain ASCII, since it is sent in a header")
             return value.strip()
@@ -111,7 +111,7 @@ def _number(kind: type[int] | type[float], key: str, text: str, place: str) -> i
 def _within(rule: Rule, number: int | float, wrong: Callable[[str], ConfigError]) -> int | float:
     low, high = rule.low, rule.high
     if number == float("inf") and high is None:
-        raise wrong("a number with an end")
+        raise wrong("a finite number")
     if (low is not None and number < low) or (high is not None and number > high):
         raise wrong(f"at least {_shown(rule, low)}" if high is None else f"from {low} to {high}")
     return number

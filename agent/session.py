@@ -147,7 +147,7 @@ def fix(
 def resume(folder: Path, show: Show, say: Say = lambda _: None, *, through: Through = lambda model: model) -> RunEnded:
     """Go on with the run in ``folder`` from its log, in the sandbox it left or in a restored copy.
 
-    Raises LogError when the log cannot be read or another process works on it, UsageError when the run is done.
+    Raises LogError when the log cannot be read or another process is working on it, UsageError when the run is done.
     """
     with Log(folder / LOG_NAME) as log:
         state = fold(entry.event for entry in log.entries)
@@ -156,7 +156,7 @@ def resume(folder: Path, show: Show, say: Say = lambda _: None, *, through: Thro
                 f"{folder / LOG_NAME} holds no RunStarted: the run was killed before it began; start it again"
             )
         if state.ended is not None and state.ended.outcome not in CAN_GO_ON:
-            raise UsageError(f"the run {state.run} has ended ({state.ended.outcome}): there is nothing to go on with")
+            raise UsageError(f"the run {state.run} has ended ({state.ended.outcome}): there is nothing to resume")
         config = policy.admit(restore(state.config), Path(state.repository))
         snapshot = snapshots.load(folder)
         options = sandbox_options(config, state.run, say)

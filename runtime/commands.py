@@ -46,7 +46,7 @@ class Place:
         try:
             where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         except RuntimeError as error:
-            raise RuntimeFault(f"--device {device}: there is no such kind of device; use cpu, cuda or mps") from error
+            raise RuntimeFault(f"--device {device}: there is no such device; use cpu, cuda or mps") from error
         if where.type == "cuda" and not torch.cuda.is_available():
             raise RuntimeFault(f"--device {device}: PyTorch finds no CUDA device here; use --device cpu")
         if where.type == "mps" and not torch.backends.mps.is_available():

@@ -62,7 +62,7 @@ class PagePool:
         for page in reversed(pages):
             entry = self._pages[page]
             if entry.holders < 1:
-                raise ValueError(f"page {page} is let go by somebody who doesn't hold it")
+                raise ValueError(f"page {page} is released by somebody who does not hold it")
             entry.holders -= 1
             if entry.holders == 0:
                 if entry.key is None:

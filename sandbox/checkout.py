@@ -89,14 +89,14 @@ def _write(root: Path, renderings: Mapping[Step, bytes]) -> None:
         problem = moves.undo()
         if problem is not None:  # the old files stay where they are named
             raise WorktreeError(
-                f"the change could not be brought in ({error}) and not wholly be taken back ({problem}); what the "
-                f"files were is in {folder / 'old'}: copy it over the checkout, then remove {folder}"
+                f"the change could not be applied ({error}) and not completely undone ({problem}); the original files "
+                f"are in {folder / 'old'}: copy them over the checkout, then remove {folder}"
             ) from error
         shutil.rmtree(folder)
         if isinstance(error, OSError):
             raise WorktreeError(
-                f"the change could not be brought into {root}: {error}; everything is as it was. Make room or give "
-                "the permission, and do it again"
+                f"the change could not be applied to {root}: {error}; nothing was changed. Free some space or fix the "
+                "permissions, then try again"
             ) from error
         raise
     shutil.rmtree(folder)

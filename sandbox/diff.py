@@ -130,7 +130,7 @@ def _section(lines: list[bytes], at: int) -> tuple[Change, int]:
             case b"index" if found := _INDEX.match(line):
                 mode = int(found[1], 8) if found[1] else mode
             case _:
-                raise _odd(lines, at, "this is no line of a git diff's header")
+                raise _odd(lines, at, "this is not a line of a git diff's header")
         at += 1
     change = Change(old, new, mode)
     if at < len(lines) and lines[at] == b"GIT binary patch":
@@ -215,7 +215,7 @@ def _binary(lines: list[bytes], at: int) -> int:
 
 def _mode(lines: list[bytes], at: int, text: bytes) -> int:
     if not re.fullmatch(rb"[0-7]{6}", text):
-        raise _odd(lines, at, "this is no file mode")
+        raise _odd(lines, at, "this is not a file mode")
     return int(text, 8)
 
 

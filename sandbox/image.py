@@ -73,8 +73,8 @@ def choose(client: DockerClient, image: str | None, repository: Path, workspace:
     if image is None and sys.platform == "linux" and _is_local(client):
         return host(client, repository, workspace)
     raise ImageUnavailable(
-        f"the image {image or DEFAULT} is not here and could not be pulled ({problem}); build one with `agent sandbox "
-        "build`, name one that is here with --image, or on Linux use --image host"
+        f"the image {image or DEFAULT} is not on this machine and could not be pulled ({problem}); build one with `agent sandbox "
+        "build`, name another with --image, or on Linux use --image host"
     )
 
 

@@ -212,7 +212,7 @@ class Worktree:
         trees = plumbing.attempt(["rev-parse", *names[1:]], self.snapshot.repository).stdout.decode().split()
         said = plumbing.run(["log", "-1", "--format=%B", commit], self.snapshot.repository).decode("utf-8", "replace")
         if trees != [applied.tree, self.snapshot.tree] or said.strip() != message.strip():
-            raise WorktreeError(f"the branch {branch} is there already; give another name with --branch")
+            raise WorktreeError(f"the branch {branch} already exists; give another name with --branch")
         return commit
 
     def _fill(self, place: Path, branch: str) -> None:
@@ -248,7 +248,7 @@ def branch_problem(snapshot: Snapshot, branch: str) -> str | None:
     """Return why a branch of that name cannot be made, None where it can."""
     checked = plumbing.attempt(["check-ref-format", "--branch", branch], snapshot.git_dir)
     if os.fsdecode(checked.stdout.rstrip(b"\n")) != branch:  # @{-1} stands for another
-        return f"{branch!r} is no name that git takes for a branch"
+        return f"{branch!r} is not a valid branch name for git"
     if not plumbing.attempt(["rev-parse", "-q", "--verify", f"refs/heads/{branch}"], snapshot.repository).returncode:
         return f"the branch {branch} is there already"
     # Names of branches are paths: a/b and a cannot both be.
@@ -268,7 +268,7 @@ def folder_problem(folder: Path) -> str | None:
     except OSError as error:
         return f"{folder} cannot be used: {error.strerror}"
     if not above.is_dir():
-        return f"{folder} cannot be made: {above} is no folder"
+        return f"{folder} cannot be made: {above} is not a folder"
     return None if os.access(above, os.W_OK | os.X_OK) else f"{folder} cannot be made: {above} cannot be written"
 
 

@@ -251,7 +251,7 @@ def _wait_for(log: Path) -> None:
     give_up_s = time.monotonic() + LOCK_WAIT_S
     while is_running(log):
         if time.monotonic() > give_up_s:
-            raise LogError(f"another process works on {log.parent}: stop it first")
+            raise LogError(f"another process is working on {log.parent}: stop it first")
         time.sleep(0.05)
 
 

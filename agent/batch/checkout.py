@@ -91,7 +91,7 @@ def _clone(source: Path, fresh: Path, task: Task) -> None:
     plumbing.run(["clone", "-q", "--shared", "--no-checkout", "--", str(source), str(fresh)], source)
     commit = task.base_commit or "HEAD"
     if commit.startswith("-"):
-        raise UsageError(f"the task {task.name}: {commit!r} is no commit")
+        raise UsageError(f"the task {task.name}: {commit!r} is not a commit")
     plumbing.run(["checkout", "-q", "--detach", commit], fresh)
 
 

@@ -81,14 +81,14 @@ def _empty(folder: Path) -> None:
     torn = (".new-", f".{REPORT_NAME}.", f".{OUTPUT_NAME}.")  # what a grade leaves that was killed
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     if any(name not in ours and not name.startswith(torn) for name in names):
-        raise UsageError(f"{folder} is there and holds other things than a grade: give another --out")
+        raise UsageError(f"{folder} exists and holds something other than a grade: name another --out")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
 
 
 def _graded(task: Task, patch: bytes, config: RunConfig, folder: Path) -> Grade:
     if task.script is None and task.tests is None:
-        raise UsageError(f"the task {task.name} says nothing to grade by: it has neither check.sh nor FAIL_TO_PASS")
+        raise UsageError(f"the task {task.name} cannot be graded: it has neither check.sh nor FAIL_TO_PASS")
     checkout = lay_out(task, folder / "checkout", config.cache_dir)
     snapshot = snapshots.take(checkout, folder / "state", include_uncommitted=False)
     tree = Worktree(snapshot).apply(patch).tree

@@ -56,7 +56,7 @@ def _read(place: str, repositories: Path | None, say: Callable[[str], None]) -> 
     if named and (named["hub"] or not slip):
         return _fetch(named, repositories, say)
     raise UsageError(
-        f"{place} is no task: give a folder with {TASK_FILE}, a folder of such folders, a .jsonl, .json or .parquet file, "
+        f"{place} is not a task: give a folder with {TASK_FILE}, a folder of such folders, a .jsonl, .json or .parquet file, "
         "or a data set as hf:OWNER/NAME"
     )
 

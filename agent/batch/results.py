@@ -32,7 +32,7 @@ FIELDS: Mapping[str, type | tuple[type, ...]] = {
 class Results:
     """The one writer of a batch's results. Holds an exclusive lock until closed; a context manager.
 
-    Raises LogError when the file cannot be used, or another batch works in the folder.
+    Raises LogError when the file cannot be used, or another batch is running in the folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -47,7 +47,7 @@ class Results:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise LogError(f"another batch works in {folder}: wait for it, or give another --out") from error
+                raise LogError(f"another batch is running in {folder}: wait for it, or give another --out") from error
             data = self._path.read_bytes()
             whole = data.rfind(b"\n") + 1
             if whole != len(data):
@@ -162,5 +162,5 @@ def hold_to(folder: Path, settings: Mapping[str, Any]) -> None:
     other: Iterable[str] = (key for key in sorted({*before, *plain}) if before.get(key) != plain.get(key))
     if said := ", ".join(f"{key} was {before.get(key)!r} and is {plain.get(key)!r}" for key in other):
         raise UsageError(
-            f"the batch in {folder} was begun with other settings ({said}): give another --out, or the same ones"
+            f"the batch in {folder} was started with other settings ({said}): use the same ones, or another --out"
         )

@@ -109,7 +109,7 @@ def _task(row: object, place: str, folder: Path, repositories: Path | None, fore
 def _from_swe_bench(row: Mapping[str, Any], place: str, folder: Path, repositories: Path | None) -> Task:
     for key in (*SWE_KEYS, *SWE_MAY):
         if row.get(key) is None and key in SWE_KEYS:
-            raise UsageError(f"{place}: {key!r} is missing; SWE-bench's shape has {', '.join(SWE_KEYS)}")
+            raise UsageError(f"{place}: {key!r} is missing; a row in SWE-bench's format has {', '.join(SWE_KEYS)}")
         if not isinstance(row.get(key) or "", str):
             raise UsageError(f"{place}: {key!r} must be a text")
     data = {
@@ -134,7 +134,7 @@ def _refuse_here(row: Mapping[str, Any], place: str) -> None:
         elsewhere = isinstance(value, str) and is_url(value) and not value.startswith("file:")
         if isinstance(value, str) and not elsewhere and not (key == "repo" and REPOSITORY.fullmatch(value)):
             raise UsageError(
-                f"{place}: {key!r} is {value!r}, a place on this machine, which a data set from elsewhere may not name"
+                f"{place}: {key!r} is {value!r}, a place on this machine, which a downloaded data set may not name"
             )
 
 

@@ -99,7 +99,7 @@ def make_task(data: Mapping[str, Any], place: str, prompt: str, script: str | No
     if not NAME.fullmatch(name):
         raise UsageError(f"{place}: the name {name!r} must be made of letters, digits, dots, dashes and underscores")
     if not prompt.strip():
-        raise UsageError(f"{place}: the task {name} asks nothing: its prompt is empty")
+        raise UsageError(f"{place}: the task {name} has an empty prompt")
     return Task(
         name,
         prompt.strip(),
@@ -124,7 +124,7 @@ def _repository(named: str, folder: Path, place: str) -> str:
     try:
         return named if is_url(named) else str((folder / Path(named).expanduser()).absolute())
     except RuntimeError as error:
-        raise UsageError(f"{place}: the repository {named}: nobody of that name is known here") from error
+        raise UsageError(f"{place}: the repository {named}: there is no such user on this machine") from error
 
 
 def _settings(data: Mapping[str, Any], place: str) -> dict[str, Any]:

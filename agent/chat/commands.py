@@ -77,7 +77,7 @@ def _path(argument: str, name: str) -> Path:
     try:
         return Path(argument).expanduser()
     except RuntimeError as error:
-        raise UsageError(f"{argument}: there is nobody of this name on this machine") from error
+        raise UsageError(f"{argument}: there is no such user on this machine") from error
 
 
 def _undo(desk: Desk, argument: str) -> None:

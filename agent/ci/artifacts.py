@@ -64,7 +64,7 @@ def prepare(out: Path) -> None:
     """Make the folder, or empty it of an earlier run's files. Raises UsageError where it holds anything else."""
     ours = {RESULT_NAME, LOG_NAME, PATCH_NAME, PAGE_NAME, SUMMARY_NAME, JUNIT_NAME}
     if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - ours):
-        raise UsageError(f"--out {out}: it is there and holds other things. Name a new folder.")
+        raise UsageError(f"--out {out}: it exists and holds other files. Name a new folder.")
     out.mkdir(parents=True, exist_ok=True)
     for name in ours:
         (out / name).unlink(missing_ok=True)
@@ -115,7 +115,7 @@ def read(folder: Path) -> Found | None:
         raise PolicyRefused(f"the artifact's {RESULT_NAME} is not JSON: {error}") from error
     outcome, reason = (record.get(key) if isinstance(record, dict) else None for key in ("outcome", "reason"))
     if outcome not in OUTCOMES or not isinstance(reason, str):
-        raise PolicyRefused(f"the artifact's {RESULT_NAME} is no result: its outcome is {str(outcome)[:80]!r}")
+        raise PolicyRefused(f"the artifact's {RESULT_NAME} is not a result: its outcome is {str(outcome)[:80]!r}")
     patch = _plain_file(folder / PATCH_NAME, MAX_PATCH_BYTES) or b""
     base_commit, report = _told(folder, outcome, patch)
     return Found(outcome, reason[:REASON_CHARS], base_commit, report, patch)
@@ -144,10 +144,10 @@ def _plain_file(path: Path, most_bytes: int) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise PolicyRefused(f"the artifact's {path.name} is no plain file: {error.strerror}") from error
+        raise PolicyRefused(f"the artifact's {path.name} is not a regular file: {error.strerror}") from error
     with os.fdopen(handle, "rb") as file:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise PolicyRefused(f"the artifact's {path.name} is no plain file")
+            raise PolicyRefused(f"the artifact's {path.name} is not a regular file")
         data = file.read(most_bytes + 1)
     if len(data) > most_bytes:
         raise PolicyRefused(f"the artifact's {path.name} has more than {most_bytes >> 20} MiB")

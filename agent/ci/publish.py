@@ -65,7 +65,7 @@ class Publisher:
 
     def _admit(self, asked: Request) -> None:
         if asked.actor and not self._persist(lambda: self.service.may_write(asked.actor)):
-            raise PolicyRefused(f"{asked.actor} may not write to {asked.project}: nothing is published for them")
+            raise PolicyRefused(f"{asked.actor} may not write to {asked.project}: so nothing is published")
 
     def _propose(self, asked: Request, found: Found) -> Proposal:
         if not found.patch or not found.base_commit:
@@ -122,7 +122,7 @@ class Publisher:
                 snapshot, self.remote, branch, commit, at.commit if at else None
             ):
                 raise PolicyRefused(
-                    f"somebody else has worked on the branch {branch}: it is left alone. Delete or rename it to have a new change"
+                    f"somebody else has worked on the branch {branch}: it is left alone. Delete or rename it to get a new change"
                 )
         except RemoteUnavailable as error:
             raise Again(str(error)) from error

@@ -107,14 +107,14 @@ class Rest:
             raise self._refusal(method, url, response)
         with suppress(ValueError):
             return response.json()
-        raise ServiceError(f"{method} {url} was answered with what is no JSON; does the API's URL end as it should?")
+        raise ServiceError(f"the answer to {method} {url} is not JSON; is the API's URL right?")
 
     def pages(self, path: str, params: Mapping[str, str | int] | None = None) -> Iterator[Any]:
         """Yield the items of a list, page by page. Raises as ``ask`` does, and ServiceError where it has no end."""
         for page in range(1, MOST_PAGES + 1):
             items = self.ask("GET", path, params={**(params or {}), "per_page": PAGE, "page": page})
             if not isinstance(items, list):
-                raise ServiceError(f"GET {self._base_url}{path} was answered with what is no list")
+                raise ServiceError(f"the answer to GET {self._base_url}{path} is not a list")
             yield from items
             if len(items) < PAGE:
                 return

@@ -151,13 +151,15 @@ class ApiModel:
             if named is None:
                 raise
             self._refused |= {named}
-            raise Transient(f"the endpoint does not take {named!r}; asking without it", retry_after_s=0.0) from error
+            raise Transient(
+                f"the endpoint does not accept {named!r}; retrying without it", retry_after_s=0.0
+            ) from error
         except ContextOverflow as error:
             if api.limit not in body:
                 raise
             # Several servers add the answer's limit to the prompt: only what is left without it is a real overflow.
             asking.unlimited = True
-            raise Transient(f"{error}; asking without {api.limit}", retry_after_s=0.0) from error
+            raise Transient(f"{error}; retrying without {api.limit}", retry_after_s=0.0) from error
         made = answer.close(asking.functions)
         yield from made.repairs
         yield from map(MessageAdded, made.messages)

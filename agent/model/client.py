@@ -283,7 +283,7 @@ class Client:
             size += len(chunk)
             if size > _MOST_ANSWER_BYTES:
                 raise ModelUnfit(
-                    f"the endpoint sent more than {_MOST_ANSWER_BYTES >> 20} MiB for one answer: it does not heed max_tokens"
+                    f"the endpoint sent more than {_MOST_ANSWER_BYTES >> 20} MiB for one answer: it ignores max_tokens"
                 )
             if most_s is not None and self.clock.now() - began_s > most_s:
                 raise EndpointUnreachable(f"the answer took longer than the {most_s:.0f} s that the run had left")
@@ -369,4 +369,4 @@ def _start_of(response: httpx2.Response) -> str:
 
 
 def _no_json(url: str, kind: str, body: str) -> str:
-    return f"{url} answered with {kind or 'something'} that is no JSON object: {message_in(body)!r}. Does the URL end in /v1?"
+    return f"{url} answered with {kind or 'something'} that is not a JSON object: {message_in(body)!r}. Does the URL end in /v1?"

@@ -154,7 +154,7 @@ class CompletionsSource:
             if not limited:
                 raise
             self._sends_limit = False
-            raise Transient(f"{error}; asking without max_tokens", retry_after_s=0.0) from error
+            raise Transient(f"{error}; retrying without max_tokens", retry_after_s=0.0) from error
 
 
 def request(

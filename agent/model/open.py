@@ -136,7 +136,7 @@ def _scripted(config: RunConfig) -> Model:
     from agent.model.scripted import ScriptedModel, load_script
 
     if config.script is None:
-        raise UsageError("the scripted wire needs to know what to play: give --script FILE")
+        raise UsageError("the scripted wire needs a script: give --script FILE")
     return ScriptedModel(load_script(config.script), f"a recording ({config.script.name})", config.context_tokens)
 
 
@@ -325,7 +325,7 @@ def _offer(config: RunConfig, client: Client, say: Callable[[str], None]) -> Off
     fitting = [offer for offer in found if "gpt-oss" in offer.model.lower()] or found
     if len(fitting) != 1:
         names = ", ".join(offer.model for offer in fitting) or "none at all"
-        raise UsageError(f"{client.endpoint.url} offers several models ({names}): say which with --model")
+        raise UsageError(f"{client.endpoint.url} offers several models ({names}): choose one with --model")
     say(f"no model was given: taking {fitting[0].model}")
     return fitting[0]
 

@@ -38,7 +38,7 @@ def lines(chunks: Iterable[bytes]) -> Iterator[str]:
             rest += data
             if len(rest) > _MOST_LINE_BYTES:
                 raise ModelUnfit(
-                    f"the endpoint sent a line of more than {_MOST_LINE_BYTES} bytes: this is no model server"
+                    f"the endpoint sent a line of more than {_MOST_LINE_BYTES} bytes: this is not a model server"
                 )
             continue
         first, *middle, last = data.split(b"\n")

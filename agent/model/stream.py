@@ -24,7 +24,7 @@ def decoded(event: ServerEvent) -> dict[str, Any]:
     try:
         found = json.loads(event.data)
     except (ValueError, RecursionError) as error:
-        raise cut(f"an event is no JSON: {event.data[:100]!r}") from error
+        raise cut(f"an event is not JSON: {event.data[:100]!r}") from error
     if not isinstance(found, dict):
         raise ModelUnfit(f"the endpoint streams {type(found).__name__} where an object belongs: {event.data[:100]!r}")
     return found

@@ -135,7 +135,7 @@ class Service:
             return _json(found[0].document())
         kept = self.store.responses.get(ident)
         if kept is None:
-            raise NotThere("There is no such response here: it is not kept any more, or it had store: false.", "id")
+            raise NotThere("There is no such response here: it is no longer kept, or it had store: false.", "id")
         return _json(kept.response)
 
     async def forget(self, request: Request) -> Response:

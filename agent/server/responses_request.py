@@ -111,7 +111,7 @@ def _previous(body: Fields, store: Store) -> Kept:
     kept = store.responses.get(body.text("previous_response_id"))
     if kept is None:
         raise NotThere(
-            "The previous response is not kept here (not any more, or it had store: false). Send the whole input instead.",
+            "The previous response is not kept here (no longer, or it had store: false). Send the whole input instead.",
             "previous_response_id",
         )
     return kept

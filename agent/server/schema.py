@@ -29,7 +29,7 @@ def wrong_with(schema: Mapping[str, Any]) -> str:
     from jsonschema.exceptions import SchemaError
 
     if not isinstance(schema.get("$schema", ""), str):
-        return "has a $schema that is no text"
+        return "has a $schema that is not a string"
     try:
         if len(json.dumps(schema)) > MOST_CHARS:
             return f"is longer than {MOST_CHARS} characters"
@@ -122,7 +122,7 @@ def _wrong_keyword(key: str, value: object) -> str:
         try:
             regex.compile(value)
         except regex.error:
-            return "has a pattern that is no regular expression"
+            return "has a pattern that is not a regular expression"
     return ""
 
 

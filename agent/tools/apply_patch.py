@@ -104,7 +104,7 @@ def _look(patch: Patch, sandbox: Sandbox) -> dict[str, str]:
         if ".git" in real.removeprefix(root).casefold().split("/"):
             raise PatchError(Fault.PATH, f"the path {path!r} leads into git's own folder through a link.")
         if kind in {"folder", "other"}:
-            raise PatchError(Fault.FILE, f"{path} is {'a folder' if kind == 'folder' else 'no regular file'}.")
+            raise PatchError(Fault.FILE, f"{path} is {'a folder' if kind == 'folder' else 'not a regular file'}.")
         if real in places:
             raise PatchError(
                 Fault.PATH, f"{path} and {places[real]} are one file through a link; use one of the names."

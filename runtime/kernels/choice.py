@@ -167,6 +167,6 @@ def parse(sizes: object) -> Tuning:
         single = not isinstance(value, list)
         numbers = (value,) if single else tuple(value)
         if single != (len(PARTS[name]) == 1) or not takes(name, numbers):
-            raise Unusable(f"{name} = {value!r} is no size that the kernels take")
+            raise Unusable(f"{name} = {value!r} is not a size that the kernels accept")
         found[name] = numbers[0] if single else numbers
     return replace(Tuning(), **found)  # type: ignore[arg-type]  # as many numbers as the field has

@@ -20,7 +20,7 @@ _LEAST_MAJOR = 8  # Ampere
 def best_kernels(device: torch.device) -> tuple[str, str]:
     """Return the name of the fastest kernels that run on ``device``, and why it is those."""
     if device.type != "cuda":
-        return "reference", f"{device} is no CUDA GPU"
+        return "reference", f"{device} is not a CUDA GPU"
     name = torch.cuda.get_device_name(device)
     major, minor = torch.cuda.get_device_capability(device)
     if major < _LEAST_MAJOR:

@@ -117,7 +117,7 @@ def load_weights(
                 target.copy_(file.get_tensor(name))
                 if name.endswith("scales") and int(target.max()) == SCALE_NAN:
                     raise CheckpointError(
-                        f"{name} in {shard.name} has a scale byte of 255, which is no number: the file is damaged"
+                        f"{name} in {shard.name} has a scale byte of 255, which is not a number: the file is damaged"
                     )
                 done += target.nbytes
                 if progress is not None:

@@ -92,7 +92,7 @@ def test_an_empty_variable_is_not_set(home: dict[str, str]) -> None:
         ("max_turns = 1.5", ["max_turns", "whole number"]),
         ("temperature = nan", ["temperature", "number"]),
         ("temperature = inf", ["temperature", "from 0 to 2"]),
-        ("timeout_s = inf", ["timeout_s", "a number with an end"]),
+        ("timeout_s = inf", ["timeout_s", "a finite number"]),
         ("seed = -1", ["seed", "from 0 to 9223372036854775807."]),
         ("max_output_bytes = 9", ["max_output_bytes", "at least 256."]),
         ("temperature = 'hot'", ["temperature", "number"]),
@@ -101,8 +101,8 @@ def test_an_empty_variable_is_not_set(home: dict[str, str]) -> None:
         ("checks = 'pytest'", ["checks", "list of commands"]),
         ("checks = ['']", ["checks", "list of commands"]),
         ("max_output_bytes = '4 parsecs'", ["max_output_bytes", "4GiB"]),
-        ("model = ''", ["model", "text on one line"]),
-        ('model = "a\\nb"', ["model", "text on one line"]),
+        ("model = ''", ["model", "single line of text"]),
+        ('model = "a\\nb"', ["model", "single line of text"]),
         ("max_turns = ", ["agent.toml", "TOML"]),
     ],
 )
@@ -173,9 +173,9 @@ def test_what_is_too_much_for_a_parser_is_a_config_error(tmp_path: Path, home: d
 
 def test_a_home_that_nobody_has_is_a_config_error(tmp_path: Path, home: dict[str, str]) -> None:
     file = write(tmp_path / "config.toml", "runs_dir = '~nobody-of-this-name/runs'")
-    with pytest.raises(ConfigError, match=r"config\.toml: 'runs_dir' is .*known here"):
+    with pytest.raises(ConfigError, match=r"config\.toml: 'runs_dir' is .*user of this machine"):
         load(environ={**home, "AGENT_CONFIG": str(file)})
-    with pytest.raises(ConfigError, match=r"'runs_dir' is .*known here"):
+    with pytest.raises(ConfigError, match=r"'runs_dir' is .*user of this machine"):
         load({"runs_dir": Path("~nobody-of-this-name/runs")}, environ=home)
 
 

@@ -241,7 +241,7 @@ def test_auto_says_which_engine_it_took_and_why(checkpoint: Path, monkeypatch: p
     said: list[str] = []
     assert settled(RunConfig(model=str(checkpoint)), said.append) == "torch"
     here = f"{checkpoint.name} is a checkpoint of this machine"
-    assert said == [f"taking the torch backend, because no endpoint was given, {here}, and cpu is no CUDA GPU"]
+    assert said == [f"taking the torch backend, because no endpoint was given, {here}, and cpu is not a CUDA GPU"]
     assert settled(RunConfig(model=str(checkpoint), endpoint="http://127.0.0.1:1/v1"), said.append) == "auto"
     assert settled(RunConfig(wire="transformers", model=str(checkpoint)), said.append) == "transformers"
     assert len(said) == 1

@@ -66,7 +66,7 @@ def test_cut_at_every_byte_it_opens_with_the_whole_lines_and_goes_on(tmp_path: P
 
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run" / LOG_NAME
-    with Log(path, new=True), pytest.raises(LogError, match="another process works on the run run"):
+    with Log(path, new=True), pytest.raises(LogError, match="another process is working on the run run"):
         Log(path)
     Log(path).close()
 

@@ -281,11 +281,11 @@ def test_where_no_run_can_begin_nothing_is_left(tmp_path: Path, configure: Confi
 @pytest.mark.parametrize(
     ("branch", "said"),
     [
-        ("main", "is there already; give another name with --branch"),
-        ("a..b", "is no name"),
-        ("-f", "is no name"),
-        ("HEAD", "is no name"),
-        ("@{-1}", "is no name"),
+        ("main", "already exists; give another name with --branch"),
+        ("a..b", "is not a valid branch name"),
+        ("-f", "is not a valid branch name"),
+        ("HEAD", "is not a valid branch name"),
+        ("@{-1}", "is not a valid branch name"),
         ("main/more", "there is a branch main, and git cannot have main/more beside it; give another"),
     ],
 )
@@ -302,7 +302,7 @@ def test_a_branch_that_cannot_be_made_is_said_before_the_run(
     ("folder", "said"),
     [
         ("repository", "repository is there and not empty; name another"),
-        ("script.json/new", "script.json is no folder"),
+        ("script.json/new", "script.json is not a folder"),
     ],
 )
 def test_a_worktree_that_cannot_be_made_is_said_before_the_run(
@@ -320,11 +320,11 @@ def test_a_model_that_was_not_settled_is_a_mistake_of_what_was_given_and_no_defe
     models = {"object": "list", "data": [{"id": name, "object": "model"} for name in ("gpt-oss-20b", "gpt-oss-120b")]}
     with serving([document(models)]) as server:
         config = configure(FIX, wire="auto", script=None, endpoint=server.url, model=None)
-        with pytest.raises(UsageError, match="say which with --model"):
+        with pytest.raises(UsageError, match="choose one with --model"):
             fix(config, "fix it", repository, "fix", lambda _: None)
     ended = events_of(config)[-1]
     assert isinstance(ended, RunEnded)
-    assert (ended.outcome, "say which with --model" in ended.reason) == (Outcome.ENDPOINT, True)
+    assert (ended.outcome, "choose one with --model" in ended.reason) == (Outcome.ENDPOINT, True)
 
 
 def test_a_branch_that_cannot_be_made_at_the_end_loses_no_work(

@@ -276,7 +276,7 @@ class TestApplyPatch:
         fresh("shell", command="ln -s .git/config sly; ln -s .git gitlink; ln -s gone dangling")
         assert "git's own" in fresh("apply_patch", patch("*** Add File: sly", "+x")).text
         assert "git's own" in fresh("apply_patch", patch("*** Add File: gitlink/x", "+x")).text
-        assert "no regular file" in fresh("apply_patch", patch("*** Add File: dangling", "+x")).text
+        assert "not a regular file" in fresh("apply_patch", patch("*** Add File: dangling", "+x")).text
 
     def test_a_write_that_fails_undoes_those_before_it(self, fresh: Workshop) -> None:
         fresh("shell", command="mkdir shut && chmod 555 shut")

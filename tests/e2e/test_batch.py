@@ -338,4 +338,4 @@ def test_attempts_that_are_interrupted_leave_nothing(place: Place, calc: Path, s
     assert list(place.runs.iterdir()) == []
     taken = place.agent("fix", "double(3) is 5", "-n", "2", *flags, "--branch", "main")
     assert taken.returncode == 2
-    assert "the branch main is there already" in taken.stderr
+    assert "the branch main already exists" in taken.stderr

@@ -309,7 +309,7 @@ def test_a_checkout_with_credentials_is_refused(jobs: Jobs) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("ci", "--out", "textkit"), "holds other things"),
+        (("ci", "--out", "textkit"), "holds other files"),
         (("ci", "publish", "x"), "GITHUB_TOKEN is not set"),
         (("ci", "publish", "x", "--token-env", "OTHER"), "OTHER is not set"),
         (("ci", "--event", "missing.json"), "cannot be read"),

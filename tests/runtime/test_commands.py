@@ -151,7 +151,7 @@ def test_tuning_without_a_gpu_is_refused_in_one_line(
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err == (
-        "runtime: there is nothing to tune here: cpu is no CUDA GPU, and only Triton's kernels have sizes to choose\n"
+        "runtime: there is nothing to tune here: cpu is not a CUDA GPU, and only Triton's kernels have sizes to choose\n"
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -221,7 +221,7 @@ def test_wrong_ids_are_named(
     [
         (["--device", "cuda"], "finds no CUDA device here"),
         (["--device", "mps"], "finds no Metal device here"),
-        (["--device", "gpu"], "no such kind of device"),
+        (["--device", "gpu"], "no such device"),
         (["--max-tokens", "131072"], "the model's window is 131072"),
         (["--temperature", "-1"], "temperature is -1.0"),
         (["--ids", "/nowhere"], "cannot be read as token ids"),

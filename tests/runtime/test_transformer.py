@@ -140,7 +140,7 @@ def test_sizes_that_the_kernels_do_not_take_are_refused_before_anything_runs() -
 def test_kernels_are_chosen_by_name() -> None:
     assert open_kernels("reference", CPU).name == "reference"
     assert open_kernels("auto", CPU).name == "reference"
-    assert best_kernels(CPU) == ("reference", "cpu is no CUDA GPU")
+    assert best_kernels(CPU) == ("reference", "cpu is not a CUDA GPU")
     assert not open_kernels("reference", CPU).recordable  # it makes tables on the host, which no graph may wait for
     with pytest.raises(RuntimeFault, match=r"no kernels called 'cutlass'.*auto, reference, triton"):
         open_kernels("cutlass", CPU)

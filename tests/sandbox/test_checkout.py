@@ -101,7 +101,7 @@ def test_what_cannot_be_taken_back_is_named_and_kept(
 
     real = Path.replace
     monkeypatch.setattr(Path, "replace", broken)
-    with pytest.raises(WorktreeError, match=r"not wholly be taken back \(.*Input/output error.*old: copy it over"):
+    with pytest.raises(WorktreeError, match=r"not completely undone \(.*Input/output error.*old: copy them over"):
         worktree.bring(applied)
     (left,) = repository.glob(".gpt-oss-agent-*")
     assert (left / "old" / "README").read_text() == "words\n"

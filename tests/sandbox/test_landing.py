@@ -138,7 +138,7 @@ def test_a_run_killed_after_its_commit_finds_its_branch_again(repository: Path, 
     applied = worktree.apply(made(snapshot, README))
     first = worktree.keep(applied, "agent/fix", "Fix\n\nbecause\n")
     assert worktree.keep(applied, "agent/fix", "Fix\n\nbecause\n") == first
-    with pytest.raises(WorktreeError, match="there already; give another name with --branch"):
+    with pytest.raises(WorktreeError, match="already exists; give another name with --branch"):
         worktree.keep(applied, "agent/fix", "Something else")
 
 

@@ -114,7 +114,7 @@ class Api:
 
     def _read(self, status: int, data: bytes) -> object:
         if status in {401, 403}:
-            raise WebError(f"{self.name} refuses the key (status {status}): the person has to set another one.")
+            raise WebError(f"{self.name} refuses the key (status {status}): ask the person to set another one.")
         if status >= 300:
             text = " ".join(data[: 4 * SAID_CHARS].decode("utf-8", "replace").split())[:SAID_CHARS]
             text = text.replace(self.key, "***")  # which some services repeat
@@ -122,7 +122,7 @@ class Api:
         try:
             return json.loads(data)
         except (ValueError, RecursionError) as error:
-            raise WebError(f"{self.name} answered with something that is no JSON.") from error
+            raise WebError(f"{self.name} answered with something that is not JSON.") from error
 
 
 @dataclass(frozen=True, slots=True)

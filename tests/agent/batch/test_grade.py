@@ -148,7 +148,7 @@ def test_what_cannot_be_graded_says_why(tmp_path: Path, repository: Path, swe: T
         [
             (swe, elsewhere, "does not apply"),
             (swe, b"no diff at all\n", "line 1 of the diff"),
-            (replace(swe, tests=None), patch(repository, FIXED), "says nothing to grade by"),
+            (replace(swe, tests=None), patch(repository, FIXED), "cannot be graded"),
             (replace(swe, base_commit="0" * 40), patch(repository, FIXED), "checkout failed"),
         ]
     ):
@@ -164,7 +164,7 @@ def test_what_is_no_grade_is_not_deleted(tmp_path: Path, swe: Task, config: RunC
     """`--out tasks` would name the tasks' own folders."""
     folder = tmp_path / "tasks" / swe.name
     write(folder, {"prompt.md": "fix it"})
-    with pytest.raises(UsageError, match="other things than a grade"):
+    with pytest.raises(UsageError, match="something other than a grade"):
         grade(swe, b"\n", config, folder)
     assert (folder / "prompt.md").read_text() == "fix it"
     (folder / "prompt.md").rename(folder / OUTPUT_NAME)

@@ -75,7 +75,7 @@ def test_a_plain_name_is_a_data_set_where_no_such_path_can_be_meant(
     server.requests.clear()
     (tmp_path / "someone").mkdir()
     for slip in (NAME, "someone/tasks.jsonl", "elsewhere/tasks.parquet", "./a/b", "a/b/c", "alone"):
-        with pytest.raises(UsageError, match=r"is no task: .* or a data set as hf:OWNER/NAME"):
+        with pytest.raises(UsageError, match=r"is not a task: .* or a data set as hf:OWNER/NAME"):
             read_tasks([slip])
     assert server.requests == []
 
@@ -119,7 +119,7 @@ def test_one_of_several_configurations_is_asked_for(server: FakeHub) -> None:
     [
         ("hf:someone/other", "the data set someone/other cannot be fetched: RepositoryNotFoundError"),
         ("hf:some--one/x", "'some--one/x' is not the name of a data set"),
-        ("hf:alone", "hf:alone is no task"),
+        ("hf:alone", "hf:alone is not a task"),
     ],
 )
 def test_what_is_no_data_set_is_said(server: FakeHub, name: str, said: str) -> None:
@@ -159,7 +159,7 @@ def test_a_parquet_file_of_ones_own(tmp_path: Path) -> None:
     assert (first.name, first.repository, first.tags) == ("a", str(tmp_path / "r"), ("x", "y"))
     assert (second.tags, second.settings) == ((), {})
     path.write_bytes(parquet(own, own | {"prompt": None}))
-    with pytest.raises(UsageError, match=r"mine\.parquet, row 2: the task a asks nothing"):
+    with pytest.raises(UsageError, match=r"mine\.parquet, row 2: the task a has an empty prompt"):
         read_tasks([path])
     path.write_bytes(b"no table")
     with pytest.raises(UsageError, match=r"mine\.parquet is not a Parquet file"):

@@ -35,7 +35,7 @@ def test_what_was_appended_is_there_again(tmp_path: Path) -> None:
 
 
 def test_one_batch_works_in_a_folder(tmp_path: Path) -> None:
-    with Results(tmp_path), pytest.raises(LogError, match="another batch works in"):
+    with Results(tmp_path), pytest.raises(LogError, match="another batch is running in"):
         Results(tmp_path)
     Results(tmp_path).close()
 

@@ -113,7 +113,7 @@ def test_what_is_wrong_in_a_folder_is_named(tmp_path: Path, toml: str, said: str
 def test_a_task_without_a_repository_or_a_prompt_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="names a git repository"):
         read_tasks([make(tmp_path / "one", repo=False)])
-    with pytest.raises(UsageError, match="asks nothing"):
+    with pytest.raises(UsageError, match="has an empty prompt"):
         read_tasks([make(tmp_path / "two", prompt=" \n")])
     (tmp_path / "one/prompt.md").unlink()
     with pytest.raises(UsageError, match=r"prompt.md cannot be read"):
@@ -125,10 +125,13 @@ def test_what_is_wrong_in_a_row_is_named(tmp_path: Path) -> None:
         ([], "line 2: a task is an object"),
         ({"name": "a"}, "line 2: 'repository' is missing; a row has name"),
         ({"name": "a", "repository": "r", "prompt": 1}, "line 2: prompt and check are texts"),
-        ({"name": "a", "repository": "r"}, "line 2: the task a asks nothing"),
+        ({"name": "a", "repository": "r"}, "line 2: the task a has an empty prompt"),
         ({"name": "a", "repository": "r", "promt": "x", "prompt": "y"}, "line 2: unknown key 'promt'"),
         ({"problem_statement": "x"}, "line 2: 'name' is missing.*, or SWE-bench's keys \\(instance_id"),
-        ({"instance_id": "b", "repo": "a/b"}, "line 2: 'base_commit' is missing; SWE-bench's shape has instance_id"),
+        (
+            {"instance_id": "b", "repo": "a/b"},
+            "line 2: 'base_commit' is missing; a row in SWE-bench's format has instance_id",
+        ),
         (SWE | {"instance_id": "b", "base_commit": 7}, "line 2: 'base_commit' must be a text"),
         (SWE | {"instance_id": 3}, "line 2: 'instance_id' must be a text"),
         (SWE | {"instance_id": "b", "FAIL_TO_PASS": "[1"}, "line 2: 'FAIL_TO_PASS' is not a JSON list"),
@@ -147,7 +150,7 @@ def test_what_is_wrong_in_a_row_is_named(tmp_path: Path) -> None:
         (tmp_path / name).write_text("[" * 100_000)
         with pytest.raises(UsageError, match="is not JSON"):
             read_rows(tmp_path / name)
-    with pytest.raises(UsageError, match="line 1: the repository ~nobody-of-this-name/x: nobody"):
+    with pytest.raises(UsageError, match="line 1: the repository ~nobody-of-this-name/x: there is no such user"):
         read_rows(rows(tmp_path, {"name": "a", "prompt": "x", "repository": "~nobody-of-this-name/x"}))
 
 
@@ -161,7 +164,7 @@ def test_names_are_unique_and_something_must_be_left(tmp_path: Path) -> None:
         read_tasks([tmp_path / "x"], "two")
     with pytest.raises(UsageError, match="not a regular expression"):
         read_tasks([tmp_path / "x"], "(")
-    with pytest.raises(UsageError, match="is no task"):
+    with pytest.raises(UsageError, match="is not a task"):
         read_tasks([tmp_path / "none"])
 
 

@@ -85,7 +85,7 @@ def test_save_and_load(typist: Typist, tmp_path: Path) -> None:
     assert typist("/save") == "/save: which file? /save FILE"
     assert "cannot be written" in typist("/save /no/such/folder/x")
     assert "/load: " in typist("/load /no/such/file")
-    assert "nobody of this name" in typist("/save ~no-such-person/x")
+    assert "no such user" in typist("/save ~no-such-person/x")
     assert len(typist.talk.state.conversation.messages) == 3
     assert typist.goes_on
 

@@ -65,7 +65,7 @@ def test_what_others_wrote_does_nothing_where_it_is_shown(bench: Bench) -> None:
     assert CLAIM.splitlines()[0] not in message(bench), "the model's words are in no commit message"
     body = pull["body"]
     assert body.count("<!--") == 1, "one marker, ours"
-    fence = body.index("````\nMended.")
+    fence = body.index("````\nFixed.")
     end = body.index("\n````", fence + 4)
     for text in ("#99", "@ada", "evil.example", "/close"):
         assert body.count(text) == 1
@@ -317,11 +317,11 @@ def test_a_link_or_a_pipe_in_the_artifact_is_refused(bench: Bench, name: str, tm
     secret = tmp_path / "secret"
     (bench.folder / name).rename(secret)
     (bench.folder / name).symlink_to(secret)
-    with pytest.raises(PolicyRefused, match="no plain file"):
+    with pytest.raises(PolicyRefused, match="not a regular file"):
         bench.publish()
     (bench.folder / name).unlink()
     os.mkfifo(bench.folder / name)
-    with pytest.raises(PolicyRefused, match="no plain file"):
+    with pytest.raises(PolicyRefused, match="not a regular file"):
         bench.publish()
     assert bench.forge.tip(BRANCH) is None
 
@@ -330,9 +330,9 @@ def test_a_link_or_a_pipe_in_the_artifact_is_refused(bench: Bench, name: str, tm
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        (artifacts.RESULT_NAME, b"[1]", "no result"),
+        (artifacts.RESULT_NAME, b"[1]", "not a result"),
         (artifacts.RESULT_NAME, b'{"outcome": "fine", "reason": "x"}', "'fine'"),
-        (artifacts.RESULT_NAME, b'{"outcome": "passed"}', "no result"),
+        (artifacts.RESULT_NAME, b'{"outcome": "passed"}', "not a result"),
         (artifacts.RESULT_NAME, b'{"outcome": "limit", "reason": "x"}', "contradicts itself"),
         (artifacts.RESULT_NAME, b"{", "not JSON"),
         (artifacts.RESULT_NAME, b"[" * 100_000, "not JSON"),

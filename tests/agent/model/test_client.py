@@ -215,7 +215,7 @@ def test_the_time_that_a_run_has_left_bounds_an_answer(silent: list[object], mon
 def test_an_endless_answer_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agent.model.client._MOST_ANSWER_BYTES", 1 << 20)
     flood = [event("x" * 1000)] * 5000
-    with serving([[head(), *flood]]) as server, pytest.raises(ModelUnfit, match="does not heed max_tokens"):
+    with serving([[head(), *flood]]) as server, pytest.raises(ModelUnfit, match="ignores max_tokens"):
         datas(client(server.url))
 
 
@@ -271,7 +271,7 @@ def test_documents_are_fetched_below_the_base_and_at_the_root() -> None:
 
 @pytest.mark.parametrize("reply", [[head(), b"<html>"], document([1, 2])])
 def test_a_document_that_is_no_object_is_unfit(reply: list[bytes]) -> None:
-    with serving([reply]) as server, pytest.raises(ModelUnfit, match="no JSON object"):
+    with serving([reply]) as server, pytest.raises(ModelUnfit, match="not a JSON object"):
         client(server.url).get("/models", 1.0)
 
 

@@ -52,5 +52,5 @@ def test_no_bytes_break_it(chunks: list[bytes]) -> None:
 
 
 def test_a_line_without_an_end_does_not_fill_the_memory() -> None:
-    with pytest.raises(ModelUnfit, match="no model server"):
+    with pytest.raises(ModelUnfit, match="not a model server"):
         decode(*[b"x" * 1024 * 1024] * 20)

@@ -88,9 +88,12 @@ DAMAGE: dict[str, tuple[dict[str, Any], str]] = {
     "no sizes": ({"tuning": None}, "it holds no sizes"),
     "a field of tomorrow": ({"tuning": {**asdict(MINE), "magic": 3}}, "its fields are others than the kernels': magic"),
     "a field is missing": ({"tuning": {"up": [4, 72]}}, "its fields are others than the kernels': batch_tile, "),
-    "a wrong size": ({"tuning": {**asdict(MINE), "up": [3, 128]}}, r"up = \[3, 128\] is no size that the kernels take"),
-    "a number for a pair": ({"tuning": {**asdict(MINE), "up": 4}}, "up = 4 is no size"),
-    "a pair for a number": ({"tuning": {**asdict(MINE), "decode_waves": [3]}}, r"decode_waves = \[3\] is no size"),
+    "a wrong size": (
+        {"tuning": {**asdict(MINE), "up": [3, 128]}},
+        r"up = \[3, 128\] is not a size that the kernels accept",
+    ),
+    "a number for a pair": ({"tuning": {**asdict(MINE), "up": 4}}, "up = 4 is not a size"),
+    "a pair for a number": ({"tuning": {**asdict(MINE), "decode_waves": [3]}}, r"decode_waves = \[3\] is not a size"),
 }
 
 
