@@ -250,7 +250,7 @@ def branch_problem(snapshot: Snapshot, branch: str) -> str | None:
     if os.fsdecode(checked.stdout.rstrip(b"\n")) != branch:  # @{-1} stands for another
         return f"{branch!r} is not a valid branch name for git"
     if not plumbing.attempt(["rev-parse", "-q", "--verify", f"refs/heads/{branch}"], snapshot.repository).returncode:
-        return f"the branch {branch} is there already"
+        return f"the branch {branch} already exists"
     # Names of branches are paths: a/b and a cannot both be.
     listed = plumbing.attempt(["for-each-ref", "--format=%(refname:lstrip=2)", "refs/heads"], snapshot.repository)
     for other in map(os.fsdecode, listed.stdout.splitlines()):

@@ -339,7 +339,7 @@ def test_a_branch_that_cannot_be_made_at_the_end_loses_no_work(
 
     ended = fix(config, "fix it", repository, "fix", show)
     assert (ended.outcome, ended.changed_paths) == (Outcome.INTERNAL, ("calc.py",))
-    assert "the branch mine is there already" in ended.reason
+    assert "the branch mine already exists" in ended.reason
     for name in (PATCH_NAME, SNAPSHOT_NAME):
         assert b"return n * 2" in (folder_of(config) / name).read_bytes()
     git(repository, "branch", "-D", "mine")

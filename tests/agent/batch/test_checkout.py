@@ -88,7 +88,7 @@ def test_what_cannot_be_laid_out_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "files").mkdir()
     for task, error, said in [
         (Task("one", "Fix.", str(source), "0" * 40), WorktreeError, "checkout failed"),
-        (Task("one", "Fix.", str(source), "--orphan"), UsageError, "is no commit"),
+        (Task("one", "Fix.", str(source), "--orphan"), UsageError, "is not a commit"),
         (Task("one", "Fix.", str(tmp_path / "none")), UsageError, "there is no repository"),
         (Task("one", "Fix.", str(tmp_path / "files"), "0" * 40), UsageError, "is not a git repository"),
         (Task("one", "Fix.", f"file://{tmp_path}/none"), WorktreeError, "clone failed"),
