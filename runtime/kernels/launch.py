@@ -63,6 +63,7 @@ class Device:
     def options(self, warps: int, stages: int = 1, registers: int = 255) -> dict[str, int | bool]:
         """Return the keyword arguments of a launch."""
         options: dict[str, int | bool] = {"num_warps": warps, "num_stages": stages, "DEPENDENT": self.dependent_launch}
+        options["enable_fp_fusion"] = True  # the default of Triton up to 3.9, which warns that it will not stay so
         if registers < 255:
             options["maxnreg"] = registers
         if self.dependent_launch:

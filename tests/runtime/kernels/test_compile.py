@@ -50,6 +50,7 @@ def test_every_kernel_compiles_and_fits(tmp_path: Path, gpu: str) -> None:
         check=False,
     )
     assert ran.returncode == 0, ran.stderr[-4000:]
+    assert "Warning" not in ran.stderr, ran.stderr[-4000:]
     launches = [(name, int(size), int(tokens)) for name, size, tokens in map(str.split, ran.stdout.splitlines())]
     assert {name for name, _, _ in launches} == KERNELS
     tuning = fitted(Tuning(), shared, REGISTERS)
