@@ -189,6 +189,7 @@ class _Session:
         self._config, self._log, self._show = config, log, show
         self._snapshot, self._model, self._telemetry = snapshot, model, telemetry
         self._state = State()
+        self._unsaved = False  # the work is in the sandbox alone: this machine could not take it
         self._more = False  # a run that met a limit and is resumed by the person may use as much again
 
     def keep(self, event: Event) -> None:
@@ -244,6 +245,8 @@ class _Session:
                 raise
         finally:
             shop.saver.close()
+            if self._unsaved:
+                sandbox.result().close(keep=True)
             _close(sandbox)
             _close(self._model)
             self._telemetry.close()
@@ -274,11 +277,21 @@ class _Session:
         paths: tuple[str, ...] = ()
         with contextlib.suppress(SandboxError, DiffRefused, WorktreeError, OSError):
             if shop.sandbox.done() and shop.sandbox.exception() is None and self._state.mode == "fix":
-                shop.save()
+                self._save(shop)
                 paths = shop.salvage().paths
         outcome = next((end for kind, end in ENDS.items() if isinstance(error, kind)), Outcome.INTERNAL)
         said = "stopped by Ctrl-C or a signal" if isinstance(error, KeyboardInterrupt) else str(error) or repr(error)
+        if self._unsaved:
+            said += f". The sandbox with the work waits {GRACE_S / 60:g} minutes for `agent resume {self._state.run}`"
         self.keep(RunEnded(outcome, said, last_words(self._state), paths, touched_tests(paths)))
+
+    def _save(self, shop: Workshop) -> None:
+        """Save the work. What this machine cannot take (its disk is full, say) stays in the container, which outlives us."""
+        try:
+            shop.save()
+        except (WorktreeError, OSError):
+            self._unsaved = self._config.sandbox == "docker"
+            raise
 
 
 def new_folder(folder: Path) -> int:

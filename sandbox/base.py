@@ -71,6 +71,6 @@ class Sandbox(Protocol):
         """Bring the workspace back to the copied state: what ``diff`` would say is gone then; ignored files stay."""
         ...
 
-    def close(self) -> None:
-        """Tear it down. May be called twice."""
+    def close(self, keep: bool = False) -> None:
+        """Tear it down. With ``keep`` a container is left to itself for a while, for ``attach``. May be called twice."""
         ...

@@ -21,12 +21,12 @@ MAX_FILE_BYTES = 64 << 20
 
 @dataclass(slots=True)
 class Client:
-    """The verbs of a Sandbox, asked of its helper. ``end`` takes the sandbox down."""
+    """The verbs of a Sandbox, asked of its helper. ``end`` takes the sandbox down, or (given True) only lets go of it."""
 
     link: Link
     workspace: str
     snapshot: Snapshot
-    end: Callable[[], None]
+    end: Callable[[bool], None]
     _diffing: threading.Lock = field(default_factory=threading.Lock)
     _closed: bool = False
 
@@ -73,12 +73,12 @@ class Client:
             changes = self._changes()
             return snapshots.diff(self.snapshot, snapshots.result(self.snapshot, changes)) if changes else b""
 
-    def close(self) -> None:
+    def close(self, keep: bool = False) -> None:
         """Take it down; see Sandbox."""
         if not self._closed:
             self._closed = True
             self.link.close()
-            self.end()
+            self.end(keep)
 
     def fill(self, parts: Iterable[bytes], excludes: bytes, skip: Sequence[str]) -> None:
         """Copy the snapshot in. Raises SandboxError when it does not fit."""

@@ -260,7 +260,11 @@ def _connect(
     except BaseException:
         link.close()
         raise
-    return Client(link, WORKSPACE, snapshot, lambda: _discard(client, container)), bool(said.status["whole"])
+
+    def end(keep: bool) -> None:
+        client.close() if keep else _discard(client, container)
+
+    return Client(link, WORKSPACE, snapshot, end), bool(said.status["whole"])
 
 
 def _why_not_started(error: APIError, image: str | None) -> str:

@@ -107,4 +107,4 @@ def start(snapshot: Snapshot, env: Mapping[str, str]) -> Client:
         wire.end()
         remove_tree(str(folder))
         raise
-    return Client(link, str(workspace), snapshot, wire.end)
+    return Client(link, str(workspace), snapshot, lambda _: wire.end())

@@ -286,7 +286,7 @@ class Recording:
     def undo(self) -> None:
         return
 
-    def close(self) -> None:
+    def close(self, keep: bool = False) -> None:
         return
 
 

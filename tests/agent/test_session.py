@@ -485,6 +485,31 @@ def test_killed_with_sigkill_in_the_middle_of_a_command_it_goes_on(
     assert (folder_of(config) / PATCH_NAME).read_text().count("+once") == 1, "a finished command ran again"
 
 
+@pytest.mark.docker
+def test_work_that_this_machine_cannot_take_waits_in_the_sandbox(repository: Path, configure: Configure) -> None:
+    config = configure([patch(PATCH), DONE], sandbox="docker")
+
+    def fill_the_disk(event: Event) -> None:
+        if isinstance(event, ToolFinished):
+            for folder in ("objects/pack", "objects"):
+                place = folder_of(config) / "base.git" / folder
+                place.rename(place.with_name(f"{place.name}.away"))
+            (folder_of(config) / SNAPSHOT_NAME).mkdir()
+
+    ended = fix(config, "fix it", repository, "fix", fill_the_disk)
+    assert (ended.outcome, ended.branch) == (Outcome.INTERNAL, None)
+    assert f"waits 15 minutes for `agent resume {folder_of(config).name}`" in ended.reason
+    for folder in ("objects", "objects/pack"):
+        place = folder_of(config) / "base.git" / folder
+        place.with_name(f"{place.name}.away").rename(place)
+    (folder_of(config) / SNAPSHOT_NAME).rmdir()
+
+    ended = resume(folder_of(config), lambda _: None)
+    assert ended.outcome is Outcome.PASSED, ended
+    assert [e.note for e in events_of(config) if isinstance(e, Resumed)] == ["in the sandbox it left"]
+    assert git(repository, "show", f"{ended.branch}:calc.py") == BUGGY.replace("+ 2", "* 2")
+
+
 def test_the_commit_message_is_short_in_its_first_line() -> None:
     message = commit_message("word " * 40 + "\nmore", " I did it.\n", "it passes")
     subject, empty, claimed, _, observed = message.splitlines()
