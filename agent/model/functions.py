@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from agent.broken_json import meant
 from agent.conversation import ToolSpec
 
 _NAMESPACE = "functions."
@@ -125,10 +126,8 @@ def _repaired(text: str) -> dict[str, Any] | None:
     """Repair what nearly is a JSON object; None where that would be guessing."""
     if not text.lstrip().startswith("{"):
         return None
-    import json_repair
-
     try:
-        found = json_repair.loads(text)
-    except (ValueError, RecursionError):
+        found = meant(text)
+    except RecursionError:
         return None
     return found if isinstance(found, dict) and found else None

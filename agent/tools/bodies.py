@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from agent.broken_json import meant
+
 PATCH_BEGIN, PATCH_END = "*** Begin Patch", "*** End Patch"
 
 # canonical argument: its other spellings
@@ -54,7 +56,6 @@ _ALIASES: Mapping[str, Mapping[str, str]] = {
 }
 # Names that the models were trained with as well: read like ours, and no sign of a damaged call.
 _ALSO_TRAINED: Mapping[str, tuple[str, ...]] = {"shell": ("cmd",), "plan": ("plan",), "apply_patch": ("input",)}
-_MOST_REPAIRED_CHARS = 1 << 18  # repairing takes 10 µs a character
 _REQUIRED: Mapping[str, str] = {
     "shell": "command", "python": "code", "apply_patch": "patch", "plan": "steps", "open_file": "path", "search": "query",
     "print_tree": "path", "list_dir": "path", "browser_search": "query", "browser_open": "id", "browser_find": "pattern",
@@ -86,16 +87,6 @@ _PATCH_COMMAND = re.compile(
     re.DOTALL,
 )
 _PATCH_PATH = re.compile(r"^(\*\*\* (?:Add File|Delete File|Update File|Move to): )(.+)$", re.MULTILINE)
-_ESCAPE = re.compile(r'\\u[0-9a-fA-F]{4}|\\[nrtbf"/\\]')
-# Arguments one of which is a text with anything in it: {"command": ["bash", "-lc", TEXT], …} or {"command": TEXT, …}.
-_ONE_TEXT = re.compile(
-    r'\{(?P<before>\s*"\w+"\s*:\s*(?P<list>\[\s*"(?:/bin/)?(?:ba)?sh"\s*,\s*"-l?c"\s*,\s*)?)"(?P<text>.*)"'
-    r'(?P<after>\s*(?(list)\]\s*)(?:,\s*"\w+"\s*:\s*(?:\d+|"[^"\n]*")\s*)*)\}',
-    re.DOTALL,
-)
-_NEXT_ARGUMENT = re.compile(r'"\s*,\s*"\w+"\s*:')
-_BARE = re.compile(r'(\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})|["\\]')  # an escape, or what should have been one
-_SPARE_COMMA = re.compile(r",(?=\s*[\]}])")
 _SHELLS = {"bash", "sh", "/bin/bash", "/bin/sh"}
 
 
@@ -211,77 +202,7 @@ def _json(plain: str, repairs: list[str]) -> object:
         return json.loads(plain)
     except ValueError:
         repairs.append("json")
-    decoder = json.JSONDecoder(strict=False)  # line breaks inside strings
-    try:
-        value, end = decoder.raw_decode(plain.lstrip())
-    except ValueError:
-        return _repaired(plain)
-    rest = plain.lstrip()[end:].strip()
-    if not rest.strip("]})\"'`,;. \n\t") or rest == plain.strip()[:end]:
-        return value
-    return None  # a second value: two calls in one, or something else
-
-
-def _repaired(plain: str) -> object:
-    """Repair broken JSON, unless it was cut off (half a command must not run) or repairing would be a guess.
-
-    Words, commas, colons and quotes must survive: where a text's own quotes are not escaped, a guess takes its commas for
-    those of the JSON, and runs the half of a command before one of them.
-    """
-    if len(plain) > _MOST_REPAIRED_CHARS:
-        return None
-    if (value := _with_bare_quotes(plain)) is not None:
-        return value
-    if _cut_off(plain):
-        return None
-    from json_repair import repair_json  # a millisecond to import, and rarely needed
-
-    value = repair_json(plain, return_objects=True)
-    if not isinstance(value, dict if plain.lstrip().startswith("{") else (list, str)):
-        return None  # `{"command"` is the beginning of an object, and no list of one word
-    repaired = json.dumps(value, ensure_ascii=False)
-    return value if _words(repaired) == _words(plain) and repaired.count('"') >= plain.count('"') else None
-
-
-def _with_bare_quotes(plain: str) -> object:
-    """Return the arguments whose one long text has quotes that are not escaped: it goes up to the last that can end it."""
-    match = _ONE_TEXT.fullmatch(plain.strip())
-    if match is None or (match["list"] is None and (_NEXT_ARGUMENT.search(match["text"]) or _cut_off(plain))):
-        return None
-    text = _BARE.sub(lambda found: found[1] or f"\\{found[0]}", match["text"])
-    whole = f'{{{match["before"]}"{text}"{match["after"]}}}'
-    try:
-        return json.loads(whole, strict=False)
-    except ValueError:
-        return None
-
-
-def _cut_off(plain: str) -> bool:
-    """Whether the text ends inside a string or a list, or before a value."""
-    inside, escaped, depth = False, False, list[str]()
-    before, is_key = "", False  # the last sign outside of strings; whether the newest string stands where a key does
-    for letter in plain:
-        if escaped:
-            escaped = False
-        elif inside:
-            escaped = letter == "\\"
-            inside = letter != '"'
-        elif letter == '"':
-            inside, is_key = True, depth[-1:] == ["{"] and before in {"{", ","}
-        elif letter in "[{":
-            depth.append(letter)
-        elif letter in "]}" and depth:
-            depth.pop()
-        if not inside and letter != '"' and not letter.isspace():
-            before = letter
-    end = plain.rstrip()[-1:]
-    return inside or (end not in "}]" and "[" in depth) or end in {":", ","} or (end == '"' and is_key)
-
-
-def _words(text: str) -> str:
-    """What of JSON must survive repairing: letters and digits, commas and colons; neither escapes nor commas before a bracket."""
-    plain = _SPARE_COMMA.sub("", _ESCAPE.sub(" ", text))
-    return "".join(letter for letter in plain if letter.isalnum() or letter in ",:")
+    return meant(plain)
 
 
 def _inner(found: dict[str, Any], tool: str, repairs: list[str]) -> object:
@@ -431,6 +352,8 @@ def _command(value: object) -> object:
         return [value[0], "-c", value[1]]
     if len(value) > 1 and all(" " in word.strip() for word in value):
         return " && ".join(value)  # several command lines
+    if len(value) > 3 and value[0] in _SHELLS and value[1] in {"-c", "-lc"} and not re.search(r"[\s$]", value[2]):
+        return [*value[:2], " ".join(word if word.split() == [word] else shlex.quote(word) for word in value[2:])]
     if value[0] == "cd" and "&&" in value:  # a command line, cut into words
         return " ".join(word if word in {"&&", "||", "|"} else shlex.quote(word) for word in value)
     return value

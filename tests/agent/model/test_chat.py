@@ -434,6 +434,10 @@ def test_malformed_arguments_are_given_as_they_are_and_replayed_valid() -> None:
         (said,) = messages(list(found.sample(TASK, PARAMS)))
         list(found.sample(TASK.add(said, Message(Role.TOOL, "bad JSON")), PARAMS))
         replayed = server.posts()[1]["messages"][2]["tool_calls"][0]["function"]["arguments"]
+    broken = '{"command": ["bash", "-lc", "python -c "import os, sys""]}'
+    assert json.loads(Functions(TASK.tools).arguments("container.exec", broken)) == {
+        "command": ["bash", "-lc", 'python -c "import os, sys"']
+    }
     assert said.text == '{"command": "ls"]}'
     assert json.loads(replayed) == {"command": "ls"}
 

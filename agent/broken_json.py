@@ -1,0 +1,95 @@
+"""JSON that a model got wrong: what it was meant to be, where that is certain. Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Final
+
+MOST_CHARS: Final = 1 << 18  # repairing takes 10 µs a character
+_ESCAPE = re.compile(r'\\u[0-9a-fA-F]{4}|\\[nrtbf"/\\]')
+# Arguments one of which is a text with anything in it: {"command": ["bash", "-lc", TEXT], …} or {"command": TEXT, …}.
+_ONE_TEXT = re.compile(
+    r'\{(?P<before>\s*"\w+"\s*:\s*(?P<list>\[\s*"(?:/bin/)?(?:ba)?sh"\s*,\s*"-l?c"\s*,\s*)?)"(?P<text>.*)"'
+    r'(?P<after>\s*(?(list)\]\s*)(?:,\s*"\w+"\s*:\s*(?:\d+|"[^"\n]*")\s*)*)\}',
+    re.DOTALL,
+)
+_NEXT_ARGUMENT = re.compile(r'"\s*,\s*"\w+"\s*:')
+_BARE = re.compile(r'(\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})|["\\]')  # an escape, or what should have been one
+_SPARE_COMMA = re.compile(r",(?=\s*[\]}])")
+
+
+def meant(text: str) -> object:
+    """Return the value that broken JSON was meant to be; None when that is not certain. May raise RecursionError."""
+    plain = text.strip()
+    decoder = json.JSONDecoder(strict=False)  # line breaks inside strings
+    try:
+        value, end = decoder.raw_decode(plain)
+    except ValueError:
+        return _repaired(plain)
+    rest = plain[end:].strip()
+    if not rest.strip("]})\"'`,;. \n\t") or rest == plain[:end]:
+        return value
+    return None  # a second value: two calls in one, or something else
+
+
+def _repaired(plain: str) -> object:
+    """Repair broken JSON, unless it was cut off (half a command must not run) or repairing would be a guess.
+
+    Words, commas, colons and quotes must survive: where a text's own quotes are not escaped, a guess takes its commas for
+    those of the JSON, and runs the half of a command before one of them.
+    """
+    if len(plain) > MOST_CHARS:
+        return None
+    if (value := _with_bare_quotes(plain)) is not None:
+        return value
+    if _cut_off(plain):
+        return None
+    from json_repair import repair_json  # a millisecond to import, and rarely needed
+
+    value = repair_json(plain, return_objects=True)
+    if not isinstance(value, dict if plain.lstrip().startswith("{") else (list, str)):
+        return None  # `{"command"` is the beginning of an object, and no list of one word
+    repaired = json.dumps(value, ensure_ascii=False)
+    return value if _words(repaired) == _words(plain) and repaired.count('"') >= plain.count('"') else None
+
+
+def _with_bare_quotes(plain: str) -> object:
+    """Return the arguments whose one long text has quotes that are not escaped: it goes up to the last that can end it."""
+    match = _ONE_TEXT.fullmatch(plain.strip())
+    if match is None or (match["list"] is None and (_NEXT_ARGUMENT.search(match["text"]) or _cut_off(plain))):
+        return None
+    text = _BARE.sub(lambda found: found[1] or f"\\{found[0]}", match["text"])
+    whole = f'{{{match["before"]}"{text}"{match["after"]}}}'
+    try:
+        return json.loads(whole, strict=False)
+    except ValueError:
+        return None
+
+
+def _cut_off(plain: str) -> bool:
+    """Whether the text ends inside a string or a list, or before a value."""
+    inside, escaped, depth = False, False, list[str]()
+    before, is_key = "", False  # the last sign outside of strings; whether the newest string stands where a key does
+    for letter in plain:
+        if escaped:
+            escaped = False
+        elif inside:
+            escaped = letter == "\\"
+            inside = letter != '"'
+        elif letter == '"':
+            inside, is_key = True, depth[-1:] == ["{"] and before in {"{", ","}
+        elif letter in "[{":
+            depth.append(letter)
+        elif letter in "]}" and depth:
+            depth.pop()
+        if not inside and letter != '"' and not letter.isspace():
+            before = letter
+    end = plain.rstrip()[-1:]
+    return inside or (end not in "}]" and "[" in depth) or end in {":", ","} or (end == '"' and is_key)
+
+
+def _words(text: str) -> str:
+    """What of JSON must survive repairing: letters and digits, commas and colons; neither escapes nor commas before a bracket."""
+    plain = _SPARE_COMMA.sub("", _ESCAPE.sub(" ", text))
+    return "".join(letter for letter in plain if letter.isalnum() or letter in ",:")
