@@ -111,7 +111,12 @@ def parser() -> argparse.ArgumentParser:
     _place_options(bench)
 
     tune = commands.add_parser("tune", help="find the fastest sizes of the kernels for this GPU, and keep them")
-    tune.add_argument("--model", choices=("20b", "120b"), default="20b", help="whose shapes to measure (20b)")
+    tune.add_argument(
+        "--model",
+        choices=("20b", "120b"),
+        default="20b",
+        help="whose shapes to measure (20b); one choice holds for both",
+    )
     tune.add_argument("--quick", action="store_true", help="fewer candidates, fewer rounds")
     tune.add_argument("--out", type=Path, metavar="FILE.json", help="write the choice there too")
     tune.add_argument("--cache-dir", type=Path, metavar="DIR", help="where the choice is kept (the agent's cache_dir)")

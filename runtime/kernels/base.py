@@ -127,4 +127,6 @@ class Kernels:
     packed_tokens: int = 0
     # Says which size of a model the kernels do not take, and what they take; None: they take them all.
     refusal: Callable[[Shapes], str | None] = lambda _: None
+    # What is raised where a kernel cannot be compiled for a device, or a block of it has no room there.
+    unfit: tuple[type[Exception], ...] = ()
     recordable: bool = False  # into a CUDA graph: nothing is copied from the host or waited for on the way

@@ -8,7 +8,7 @@ import torch
 
 from runtime.kernels import attention, dense, grouped, limits, moe, sampling
 from runtime.kernels.base import Kernels, LayerCache, Mxfp4, Shapes, StepInputs
-from runtime.kernels.launch import Tuning, describe
+from runtime.kernels.launch import REFUSED, Tuning, describe
 
 
 def triton_kernels(on: torch.device, tuning: Tuning | None = None) -> Kernels:
@@ -80,5 +80,6 @@ def triton_kernels(on: torch.device, tuning: Tuning | None = None) -> Kernels:
         sample=sample,
         packed_tokens=few_tokens,
         refusal=partial(limits.refusal, compiled=on.type == "cuda"),
+        unfit=REFUSED,
         recordable=True,
     )

@@ -59,8 +59,19 @@ def forward(model: Transformer, inputs: StepInputs, caches: Sequence[LayerCache]
     """Run one step and return fp32 logits [S, V] of the rows ``inputs.sample_rows``; the caches are written.
 
     Nothing here reads a value back to the host or depends on one, so with kernels that do not either, a step can be
-    captured in a CUDA graph and replayed on other inputs of the same shape.
+    captured in a CUDA graph and replayed on other inputs of the same shape. Raises RuntimeFault where a kernel does not run
+    on the device.
     """
+    try:
+        return _forward(model, inputs, caches)
+    except model.kernels.unfit as error:
+        raise RuntimeFault(
+            f"the {model.kernels.name} kernels do not run on {model.device}: {type(error).__name__}: {error}. "
+            "Use the reference kernels"
+        ) from error
+
+
+def _forward(model: Transformer, inputs: StepInputs, caches: Sequence[LayerCache]) -> torch.Tensor:
     run, shapes, weights = model.kernels, model.shapes, model.weights
     x = weights.embedding.index_select(0, inputs.token_ids)
     for number, (layer, cache) in enumerate(zip(weights.layers, caches, strict=True)):

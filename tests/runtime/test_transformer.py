@@ -137,6 +137,15 @@ def test_sizes_that_the_kernels_do_not_take_are_refused_before_anything_runs() -
         build_transformer(config, tiny_weights(config), kernels)
 
 
+def test_a_kernel_that_does_not_run_on_the_device_is_said(tiny_model: Transformer) -> None:
+    def refuse(*_: object) -> torch.Tensor:
+        raise ArithmeticError("shared memory, required: 300000")
+
+    model = replace(tiny_model, kernels=replace(tiny_model.kernels, attend=refuse, unfit=(ArithmeticError,)))
+    with pytest.raises(RuntimeFault, match=r"the reference kernels do not run on cpu: ArithmeticError: .*300000\. Use"):
+        run_chunks(model, tokens(3), [3])
+
+
 def test_kernels_are_chosen_by_name() -> None:
     assert open_kernels("reference", CPU).name == "reference"
     assert open_kernels("auto", CPU).name == "reference"
