@@ -30,7 +30,9 @@ from tests.agent.harmony.streams import STREAMS
 TOOLS = open_tools(RunConfig())
 TRAINED = declare(TOOLS, "trained")
 GENERIC = declare(TOOLS, "generic")
-SLOW = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SLOW = settings(
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 # Damage that a held model may still do: outside of headers and calls nothing is forbidden.
 IN_TEXT = {
     "stray_end",
