@@ -198,7 +198,7 @@ def test_what_was_looked_for_cannot_forge_a_mark() -> None:
 
 def test_a_deep_page_of_declarations_without_an_end_is_read_in_time() -> None:
     """Looking for each one's end would take minutes, in which no other thread runs."""
-    began_s = time.monotonic()
+    began_s = time.process_time()
     page = page_of(f"{DEEP}<p>before</p>{'<!x ' * 200_000}", URL)
     assert "before" in page.lines
-    assert time.monotonic() - began_s < 20
+    assert time.process_time() - began_s < 20
