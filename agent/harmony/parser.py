@@ -359,4 +359,7 @@ def _settle(header: Header, text: str, token: int | None) -> tuple[Header, tuple
                 channel = Channel.FINAL
             case _:
                 channel = Channel.ANALYSIS
+    if recipient is not None and channel is Channel.FINAL:  # a call, whatever it says: its answer is no final message
+        channel = Channel.COMMENTARY
+        kinds.append(Kind.CHANNEL)
     return Header(channel, recipient, content_type, "", None), tuple(kinds), text

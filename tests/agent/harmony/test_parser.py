@@ -156,6 +156,16 @@ OBSERVED = {
         [(BODY, "commentary", "container.exec", None)],
         {"recipient"},
     ),
+    "a namespace without a name, which may be any of its tools": (
+        "<|channel|>commentary to=functions<|message|>{}<|call|>",
+        [("{}", "commentary", "functions", None)],
+        set(),
+    ),
+    "a call on the final channel": (
+        f"<|channel|>final to=container.exec<|message|>{BODY}<|call|>",
+        [(BODY, "commentary", "container.exec", None)],
+        {"channel"},
+    ),
     "the built-in tool of another name": (
         "<|channel|>analysis to=browser.open_file<|message|>{}<|call|>",
         [("{}", "analysis", "browser.open_file", None)],
