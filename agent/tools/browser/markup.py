@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from html.parser import HTMLParser
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -17,85 +16,91 @@ _SPACED = frozenset(
     {"p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "dl", "table", "pre", "blockquote", "figure"}
     | {"section", "article", "header", "footer", "nav", "main", "form"}
 )
-_VOID = frozenset({"br", "hr", "img", "input", "link", "meta", "wbr"})
-_TOO_DEEP = "ERR_RESOURCE_LIMIT"
-_DECLARATION = re.compile(r"<!(?!--)[^>]*>")  # the standard library stumbles over those that it does not know
+# What lxml takes to find an end tag's element grows with the levels, and so with both bounds together: a second for the worst.
+MOST_TAGS = 100_000
+MOST_LEVELS = 5100
+_PIECE_BYTES = 1 << 14
+_LEFT_OUT = "\n[The rest of this page is left out: it has too many tags, or nests them too deeply]"
 _BLOCKS = _SPACED | {"div", "li", "tr", "dt", "dd", "caption", "figcaption", "address", "hr", "body", "html", "option"}
 _LEAD: Mapping[str, str] = {f"h{level}": "#" * level + " " for level in range(1, 7)} | {"li": "* "}
 
 
 def page_of(html: str, url: str, title: str = "") -> Page:
-    """Return a page for a document at ``url``; ``title`` is used where the document has none. Takes any text."""
+    """Return a page for a document at ``url``; ``title`` is used where the document has none. Takes any text.
+
+    Elements are told as they come and no tree is built: lxml's own ends at 2,048 levels.
+    """
     from lxml import etree
 
-    parser = etree.HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True, huge_tree=True)
-    root = etree.fromstring(html.encode("utf-8", "replace"), parser) if html.strip() else None
-    if any(entry.type_name == _TOO_DEEP for entry in parser.error_log):
-        return _deep_page(html, url, title)
-    if root is None:
-        return make_page(url, title, "", {})
-    text = _Text(url)
-    walk = etree.iterwalk(root, events=("start", "end"))
-    for event, element in walk:
-        if event == "start":
-            if element.tag in _SKIPPED or "hidden" in element.attrib:
-                walk.skip_subtree()
-            else:
-                text.start(element.tag, element.attrib)
-                text.say(element.text)
-        else:
-            if element.tag not in _SKIPPED and "hidden" not in element.attrib:
-                text.end(element.tag)
-            text.say(element.tail)
-    return make_page(url, one_line(root.findtext(".//title") or "") or title, text.finish(), text.links)
+    begun = _beginning(html)
+    reader = _Reader(_Text(url))
+    if begun.strip():
+        parser = etree.HTMLParser(target=reader, encoding="utf-8", huge_tree=True)
+        data = begun.replace("\0", "\ufffd").encode("utf-8", "replace")  # lxml does so too, and notes an error for each
+        with suppress(_TooDeep, etree.XMLSyntaxError):  # the latter where there is no element at all
+            for at in range(0, len(data), _PIECE_BYTES):  # lxml heeds what is raised here at the end of a piece only
+                parser.feed(data[at : at + _PIECE_BYTES])
+            parser.close()
+    text = reader.text.finish()
+    if len(begun) < len(html) or reader.levels > MOST_LEVELS:
+        text += _LEFT_OUT
+    return make_page(url, one_line("".join(reader.title)) or title, text, reader.text.links)
 
 
-def _deep_page(html: str, url: str, title: str) -> Page:
-    """The same for elements nested thousands deep, where lxml gives up: tag by tag, without a tree that could repair what is broken."""
-    tags = _Tags(_Text(url))
-    end = html.rfind(">") + 1  # up to here every declaration has an end, so none is looked for in vain
-    tags.feed(_DECLARATION.sub("", html[:end]) + html[end:])
-    tags.close()
-    return make_page(url, one_line("".join(tags.title)) or title, tags.text.finish(), tags.text.links)
+def _beginning(html: str) -> str:
+    """Return a document, or as much of it as has MOST_TAGS tags."""
+    parts = html.split("<", MOST_TAGS + 1)
+    return html if len(parts) < MOST_TAGS + 2 else html[: -len(parts[-1]) - 1]
 
 
-class _Tags(HTMLParser):
-    """Tells a _Text of tags as they come, and leaves out what is skipped up to the end tag of the same name."""
+class _TooDeep(Exception):
+    """An element is nested more deeply than any page is that somebody means to be read."""
+
+
+class _Reader:
+    """Tells a _Text of elements as lxml finds them, and leaves out what is in one that is skipped."""
 
     def __init__(self, text: _Text) -> None:
-        super().__init__()
         self.text = text
         self.title: list[str] = []
-        self._open_pre = 0
-        self._skipped = ""
-        self._skipped_levels = 0
-        self._in_title = False
+        self.levels = 0
+        self._skipped_from = 0  # the level of the element that is skipped, 0 for none
+        self._title_at = 0
+        self._has_title = False
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        attributes = {name: value or "" for name, value in attrs}
-        self._in_title = self._in_title or tag == "title"
-        if self._skipped:
-            self._skipped_levels += tag == self._skipped
-        elif tag in _SKIPPED or ("hidden" in attributes and tag not in _VOID):
-            self._skipped, self._skipped_levels = tag, 1
+    def start(self, tag: str, attributes: Mapping[str, str]) -> None:
+        """An element begins."""
+        self.levels += 1
+        if self.levels > MOST_LEVELS:
+            raise _TooDeep
+        if tag == "title" and not self._has_title:
+            self._has_title, self._title_at = True, self.levels
+        if self._skipped_from:
+            return
+        if tag in _SKIPPED or "hidden" in attributes:
+            self._skipped_from = self.levels
         else:
-            self._open_pre += tag == "pre"
             self.text.start(tag, attributes)
 
-    def handle_endtag(self, tag: str) -> None:
-        self._in_title = self._in_title and tag != "title"
-        if self._skipped:
-            self._skipped_levels -= tag == self._skipped
-            self._skipped = self._skipped if self._skipped_levels else ""
-        elif tag != "pre" or self._open_pre:
-            self._open_pre -= tag == "pre"
+    def end(self, tag: str) -> None:
+        """It ends. Every element does, in the order of a tree: lxml sees to it."""
+        if not self._skipped_from:
             self.text.end(tag)
+        elif self._skipped_from == self.levels:
+            self._skipped_from = 0
+        if self._title_at == self.levels:
+            self._title_at = 0
+        self.levels -= 1
 
-    def handle_data(self, data: str) -> None:
-        if self._in_title:
-            self.title.append(data)
-        elif not self._skipped:
-            self.text.say(data)
+    def data(self, text: str) -> None:
+        """Text between two tags."""
+        if self._title_at:
+            self.title.append(text)
+        elif not self._skipped_from:
+            self.text.say(text)
+
+    def close(self) -> None:
+        """The document ends."""
 
 
 class _Text:
