@@ -11,13 +11,13 @@
     │   ├── ContextOverflow       3  the prompt does not fit the model's window (the loop compacts and asks again)
     │   ├── ModelUnfit            3  the endpoint answers, but not with what a run needs
     │   ├── Cancelled             3  whoever asked does not want the answer any more
-    │   └── ScriptEnded           4  the script of a scripted model is played to its end, and the run goes on
+    │   └── ScriptEnded           4  the script of a scripted model has no more answers, and the run needs one
     ├── PatchError              2|5  the text is no patch, or does not fit the files (in agent/patch/model.py)
     ├── LogError                  1  a run's log cannot be read or written
     ├── ServiceError              3  GitHub or GitLab (`agent ci publish`) cannot be reached, or refuses
     └── PolicyRefused             7  the run may not begin so, or its result may not leave
 
-``sandbox.errors.SandboxError`` and ``runtime.errors.RuntimeFault`` stand beside this tree, because those packages never
+``sandbox.errors.SandboxError`` and ``runtime.errors.RuntimeFault`` are not in this tree, because those packages never
 import this one; the session translates them.
 """
 

@@ -61,7 +61,7 @@ class CheckResult:
 
 @dataclass(frozen=True, slots=True)
 class RunStarted:
-    """The first event: all that the run was asked, so that the log alone can resume it."""
+    """The first event: everything the run was asked to do, so that the log alone can resume it."""
 
     run: str
     task: str
@@ -74,14 +74,14 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """A killed run goes on. ``note`` says what was found: the same sandbox, or a restored copy."""
+    """A killed run continues. ``note`` says what was found: the same sandbox, or a restored copy."""
 
     note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """Text for the eye while the model speaks. Never logged. ``recipient`` is set for the body of a call."""
+    """Text to show while the model answers. Never logged. ``recipient`` is set for the body of a call."""
 
     channel: Channel | None
     text: str
@@ -90,7 +90,7 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Retried:
-    """The endpoint was asked again and what had arrived was dropped."""
+    """The request is retried, and what had arrived is dropped."""
 
     reason: str
     attempt: int
@@ -99,7 +99,7 @@ class Retried:
 
 @dataclass(frozen=True, slots=True)
 class Repaired:
-    """The model's output was repaired. ``kind`` is the rung of the repair ladder (see agent/harmony/repair.py)."""
+    """The model's output was repaired, or the model was told what it got wrong. ``kind`` says which (agent/harmony/repair.py)."""
 
     kind: str
     detail: str = ""
@@ -107,7 +107,7 @@ class Repaired:
 
 @dataclass(frozen=True, slots=True)
 class MessageAdded:
-    """A whole message joined the conversation."""
+    """A complete message was added to the conversation."""
 
     message: Message
 

@@ -238,7 +238,7 @@ def _described(event: Event, state: State) -> list[str]:
         case Retried():
             return [f"retrying in {seconds(event.wait_s)} (attempt {event.attempt}): {one_line(event.reason, 400)}"]
         case Repaired():
-            return [f"repaired the model's output: {one_line(event.kind)} {one_line(event.detail)}".rstrip()]
+            return [f"recovery: {one_line(event.kind)} {one_line(event.detail)}".rstrip()]
         case MessageAdded(message):
             return message_lines(message)
         case ToolStarted():

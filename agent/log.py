@@ -25,7 +25,7 @@ SYNC_AT_ONCE = (RunStarted, Resumed, ToolStarted, RunEnded)
 
 
 def read(path: Path) -> list[Entry]:
-    """Return every whole entry of a log. A torn last line is dropped.
+    """Return every whole entry of a log. An incomplete last line is dropped.
 
     Raises LogError when the file is not there, a line is not an event record, or a number is missing.
     """

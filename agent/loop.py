@@ -1,4 +1,4 @@
-"""The loop: State in, events out. It looks at the last message, holds nothing, and so goes on from any event.
+"""The loop: State in, events out. It looks at the last message, keeps nothing, and so continues from any event.
 
 ::
 

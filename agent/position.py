@@ -74,7 +74,7 @@ def is_stalled(conversation: Conversation) -> bool:
 
 
 def stalls(conversation: Conversation) -> int:
-    """Return how often in a row the model was told to go on and did not."""
+    """Return how often in a row the model was told to continue and did not."""
     count = 0
     for message in reversed(conversation.messages):
         if message.role is Role.USER and message.text in {GO_ON, CUT_OFF}:

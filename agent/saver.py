@@ -48,7 +48,7 @@ class Saver:
 
     def _work(self) -> None:
         while self._wait():
-            # A safety net: without it the run goes on, and a broken sandbox is met by the run itself.
+            # A safety net: without it the run continues, and a broken sandbox is met by the run itself.
             with contextlib.suppress(SandboxError, DiffRefused, OSError):
                 self._save()
 

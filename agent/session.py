@@ -163,7 +163,7 @@ def resume(folder: Path, show: Show, say: Say = lambda _: None, *, through: Thro
         telemetry = open_telemetry(config, state.run, state.mode, say, resumed=True)
         model = _begin(lambda: through(_open_model(config, say)))
         session = _Session(config, log, show, snapshot, model, telemetry)
-        # Until a call was begun the checks may have been cut off, and what they left behind is not the model's work.
+        # Until a call was started the checks may have been cut off, and what they left behind is not the model's work.
         touched = bool(state.calls) or state.pending is not None
         if not touched and config.sandbox == "docker":
             remove_containers(state.run)
@@ -200,7 +200,7 @@ class _Session:
         self._show(event)
 
     def take_up(self, lost: bool) -> None:
-        """Say in the log and to the model that the run goes on, and what it lost. Calls of a lost sandbox are answered."""
+        """Say in the log and to the model that the run continues, and what it lost. Calls of a lost sandbox are answered."""
         state = self._state
         before = state.ended
         self._more = before is not None and before.outcome is Outcome.LIMIT
@@ -422,7 +422,7 @@ def _begin(work: Callable[[], T]) -> Future[T]:
 def _close(opening: Future[Open]) -> None:
     """Close what was opened. What is still opening is given a moment, then closed when it comes.
 
-    A container whose agent is gone by then ends by itself.
+    A container whose agent is gone by then ends on its own.
     """
     try:
         opening.result(CLOSE_TIMEOUT_S).close()

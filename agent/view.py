@@ -329,7 +329,7 @@ def diff_line(line: str) -> Text:
 
 
 def write(stream: TextIO, text: str) -> None:
-    """Print and flush. Where the reader went away, what follows goes nowhere, and the run goes on."""
+    """Print and flush. Where the reader went away, what follows goes nowhere, and the run continues."""
     try:
         stream.write(text)
         stream.flush()

@@ -137,7 +137,7 @@ class Workshop:
         return time.monotonic()
 
     def save(self) -> None:
-        """Save the work in the run's folder, so that it can go on if the sandbox is lost."""
+        """Save the work in the run's folder, so that it can continue if the sandbox is lost."""
         known = self._work
         write_whole(self.folder / SNAPSHOT_NAME, self.sandbox.result().diff() if known is None else known[0])
 

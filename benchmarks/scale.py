@@ -5,7 +5,7 @@
 An endpoint is the bundled engine on one H100: how fast it decodes is a curve over the streams in a step, and each stream's
 context costs more, by what batch 1 costs more at 32k than at 1k; a prompt's new tokens stop the others for as long as they
 take; streams whose contexts do not fit the cache wait, and where the contexts of all its workers do not, that part of the
-requests is read anew from its first token. Those numbers are measured ones (benchmarks/RESULTS.md says of when). A worker starts a task
+requests is read again from its first token. Those numbers are measured ones (benchmarks/RESULTS.md says of when). A worker starts a task
 (``--start-s``), then asks and works in turn (``--turn-s`` and a tool's time): both as benchmarks/batch.py measures them. What no
 benchmark can say stands in ``World``: how many turns a task takes, how long answers, results and tools are.
 """

@@ -171,7 +171,7 @@ def generate(
 
 
 def bench(place: Place, name: str, load: Load) -> None:
-    """Time prefill and decode and print one JSON object: medians over the repeats, lowest and highest beside them."""
+    """Time prefill and decode and print one JSON object: medians over the repeats, with the lowest and highest."""
     began = time.monotonic()
     window = load.prompt_tokens + load.tokens
     model = _bench_model(place, name, window)

@@ -144,7 +144,7 @@ class Engine:
         does not wait for the host. A sequence that turns out to have ended makes its share of that step void. A mask may
         need to know the token before: it is asked, and its step sampled, while the device computes that step.
         """
-        launched, self._launched = self._launched, None  # after a fault on the way all is planned anew
+        launched, self._launched = self._launched, None  # after a fault on the way everything is planned again
         if launched is None:
             works = self.scheduler.plan()
             if not works:

@@ -16,7 +16,7 @@ class Graph(Protocol):
 
     @property
     def output(self) -> torch.Tensor:
-        """The tensor that the work returned, written anew by each replay."""
+        """The tensor that the work returned, rewritten by each replay."""
 
     def replay(self) -> None:
         """Run the work on what its tensors hold now."""

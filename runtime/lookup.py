@@ -2,7 +2,7 @@
 
 An agent copies long stretches of what it has read (patches, file contents, its own plan), so the conversation itself is a good
 guesser. (Prompt lookup decoding: Saxena 2023, github.com/apoorvumang/prompt-lookup-decoding.) Two things are added. A copy in a
-patch differs at the start of each line, so after a token that differs the same source is followed on, behind that token or in
+patch differs at the start of each line, so after a token that differs the same source is followed on, after that token or in
 its place, as the same token turned out before. And how often a source is right is counted, by how it was found, so that a guess
 is as long as these counts and the cost of verifying it say, or is not made.
 """
@@ -23,7 +23,7 @@ H100_COSTS: Costs = (
 )  # gpt-oss-20b: batches of that size, and the host's share
 
 # Chances that a source foretells the next token, before anything was counted: where it was right about the token before, where
-# as many tokens as this led to it, and where it is followed on behind a token that differed, or with that token in place of one.
+# as many tokens as this led to it, and where it is followed on after a token that differed, or with that token in place of one.
 RIGHT, BEHIND, INSTEAD = "right", "behind", "instead"
 MATCHES = {16: "16 tokens", 9: "9 tokens", 6: "6 tokens", 4: "4 tokens", 1: "some tokens"}
 PRIORS = {

@@ -91,7 +91,7 @@ class PagePool:
         return found, key
 
     def publish(self, page: int, parent: int, tokens: Sequence[int]) -> int:
-        """Make a full held page findable behind the prefix ``parent`` (ROOT: it is the first); return the new prefix's key.
+        """Make a full held page findable after the prefix ``parent`` (ROOT: it is the first); return the new prefix's key.
 
         Where another page already stands for the same tokens, that one stays the one to be found, and its key is returned.
         """

@@ -20,16 +20,16 @@ class Mask(Protocol):
         ...
 
     def is_free(self, coming: Sequence[int | None]) -> bool:
-        """Whether any token may come next, and behind each further one of ``coming``; None is one that nobody knows yet.
+        """Whether any token may come next, and after each further one of ``coming``; None is one that is not known yet.
 
         False where that is not sure. As long as it is true, a step costs what it costs without a mask.
         """
         ...
 
     def allowed(self, draft: Sequence[int]) -> Sequence[bytes | None]:
-        """Return what may come next, and behind each token of ``draft``: len(draft) + 1 masks; None: any may.
+        """Return what may come next, and after each token of ``draft``: len(draft) + 1 masks; None: any may.
 
-        Bit ``t % 8`` of byte ``t // 8`` stands for token ``t``; a mask must allow something. What is said behind a token of
+        Bit ``t % 8`` of byte ``t // 8`` stands for token ``t``; a mask must allow something. What is said after a token of
         the draft that may not come itself is of no matter.
         """
         ...

@@ -42,7 +42,7 @@ MIXED = (8, 64)
 
 OFTEN = 6  # steps of one size with a prompt in them, before a graph of it is recorded that nobody prepared
 
-NOT_AHEAD_S = 150e-6  # that the device waits for the host before and after a step that no other is launched behind
+NOT_AHEAD_S = 150e-6  # that the device waits for the host before and after a step that no other is launched after
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Hugging Face's transformers as an engine: one request at a time, in a thread of its own.
 
 It is there to compare with, and for devices that the engine's kernels do not know. What one request left in the cache is kept,
-and used by the next one whose prompt goes on from it, as the next turn of a conversation does.
+and used by the next one whose prompt continues it, as the next turn of a conversation does.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class TransformersWorker:
                 del self._runs[request.id]
 
     def cancel(self, request_id: str) -> None:
-        """End a stream from another thread, at once; the model stops behind the token under way."""
+        """End a stream from another thread, at once; the model stops after the current token."""
         with self._lock:
             run = self._runs.get(request_id)
         if run is not None:

@@ -176,7 +176,7 @@ class Trials:
     """Measures sizes on a model of a few layers: the bench of ``descend``.
 
     ``layers`` are those of the whole model, ``first`` the sizes whose results the others' are compared with. What a work
-    starts from is made anew each time, and is the same each time: several at once would take gigabytes.
+    starts from is made again each time, and is the same each time: several at once would take gigabytes.
     """
 
     def __init__(

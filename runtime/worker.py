@@ -1,4 +1,4 @@
-"""A thread that owns an engine, so that several conversations can stream from it at a time."""
+"""A thread that owns an engine, so that several conversations can stream from it at once."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Sandbox(Protocol):
         env: Mapping[str, str] | None = None,
         max_output_bytes: int = 1 << 20,
     ) -> ExecResult:
-        """Run a command in a process group of its own; at the time-out the whole group is killed.
+        """Run a command in a process group of its own; at the timeout the whole group is killed.
 
         A program that is not there is exit code 127, one that may not be executed 126. ``cwd`` is the workspace by
         default; ``env`` adds to the sandbox's own small environment.
@@ -68,9 +68,9 @@ class Sandbox(Protocol):
         ...
 
     def undo(self) -> None:
-        """Bring the workspace back to the copied state: what ``diff`` would say is gone then; ignored files stay."""
+        """Restore the workspace to the copied state, so that ``diff`` is empty; ignored files stay."""
         ...
 
     def close(self, keep: bool = False) -> None:
-        """Tear it down. With ``keep`` a container is left to itself for a while, for ``attach``. May be called twice."""
+        """Remove the sandbox; with ``keep``, leave a container alone for a while, for ``attach``. May be called twice."""
         ...

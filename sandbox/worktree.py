@@ -56,7 +56,7 @@ class Worktree:
 
     @property
     def folder(self) -> Path:
-        """Where a worktree is that nobody asked to keep: beside the snapshot, for a moment."""
+        """The place of a temporary worktree: beside the snapshot."""
         return self.snapshot.git_dir.parent / "worktree"
 
     def apply(self, diff: bytes) -> Applied:

@@ -122,7 +122,7 @@ def run_attempt(job: Job, may_ask: Callable[[], None], tell: Callable[[Progress]
     """Do an attempt, or what is left of it, and return what it came to; None when it was interrupted.
 
     ``may_ask`` is called before every request to the model: it waits until one is allowed, and raises KeyboardInterrupt
-    when no more are. ``tell`` is called as the attempt goes on. A defect is raised.
+    when no more are. ``tell`` is called as the attempt proceeds. A defect is raised.
     """
     folder = Path(job.folder)
     known = load_attempt(folder)

@@ -70,14 +70,14 @@ class Checkouts(Protocol):
 
 
 class Watch(Protocol):
-    """Whoever looks on. Called from several threads, one at a time."""
+    """An observer. Called from several threads, one at a time."""
 
     def began(self, job: Job) -> None:
         """An attempt begins."""
         ...
 
     def progress(self, job: Job, progress: Progress) -> None:
-        """An attempt goes on."""
+        """An attempt made progress."""
         ...
 
     def ended(self, job: Job, attempt: Attempt | None) -> None:
@@ -129,7 +129,7 @@ class Batch:
     def run(self) -> None:
         """Run until every task has its line or the governor is stopped. Raises KeyboardInterrupt after a clean stop.
 
-        Whatever ends it, running it again goes on from there.
+        Whatever ends it, running it again continues from there.
         """
         threads = [
             threading.Thread(target=self._work, args=(number,), name=f"worker {number}", daemon=True)

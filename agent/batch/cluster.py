@@ -3,7 +3,7 @@
 The batch keeps what must be one: the results, the token budget and the request rate; a worker asks for every request, and
 is told over the same line as on one machine. Nothing is read from a disk that is shared: checkouts go out and results come
 back through Ray. An attempt whose worker or machine is lost is begun again, on the same machine where that still lives,
-because it then goes on from its log.
+because it then resumes from its log.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from agent.batch.attempt import Attempt, Job, Kind, Progress, load_attempt
 from agent.batch.governor import Grants
 
 LOG_NAME = "worker.log"
-STARTS = 3  # a worker that died goes on from its log, so often at most
+STARTS = 3  # a worker that died resumes from its log, this often at most
 LAST_WORDS_BYTES = 2000
 # Not `-m`, which imports what lies in the working directory, and there lies the repository: -P, and where this program is.
 PROGRAM = (

@@ -39,7 +39,7 @@ def our_code() -> str:
 
 
 class Seat:
-    """Runs attempts, one at a time. ``reports`` is called beside ``run`` until it says "end", ``grant`` for each "ask"."""
+    """Runs attempts, one at a time. ``reports`` is called in parallel with ``run`` until it says "end", ``grant`` for each "ask"."""
 
     def __init__(self) -> None:
         self.stopped = ""

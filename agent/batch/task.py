@@ -37,7 +37,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """How SWE-bench grades: ``patch`` brings the tests, ``command`` runs those named behind it, and these must pass."""
+    """How SWE-bench grades: ``patch`` brings the tests, ``command`` runs those named after it, and these must pass."""
 
     patch: str
     fail_to_pass: tuple[str, ...]

@@ -36,7 +36,7 @@ def is_command(text: str) -> bool:
 
 
 def obey(text: str, desk: Desk) -> bool:
-    """Carry out a command and return whether the chat goes on. What cannot be done is said."""
+    """Carry out a command and return whether the chat continues. What cannot be done is said."""
     found = _COMMAND.fullmatch(text.strip())
     assert found is not None
     name, argument = _SHORT.get(found[1], found[1]), (found[2] or "").strip()
@@ -140,7 +140,7 @@ def _changes(desk: Desk) -> bytes:
 COMMANDS: Mapping[str, tuple[str, Callable[[Desk, str], None]]] = {
     "help": ("list the commands", _help),
     "save": ("save the chat; --wire scripted --script FILE plays it", _save),
-    "load": ("go on with a saved chat, or from a run's events.jsonl", _load),
+    "load": ("continue a saved chat, or a run's events.jsonl", _load),
     "undo": ("take back your last message and what followed", _undo),
     "clear": ("begin a new conversation", _clear),
     "model": ("say which model answers, or take another one", _model),

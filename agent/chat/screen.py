@@ -62,7 +62,7 @@ class Screen:
         self._thought_s = 0.0
         self._folded = False
         self._citations = Citations(self._sources)
-        self._open_line = False  # the cursor is behind text
+        self._open_line = False  # the cursor is after text
 
     def __call__(self, event: Event, state: State) -> None:
         """Show one event; ``state`` is the one before it."""

@@ -128,7 +128,7 @@ class Talk:
         return None
 
     def clear(self) -> None:
-        """Begin anew, with the same instructions."""
+        """Start over, with the same instructions."""
         del self._events[1:]
         self.state = fold(self._events)
 

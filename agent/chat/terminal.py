@@ -38,7 +38,7 @@ def typed(
 
 
 def piped(stream: TextIO) -> Iterator[str]:
-    """Yield the lines of a stream; a line that ends in a backslash goes on in the next one.
+    """Yield the lines of a stream; a line that ends in a backslash continues in the next one.
 
     Raises UsageError where the stream is not in its encoding.
     """

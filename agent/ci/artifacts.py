@@ -9,7 +9,7 @@
     summary.md     the run as Markdown, with the marker of what it is about
     junit.xml      checks and outcome
 
-The reader believes none of it: files are plain, small and well-formed or refused, texts are rendered anew from the log, and
+The reader believes none of it: files are plain, small and well-formed or refused, texts are rendered again from the log, and
 the patch is checked again.
 """
 
@@ -48,7 +48,7 @@ REASON_CHARS = 2000
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What the other job left. ``report`` is its log, told anew, and ``base_commit`` what that says the run began at.
+    """What the other job left. ``report`` is rendered from its log, and ``base_commit`` is where that log says the run began.
 
     Both are "" where no run began; ``patch`` is b"" where there is none.
     """

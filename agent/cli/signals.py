@@ -16,7 +16,7 @@ STANDARD_ERROR = 2
 class Interrupts:
     """While entered, the first signal raises KeyboardInterrupt in the main thread and the second ends the process.
 
-    A container that is left behind so ends by itself: its helper waits for a while and no longer.
+    A container left behind this way ends on its own: its helper waits for a while and no longer.
     """
 
     def __init__(self) -> None:

@@ -117,7 +117,7 @@ class Codec:
         return b"".join(map(self._spell, ids)).decode("utf-8", "replace")
 
     def call_opening(self, function: str | None = None) -> Ids:
-        """Return what an answer begins with, behind ``<|start|>assistant``, that can only be a call: to any function, or to one.
+        """Return what an answer begins with, after ``<|start|>assistant``, that can only be a call: to any function, or to one.
 
         Ends between two words of the vocabulary, so that the model goes on as it would by itself.
         """

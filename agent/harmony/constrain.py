@@ -10,7 +10,7 @@
        │                      └──────────────────────────────────  AJAR
        └─────────────────────────── END, RETURN, … ─────────────────┘
 
-While it is FREE, nothing is forbidden, and the token behind the next one isn't either, whatever the next one is: reasoning and
+While it is FREE, nothing is forbidden, and neither is the token after the next one, whatever the next one is: reasoning and
 answers are sampled as if there were no guide, at the same cost. A guide is never a dead end: where the grammar allows nothing,
 or what was sampled does not fit it, it lets go until the next message, and says so.
 """
@@ -101,7 +101,7 @@ class Guide:
                 self._place = _behind(self._place, token)
 
     def is_free(self, coming: Sequence[int | None]) -> bool:
-        """Whether any token may come next, and behind each further one of ``coming``; None is one that nobody knows yet."""
+        """Whether any token may come next, and after each further one of ``coming``; None is one that is not known yet."""
         place = self._place
         for token in coming:
             if place is _Place.HELD:
@@ -110,7 +110,7 @@ class Guide:
         return place is not _Place.HELD
 
     def allowed(self, draft: Sequence[int]) -> Sequence[bytes | None]:
-        """Return what may come next, and behind each token of ``draft``: a bit for each token of the vocabulary, None: any."""
+        """Return what may come next, and after each token of ``draft``: a bit for each token of the vocabulary, None: any."""
         if self.is_free(draft):
             return (None,) * (len(draft) + 1)
         rows = [self._row()]
@@ -179,7 +179,7 @@ class Guides:
         self._lock = Lock()
 
     def guide(self, tools: Sequence[ToolSpec], opening: Sequence[int]) -> Guide:
-        """Return a guide for an answer to a model that was told of ``tools``; it stands behind ``opening``.
+        """Return a guide for an answer to a model that was told of ``tools``; it applies after ``opening``.
 
         A new set of tools takes 5 ms. A tool whose parameters are no schema that llguidance understands may be given any
         JSON object.

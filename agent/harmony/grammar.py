@@ -1,4 +1,4 @@
-"""From declared tools to a grammar of what a model may write behind ``<|start|>``. Pure: text in llguidance's Lark dialect.
+"""From declared tools to a grammar of what a model may write after ``<|start|>``. Pure: text in llguidance's Lark dialect.
 
 ::
 
@@ -50,7 +50,7 @@ behind: channel (<|message|> | " to=" call) | "final" constrained? <|message|>
 
 
 def grammar(tools: Sequence[ToolSpec]) -> str:
-    """Return the grammar of one message behind ``<|start|>``: up to its ``<|message|>``, or its ``<|call|>`` if it is a call."""
+    """Return the grammar of one message after ``<|start|>``: up to its ``<|message|>``, or its ``<|call|>`` if it is a call."""
     if not tools:
         return _FRAME + _COMMON
     names = {f"t{index}": json.dumps(*recipients((tool,))) for index, tool in enumerate(tools)}
@@ -64,7 +64,7 @@ def _tool(rule: str, tool: ToolSpec) -> list[str]:
     """The rules of what follows a tool's name."""
     is_patch = tool.name.rpartition(".")[2] == "apply_patch"
     if tool.parameters is None:
-        body = "PATCH <|call|>" if is_patch else ""  # free text is held to nothing: the grammar ends before it
+        body = "PATCH <|call|>" if is_patch else ""  # free text has no rules: the grammar ends before it
         return [f"{rule}: code <|message|> {body}"]
     body, rules = _arguments(rule, tool.parameters, is_patch=is_patch)
     bare = " | PATCH" if is_patch else ""  # as it is written for a freeform tool

@@ -74,7 +74,7 @@ def is_header(segments: Sequence[Segment]) -> bool:
 
 
 def is_header_piece(text: str, recipients: Collection[str]) -> bool:
-    """Whether text behind a ``<|message|>`` is the rest of a header: that marker stood too early."""
+    """Whether text after a ``<|message|>`` is the rest of a header, because that marker came too early."""
     piece = re.sub(rf"\s*(?:{'|'.join(TYPES)})$", "", text.strip())
     return (
         piece in _PIECES
@@ -91,7 +91,7 @@ def meant(recipient: str, recipients: Collection[str]) -> str | None:
     """
     if recipient in recipients:
         return recipient
-    # `browser.search` is whole, and no torn `repo_browser.search`; and `functions` may be any of them.
+    # `browser.search` is complete, and no damaged `repo_browser.search`; and `functions` may be any of them.
     if recipient.partition(".")[0] in BUILT_IN or recipient == "functions":
         return None
     found = [name for name in recipients if _is_damaged(recipient, name)]
@@ -103,7 +103,7 @@ def _is_damaged(written: str, name: str) -> bool:
         return True
     if len(written) < len(name):  # a piece is missing
         return 2 * len(written) >= len(name) and _lacks_one_piece(written, name)
-    if written.startswith(name):  # behind a whole name only its own last piece, or what never ends a name
+    if written.startswith(name):  # after a whole name only its own last piece, or what never ends a name
         tail = written[len(name) :]
         return name.endswith(tail) or tail in TYPES or not tail[-1].isalnum()
     return len(written) > len(name) and _lacks_one_piece(name, written)
@@ -207,7 +207,7 @@ def _read_recipient(text: str, recipients: Collection[str]) -> tuple[str | None,
 
 
 def _repaired(recipient: str, segments: Sequence[Segment], recipients: Collection[str]) -> str:
-    """The recipient, or the declared name that it is a damaged form of, alone or with what stands behind it."""
+    """The recipient, or the declared name that it is a damaged form of, alone or with what follows it."""
     if (known := meant(recipient, recipients)) is not None:
         return known
     text = "".join(segment.text for segment in segments if segment.control != CONSTRAIN)

@@ -52,7 +52,7 @@ class Take:
 
 @dataclass(frozen=True, slots=True)
 class Continue:
-    """Keep these messages and go on from ``opening``."""
+    """Keep these messages and continue from ``opening``."""
 
     messages: tuple[Message, ...]
     opening: tuple[int, ...]
@@ -133,7 +133,7 @@ def _is_thought(message: Message) -> bool:
 
 
 def _can_extend(parsed: Parsed, finish: str) -> bool:
-    """Whether there is a beginning to go on from: something that was cut, or a header that a stray stop token ended."""
+    """Whether there is a beginning to continue from: something that was cut, or a header that a stray stop token ended."""
     if finish == "length":
         return bool(parsed.open or parsed.messages)
     return parsed.partial is None and bool(parsed.open) and parsed.open != OPENING

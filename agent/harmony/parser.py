@@ -72,7 +72,7 @@ class Parser:
     """One answer's parser. Feed it the prompt's opening first (``<|start|>assistant``), then what is sampled.
 
     ``decode`` gives the bytes of one text id. ``recipients`` are the names declared to the model; they help to read a
-    damaged header and are no filter: a recipient stays as the model wrote it, unless it is a torn form of one of them.
+    damaged header and are no filter: a recipient stays as the model wrote it, unless it is a damaged form of one of them.
     """
 
     def __init__(self, decode: Callable[[int], bytes], recipients: Collection[str] = ()) -> None:
@@ -171,7 +171,7 @@ class Parser:
         elif token in (MESSAGE, CHANNEL) and is_header_piece("".join(self._draft.text), self._recipients):
             self._back_to_header(token)
         elif token in (START, CHANNEL):
-            # Mostly an end that was left out; if no header follows, the text goes on (see _end_header).
+            # Mostly an end that was left out; if no header follows, the text continues (see _end_header).
             self._draft.ids.pop()
             self._end_body(END)
             self._draft = _Draft(ids=[token], header_ids=[token], follows_end=False)
@@ -180,7 +180,7 @@ class Parser:
             self._repair(Kind.STRAY_CONTROL)
 
     def _restart(self) -> None:
-        """Another start inside a header. Bare text before it goes on with the message before."""
+        """Another start inside a header. Bare text before it continues the message before."""
         segments = self._segments()
         if self._messages and self._segments_hold_text() and not is_header(segments):
             started = self._draft.ids.pop()
@@ -249,7 +249,7 @@ class Parser:
             self._done = True
 
     def _join(self, segments: Sequence[Segment], token: int | None) -> None:
-        """The text of the newest message went on behind a marker that did not belong there."""
+        """The text of the newest message continued after a marker that did not belong there."""
         last = self._messages.pop()
         self._repair(Kind.SPLIT_BODY)
         more = "".join(segment.text for segment in segments)

@@ -1,23 +1,23 @@
-"""The kinds of repair, from the lightest to the heaviest. Each one made is an event, so that a run can say how often.
+"""The kinds of repair, from the lightest to the heaviest. Each one is an event, so that a run can count them.
 
 =================  =====================================================================================
-read past          the message is whole all the same
+read past          the message is complete all the same
 header_words       words in a header that mean nothing
 content_type       a ``<|constrain|>`` without a type
 channel            a channel that is not one of the three: inferred
-recipient          a call whose header names a declared tool, but not behind ``to=``
+recipient          a call whose header names a declared tool, but not after ``to=``
 missing_start      a message began without ``<|start|>``
 missing_message    a header ran into its text without ``<|message|>``
 missing_end        a message was not ended before the next began, or the server swallowed the stop token
-stray_end          an end with nothing to be ended
-split_body         a marker in the middle of a text, which went on behind it
+stray_end          an end with nothing to end
+split_body         a marker in the middle of a text, which continued after it
 stray_control      another control id in a text or header
-final_before_call  a final that was followed by more: it counts as a word on the way
+final_before_call  a final that was followed by more: it counts as a preamble
 spelt              a server handed harmony on as text: read from it
 dropped            what was sampled is not kept
-after_call         what the model went on to invent after its call
+after_call         what the model invented after its call
 foreign_role       a message under another's name (system, user, a tool)
-continued          the turn goes on from what it has
+continued          the turn continues from what it has
 extended           cut by the server: continued exactly there
 prefilled          reasoning only, then a stop: asked for a call, then for an answer
 cut_loop           the same words over and over: cut before they repeat

@@ -20,7 +20,7 @@ MESSAGE: Final = 200_008
 CALL: Final = 200_012
 
 ENDS: Final = frozenset({END, RETURN, CALL, ENDOFTEXT})  # any of them ends a message
-STOPS: Final = (RETURN, CALL)  # sampling goes on until one of these: an action, or the answer
+STOPS: Final = (RETURN, CALL)  # sampling continues until one of these: an action, or the answer
 
 # Plain text tokens that every prompt for an answer ends in: ``<|start|>assistant``.
 ASSISTANT: Final = 173_781

@@ -40,7 +40,7 @@ def load_encoding(cache_dir: Path) -> HarmonyEncoding:
     except openai_harmony.HarmonyError as error:
         raise AgentError(
             f"openai-harmony could not load the vocabulary from {folder / FILE_NAME}: {error}. "
-            "Delete that file and try again; it is unpacked anew."
+            "Delete that file and try again; it will be unpacked again."
         ) from error
 
 

@@ -22,11 +22,11 @@ class Guide(Protocol):
         ...
 
     def is_free(self, coming: Sequence[int | None]) -> bool:
-        """Whether any token may come next, and behind each further one of ``coming``; None is one that nobody knows yet."""
+        """Whether any token may come next, and after each further one of ``coming``; None is one that is not known yet."""
         ...
 
     def allowed(self, draft: Sequence[int]) -> Sequence[bytes | None]:
-        """Return what may come next, and behind each token of ``draft``: a bit for each token of the vocabulary, None: any."""
+        """Return what may come next, and after each token of ``draft``: a bit for each token of the vocabulary, None: any."""
         ...
 
 
@@ -35,8 +35,8 @@ class SamplingParams:
     """How to sample. Temperature and top_p are always sent explicitly: servers ship other defaults.
 
     ``max_tokens`` bounds one answer (None: what is left of the window). ``seed`` None leaves the choice to the source.
-    ``opening`` are the ids that the answer must begin with, behind ``<|start|>assistant``: only a model over a TokenSource
-    can be made to. ``timeout_s`` is the time that the run has left for the answer: a server that is silent, or only keeps
+    ``opening`` are the ids that the answer must begin with, after ``<|start|>assistant``: only a model over a TokenSource
+    can do that. ``timeout_s`` is the time that the run has left for the answer: a server that is silent, or only keeps
     its connection alive, does not hold it up for longer. ``cancel`` ends the answer from another thread, with Cancelled.
     ``guide`` says which tokens may come next, for this one answer: only the runtime in this process takes one.
     """
@@ -80,19 +80,19 @@ class TokenSource(Protocol):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What it can do."""
+        """Its capabilities."""
         ...
 
     def generate(self, prompt: Sequence[int], params: SamplingParams, stop: Sequence[int]) -> Iterator[Chunk | Retried]:
         """Continue ``prompt`` until one of ``stop`` was sampled or ``max_tokens`` are reached.
 
-        Closing the iterator stops the work. A Retried means that what came before it is void.
+        Closing the iterator stops the work. A Retried voids everything before it.
         Raises ModelError and nothing else.
         """
         ...
 
     def close(self) -> None:
-        """Give back connections or memory. May be called twice."""
+        """Release connections or memory. May be called twice."""
         ...
 
 
@@ -111,17 +111,17 @@ class Model(Protocol):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What it can do."""
+        """Its capabilities."""
         ...
 
     def sample(self, conversation: Conversation, params: SamplingParams) -> Iterator[ModelEvent]:
         """Answer: Delta as text arrives, then MessageAdded for each whole message, and at the end one Sampled.
 
-        Messages are only given once the answer arrived whole, so a Retried never voids a MessageAdded.
+        Messages are yielded only once the whole answer has arrived, so a Retried never voids a MessageAdded.
         Closing the iterator stops the work. Raises ModelError and nothing else.
         """
         ...
 
     def close(self) -> None:
-        """Give back connections or memory. May be called twice."""
+        """Release connections or memory. May be called twice."""
         ...

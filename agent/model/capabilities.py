@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What can be asked of a backend. The server refuses, by name, what cannot; nothing is left out in silence.
+    """What can be asked of a backend. The server refuses, by name, what cannot; nothing is left out silently.
 
     ``raw``: it continues text that is no conversation. ``ids_in``: a prompt of token ids arrives as these ids. ``ids_out``: it
     gives the very ids that it sampled. ``cached_tokens``: what prompts share is not computed again, and counted.

@@ -78,7 +78,7 @@ class OpenAIResponse(Protocol):
 def persist(
     attempt: Callable[[], Iterator[Item]], endpoint: Endpoint, clock: Clock, cancel: Cancel | None = None
 ) -> Iterator[Item | Retried]:
-    """Give what ``attempt`` gives; when it fails with Transient, say so with a Retried and run it anew.
+    """Give what ``attempt`` gives; when it fails with Transient, say so with a Retried and run it again.
 
     What the failed attempt gave is void. Raises EndpointUnreachable when patience has run out, Cancelled when ``cancel``
     was called, and whatever else ``attempt`` raises at once. Closing the iterator closes the attempt.
@@ -217,7 +217,7 @@ class Client:
     def post(
         self, path: str, body: Mapping[str, Any], most_s: float | None = None, cancel: Cancel | None = None
     ) -> Iterator[sse.ServerEvent]:
-        """Send ``body`` and give the answer's events. ``path`` starts with a slash and is put behind the base URL.
+        """Send ``body`` and give the answer's events. ``path`` starts with a slash and is appended to the base URL.
 
         Raises EndpointUnreachable, which is not asked again, when the answer takes longer than ``most_s``; a Transient
         when ``cancel`` was called.
@@ -329,7 +329,7 @@ class Client:
 def _limits(endpoint: Endpoint) -> httpx2.Limits:
     """Keep connections only where opening one is dear.
 
-    llama.cpp hangs up behind a streamed answer without saying so, and a request that meets it doing so is lost.
+    llama.cpp hangs up after a streamed answer without saying so, and a request that meets it doing so is lost.
     """
     if endpoint.url.startswith("https:") and not endpoint.shared:
         return httpx2.Limits(keepalive_expiry=_KEEPALIVE_S)

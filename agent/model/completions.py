@@ -54,7 +54,7 @@ _CAPABILITIES: Mapping[Dialect, Capabilities] = {
     Dialect.LLAMA: _IDS,
     Dialect.SGLANG: replace(
         _IDS, seed=False
-    ),  # it takes one, and heeds it only where it was started to be deterministic
+    ),  # it accepts one, and honours it only if it was started to be deterministic
     Dialect.TEXT: replace(_IDS, ids_out=False),
     Dialect.OLLAMA: Capabilities(raw=True, cached_tokens=False),
 }
@@ -82,7 +82,7 @@ class CompletionsSource:
 
     @property
     def capabilities(self) -> Capabilities:
-        """Those of the dialect: ids where ids go, a seed where it has a field for one that is heeded."""
+        """Those of the dialect: ids where ids go, a seed where it has a field for one that is honoured."""
         return _CAPABILITIES[self._dialect]
 
     def generate(self, prompt: Sequence[int], params: SamplingParams, stop: Sequence[int]) -> Iterator[Chunk | Retried]:

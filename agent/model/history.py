@@ -1,4 +1,4 @@
-"""A conversation as the chat and responses wires replay it: every call with its result right behind it. Pure.
+"""A conversation as the chat and responses wires replay it: every call with its result right after it. Pure.
 
 An answer may hold several calls, whose results follow it in their order. They are replayed one after the other, call and
 result, call and result: gpt-oss knows no other order, and its own chat template shows the model the first call of a

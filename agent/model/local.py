@@ -46,7 +46,7 @@ class LocalOptions:
 
 
 class LocalSource:
-    """A TokenSource over an engine in this process. Any number of conversations may stream from it at a time."""
+    """A TokenSource over an engine in this process. Any number of conversations may stream from it at once."""
 
     def __init__(
         self,
@@ -209,7 +209,7 @@ def sizes_here(name: str, cache_dir: Path) -> str | None:
 
 
 def _load_runtime(name: str) -> None:
-    """Load torch, behind what it must find set when it is loaded."""
+    """Load torch, after setting what it must find when it is loaded."""
     try:
         from runtime.allocator import prepare_allocator
 

@@ -4,7 +4,7 @@ Read from its source, and handled here:
 
 - Up to 0.29 it shows control tokens as their text, one event for each token; from 0.30 on (llama-server inside) raw answers have
   them stripped, so that nothing proves a header, and the wire is not taken.
-- A prompt beyond the window loses its beginning in silence unless ``truncate`` and ``shift`` say no. The window is the request's
+- A prompt beyond the window silently loses its beginning unless ``truncate`` and ``shift`` say no. The window is the request's
   to choose (``num_ctx``), which the OpenAI routes do not let it.
 - The tokens that end an answer are built into the model file and never shown.
 - ``think`` is true where it is left out, and may then split the text by tags found in the chat template.

@@ -255,7 +255,7 @@ def dialects(offer: Offer, wire: str) -> tuple[Dialect, ...]:
 
 
 class Vocabulary:
-    """The codec, loaded when it is first needed, or earlier beside other work."""
+    """The codec, loaded when it is first needed, or earlier in parallel with other work."""
 
     def __init__(self, cache_dir: Path) -> None:
         self._cache_dir = cache_dir

@@ -193,7 +193,7 @@ def _sampling(model: Model, clock: Clock, ends_s: float) -> Observation:
 
 
 def _window(model: Model, server: Server, clock: Clock, ends_s: float) -> Observation:
-    """Put a needle first and longer and longer hay behind it, while there is time and the stated window allows it."""
+    """Put a needle first and longer and longer hay after it, while there is time and the stated window allows it."""
     stated = model.context_tokens
     told = f"{stated} tokens are stated" if stated else "no window is stated"
     fits = unsure = 0
@@ -213,7 +213,7 @@ def _window(model: Model, server: Server, clock: Clock, ends_s: float) -> Observ
             break
         if _NEEDLE not in heard.text.upper():
             if heard.sampled.prompt_tokens < tokens * 3 // 4:
-                seen = f"a prompt of about {tokens} tokens loses its beginning in silence: {heard.sampled.prompt_tokens} were read ({told})"
+                seen = f"a prompt of about {tokens} tokens silently loses its beginning: {heard.sampled.prompt_tokens} were read ({told})"
                 return Observation("window", seen, good=False, remedy=_WIDEN[server])
             unsure = tokens
             break

@@ -65,7 +65,7 @@ class ScriptedModel:
         yield Sampled(estimate(conversation), sum(map(message_tokens, answer)), finish)
 
     def _next(self, spoken: list[tuple[str | None, ...]]) -> tuple[Message, ...]:
-        """Return the rest of the first turn that goes on from the longest matching tail of what was spoken."""
+        """Return the rest of the first turn that continues the longest matching tail of what was said."""
         flat = [(_key(message), turn) for turn, messages in enumerate(self._turns) for message in messages]
         said = _position([key for key, _ in flat], spoken)
         if said == len(flat):

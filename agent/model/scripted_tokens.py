@@ -12,9 +12,9 @@ Script = Callable[[Sequence[int]], Sequence[int]]
 
 
 class ScriptedTokens:
-    """A TokenSource whose ``script`` says how any prompt goes on.
+    """A TokenSource whose ``script`` says how any prompt continues.
 
-    Keeps to what a server keeps to: it ends behind the first stop id (which is part of the answer) or at ``max_tokens``,
+    Keeps to what a server keeps to: it ends after the first stop id (which is part of the answer) or at ``max_tokens``,
     and it reads its turn from the prompt, so that a resumed run finds its place. ``chunk_tokens`` is the size of a chunk.
     """
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 _LINE: Final = r"[^\n]*\n"
-_SOME: Final = r"[^\n]+\n"  # a path, or the line that a hunk is looked for behind
+_SOME: Final = r"[^\n]+\n"  # a path, or the line after which a hunk is searched
 _LINES: Final = rf"([ +\-]{_LINE}|\n)+(\*\*\* End of File\n)?"
 _PLACE: Final = rf"(@@( {_SOME}|\n))"
 _HUNKS: Final = rf"{_PLACE}*{_LINES}({_PLACE}+{_LINES})*"

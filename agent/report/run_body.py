@@ -321,7 +321,7 @@ def _charts(turns: Sequence[Turn]) -> Markup | None:
             )
         )
     if len(window) > 1:
-        legend = [("cached", "read from the cache"), ("fresh", "read anew"), ("model", "written")]
+        legend = [("cached", "read from the cache"), ("fresh", "not cached"), ("model", "written")]
         plots.append(columns("Tokens by turn", window, lambda value: f"{value:,.0f}", legend))
     return element("div", *plots, class_="plots") if plots else None
 

@@ -1,4 +1,4 @@
-"""One answer as the APIs need it: text as it arrives, calls when they are whole, and what was demanded held to. Sync.
+"""One answer as the APIs need it: text as it arrives, calls when they are complete, and requirements enforced. Sync.
 
 A stream cannot take back what it has said, so this is where it is decided what is said when:
 
@@ -213,7 +213,7 @@ def _wrong(ask: Ask, attempt: _Attempt) -> str:
 
 
 def _again(backend: Backend, ask: Ask, params: SamplingParams, tried: int) -> SamplingParams:
-    """The next attempt: another seed, and where ids are to be had, an answer that can only be the demanded call."""
+    """The next attempt: another seed, and, if ids are available, an answer that can only be the required call."""
     opening = params.opening
     if backend.codec is not None and ask.choice.mode == "required":
         codec, name = backend.codec, ask.choice.name

@@ -1,4 +1,4 @@
-"""What stands behind the server: a model, and under it, where there is one, a source of tokens."""
+"""What is behind the server: a model, and under it, where there is one, a source of tokens."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from agent.model.scripted import ScriptedModel
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """A model under the name that clients know it by. ``source`` and ``codec`` are there where ids are to be had."""
+    """A model under the name that clients know it by. ``source`` and ``codec`` are set if ids are available."""
 
     id: str
     model: Model
@@ -32,7 +32,7 @@ class Backend:
         return self.source.stopped if isinstance(self.source, LocalSource) else None
 
     def close(self) -> None:
-        """Give back connections or memory. May be called twice."""
+        """Release connections or memory. May be called twice."""
         self.model.close()
 
 

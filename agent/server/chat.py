@@ -108,7 +108,7 @@ def _messages(body: Fields) -> tuple[list[Message], dict[int, str]]:
             case "tool" if entry.text("tool_call_id") not in call_ids.values():
                 raise entry.wrong("tool_call_id", "names a call that no message before it made")
             case "tool":
-                pass  # it stands right behind its call
+                pass  # it comes right after its call
             case role:
                 messages.append(Message(Role(role), entry.content("content", _TEXT_KINDS)))
     return messages, call_ids

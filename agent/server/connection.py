@@ -19,7 +19,7 @@ _BUSY = object()  # a request is being answered, or its body arrives
 class Connection(HttpToolsProtocol):
     """Ends where a head takes longer than ``head_s`` (at most twice that) or more than ``head_bytes``.
 
-    What a client goes on sending behind an answer counts as a head that does not come.
+    What a client keeps sending after an answer counts as a head that does not arrive.
     """
 
     def __init__(self, limits: Limits, **options: Any) -> None:  # noqa: ANN401 - uvicorn's own

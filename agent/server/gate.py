@@ -1,4 +1,4 @@
-"""Who may come in, with how much, and how many at a time."""
+"""Access: who may send requests, how large, and how many at a time."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Arriving:
     def add(self, size_bytes: int) -> None:
         """Count more of a body; less, where it is negative. Raises Refusal where that is more than may be."""
         if self._bytes + size_bytes > self._most_bytes:
-            raise _busy("Too many large requests arrive at this server at a time. Try again shortly.")
+            raise _busy("Too many large requests are arriving at this server. Try again shortly.")
         self._bytes += size_bytes
 
 

@@ -84,7 +84,7 @@ def url_of(listener: socket.socket) -> str:
 def serve(service: Service, listener: socket.socket, ready: Callable[[str], None], *, verbose: bool = False) -> None:
     """Answer requests until SIGINT or SIGTERM. ``ready`` is told the URL once requests are taken.
 
-    Raises ModelError when the engine in this process has ended by itself: nothing but a new start helps.
+    Raises ModelError when the engine in this process has died: only a restart helps.
     """
     # To standard error: standard output holds the one line for whoever started us.
     logging.basicConfig(

@@ -6,7 +6,7 @@ interpreter where there is none, and hands it the code and its own standard outp
 processes that it starts, goes straight to the command's output, bounded by the sandbox. It ends with 0 (ran), 1 (raised),
 124 (killed after TIMEOUT_S) or 125 (the interpreter died).
 
-It starts anew for every call, so it loads next to nothing: the driver is compiled only where it is needed, and ``_socket`` is the half
+It starts again for every call, so it loads next to nothing: the driver is compiled only where it is needed, and ``_socket`` is the half
 of ``socket`` without enums and selectors. Standard library of Python 3.6 only: it runs on whatever the image has.
 """
 

@@ -124,7 +124,7 @@ def serve(folder: str) -> None:
             try:
                 connection.sendall(bytes([status]))
             except OSError:
-                pass  # the client was killed; the next one goes on with the same variables
+                pass  # the client was killed; the next one continues with the same variables
 
 
 def receive(connection: socket.socket) -> Tuple[List[int], Optional[bytes]]:

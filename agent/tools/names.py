@@ -81,7 +81,7 @@ _BY_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
 }
 # Tools of other agents that change files.
 _CHANGES = re.compile("write|create|save|edit|insert|replace|strreplace|delete|remove|modify|update")
-# Words that models and servers leave behind a name: content types and channels.
+# Words that models and servers leave after a name: content types and channels.
 _TRAILING = {
     "json",
     "code",

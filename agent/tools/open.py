@@ -14,7 +14,7 @@ from agent.tools.python import TRAINED_TIMEOUT_S, Python
 from agent.tools.shell import Shell
 
 # Our name → the name that gpt-oss knows from its training, or, for `plan`, one in the namespace of functions: every name
-# with a namespace is declared in the system message, which is where the model heeds them most.
+# with a namespace is declared in the system message, which is where the model follows them best.
 TRAINED_NAMES: Mapping[str, str] = {
     "plan": "functions.plan",
     "shell": "container.exec",

@@ -349,7 +349,7 @@ def _splits(blocks: int, steps: int, window: int | None, device: Device, *, few:
     """Parts of a context: enough blocks to fill the device, none with too few steps, a power of two.
 
     The window is never split: its one or two steps take less time than adding parts up. A prompt's blocks are many, but a few
-    more than there are processors take twice as long as just as many, so behind a long context they are split as well.
+    more than there are processors take twice as long as just as many, so after a long context they are split as well.
     """
     sizes = device.tuning
     least, waves = (1, sizes.decode_waves) if few else (PROMPT_STEPS, sizes.prompt_waves)

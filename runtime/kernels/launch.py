@@ -37,7 +37,7 @@ class Tuning:
     decode: tuple[int, int, int] = (128, 4, 4)  # keys a step of decode attention, warps for one step and for more
     decode_splits: int = 32  # parts of a context at most
     decode_waves: int = 2  # blocks a processor that splitting aims at
-    prompt_waves: int = 8  # the same for a prompt behind a long context
+    prompt_waves: int = 8  # the same for a prompt after a long context
     prompt: tuple[int, int, int] = (128, 4, 128)  # keys a step of prompt attention, warps, query rows a block
     tiled: tuple[int, int, int, int] = (32, 128, 4, 5)  # rows, step, warps, stages of dense products of some tokens
     # Experts over tensor cores, for few, some and many pairs an expert: tokens, columns, step, warps, stages, registers.

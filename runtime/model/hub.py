@@ -1,6 +1,6 @@
 """Checkpoints from Hugging Face's hub: fetched into its common cache, listed, found again, and verified.
 
-A broken connection goes on where it broke. A killed download keeps every whole file and starts the unfinished ones
+A broken download resumes where it broke. A killed download keeps every whole file and starts the unfinished ones
 again. What was fetched is hashed afterwards, because the client compares sizes only: in the cache a file's blob is
 named after its hash (SHA-256 of a large file, git's SHA-1 of a small one), so that this needs no network.
 """

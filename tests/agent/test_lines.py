@@ -214,7 +214,7 @@ def test_a_run_as_lines() -> None:
         "  [>] fix",
         "  [ ] check",
         "retrying in 2.0 s (attempt 1): 429",
-        "repaired the model's output: name functions.shell",
+        "recovery: name functions.shell",
         "the context window was full: 1000 tokens compacted to 100 (window)",
         "resumed: the same container",
         "Let me test.",

@@ -141,7 +141,7 @@ class Browser:
         return known if known is not None else self._fetched(url, source=source)
 
     def _fetched(self, url: str, *, source: bool) -> Page:
-        """Fetch a page anew. ``source``: as it is written, not as it reads."""
+        """Fetch a page again. ``source``: its HTML source, not its text."""
         if url.startswith(SOURCE_PREFIX):
             url, source = url.removeprefix(SOURCE_PREFIX), True
         if not re.match(r"https?://[^\s/]", url, re.IGNORECASE):

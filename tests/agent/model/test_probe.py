@@ -96,7 +96,7 @@ def test_a_good_chat_server(cache_dir: Path) -> None:
 def test_a_window_that_cuts_in_silence_is_seen_and_the_remedy_is_the_servers(cache_dir: Path) -> None:
     found = chat(Brain(window_tokens=4096), cache_dir)["window"]
     assert found.good is False
-    assert "loses its beginning in silence: 4096 were read" in found.seen
+    assert "silently loses its beginning: 4096 were read" in found.seen
     assert "OLLAMA_CONTEXT_LENGTH" in found.remedy
 
 
