@@ -40,15 +40,16 @@ def open_sandbox(options: SandboxOptions, snapshot: Snapshot, patch: bytes = b""
 
     Raises EngineUnavailable, ImageUnavailable, SandboxError, and WorktreeError when git cannot read the repository.
     """
-    with scratch.folder("pack") as folder, ThreadPoolExecutor(2) as beside:
+    with scratch.folder("pack") as folder, ThreadPoolExecutor(3) as beside:
         written = beside.submit(snapshots.write_metadata, snapshot, folder)
         listed = snapshots.items(snapshot)
         started = beside.submit(_start, options, snapshot, listed)
+        excludes = beside.submit(snapshots.excludes, snapshot)
         client, skip = started.result()
         try:
             # The files first: a long history is still being packed while they are on their way.
             parts = itertools.chain(snapshots.contents(snapshot, listed), _metadata(written, folder))
-            client.fill(parts, snapshots.excludes(snapshot), skip)
+            client.fill(parts, excludes.result(), skip)
             if patch:
                 client.restore(patch)
             client.settle()

@@ -327,12 +327,10 @@ def _uncommitted(top: Path, git_dir: Path, common: Path, index: Path, head_tree:
         shutil.copyfile(index, copy)
     try:
         # Only what is not ignored anyway: git refuses to be told about an ignored path, even to leave it out.
-        ignored = plumbing.attempt(["check-ignore", "-z", "--stdin"], top, env, _nul(environments(top))).stdout
-        own = [
-            f":(exclude,top,literal){name}"
-            for name in environments(top)
-            if os.fsencode(name) not in ignored.split(b"\0")
-        ]
+        own = environments(top)
+        if own:
+            ignored = plumbing.attempt(["check-ignore", "-z", "--stdin"], top, env, _nul(own)).stdout.split(b"\0")
+            own = [f":(exclude,top,literal){name}" for name in own if os.fsencode(name) not in ignored]
         plumbing.run([*plumbing.UNSYNCED, "-c", "core.looseCompression=0", "add", "-A", "--", ":/", *own], top, env)
         staged = plumbing.run(["ls-files", "-s", "-z"], top, env).split(b"\0")
         links = {line.split(b"\t", 1)[1] for line in staged if line.startswith(b"160000 ")}
