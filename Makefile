@@ -1,4 +1,4 @@
-# Two commands on a fresh machine (Python >= 3.11, git, make): `make demo` and `make test`. What is set up once is not set up again.
+# Two commands on a fresh machine (Python >= 3.11, git, make): `make demo` and `make test`. Set-up happens only once.
 PYTHON ?= python3
 PYTEST_PROCESSES ?= 2
 BIN := .venv/bin

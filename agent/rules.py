@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 from agent.errors import ConfigError
 
 GIB = 1 << 30
-UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": GIB, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+_BINARY = {"k": 1 << 10, "m": 1 << 20, "g": GIB}  # bare letters mean what they mean to Docker
+UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, **_BINARY, **{f"{u}ib": n for u, n in _BINARY.items()}}
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,9 @@ IDENTITY = ("-c", "user.name=Demo", "-c", "user.email=demo@example.invalid")
 
 def main() -> int:
     print(
-        "A sample repository has a bug, and `agent fix` fixes it in a container.\n"
-        "The model is RECORDED: its words come from tasks/slugify/script.json. The plan, the container, the commands, the\n"
-        "edits, the checks before and after, the branch and its commit are real.\n",
+        "`agent fix` fixes a bug in a sample repository, in a container.\n"
+        "The model is a RECORDING, tasks/slugify/script.json. The container, the commands, the edits, the checks before and\n"
+        "after, the branch and its commit are real.\n",
         flush=True,
     )
     lay_out()

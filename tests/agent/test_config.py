@@ -193,6 +193,7 @@ def test_variables_of_other_programs_are_left_alone_but_a_near_miss_is_named(hom
         ("AGENT_INCLUDE_UNCOMMITTED", "no", "include_uncommitted", False),
         ("AGENT_MEMORY_BYTES", "512MiB", "memory_bytes", 512 << 20),
         ("AGENT_MEMORY_BYTES", "1.5 GiB", "memory_bytes", 3 * GIB // 2),
+        ("AGENT_MEMORY_BYTES", "4g", "memory_bytes", 4 * GIB),
         ("AGENT_DISK_BYTES", "1000000000", "disk_bytes", 10**9),
         ("AGENT_CPUS", "2", "cpus", 2.0),
         ("AGENT_RUNS_DIR", "/srv/runs", "runs_dir", Path("/srv/runs")),
