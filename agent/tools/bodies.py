@@ -163,10 +163,16 @@ def _patch_in_script(script: str) -> str | None:
     match = _PATCH_COMMAND.fullmatch(script)
     if match is None:
         return None
-    folder = (match["folder"] or "").strip("'\"")
+    folder, patch = (match["folder"] or "").strip("'\""), _ended(match["patch"])
     if folder in {"", "."}:
-        return match["patch"]
-    return _PATCH_PATH.sub(lambda found: found[1] + posixpath.join(folder, found[2]), match["patch"])
+        return patch
+    return _PATCH_PATH.sub(lambda found: found[1] + posixpath.join(folder, found[2]), patch)
+
+
+def _ended(patch: str) -> str:
+    """The patch with its last line, where that alone is missing: for one whose end is sure, since what held it was closed."""
+    is_open = patch.lstrip().startswith(PATCH_BEGIN) and PATCH_END not in patch
+    return f"{patch.rstrip()}\n{PATCH_END}" if is_open else patch
 
 
 def _is_json(text: str) -> bool:
@@ -406,6 +412,9 @@ def _patch(plain: str, found: object, repairs: list[str]) -> Body:
         if not isinstance(found, dict) or list(found) not in (["patch"], ["input"]):
             repairs.append("arguments")
         plain = patches[0]
+        if isinstance(found, dict) and "json" not in repairs and _ended(plain) != plain:
+            plain = _ended(plain)
+            repairs.append("body")
     elif found is None and plain.lstrip()[:1] in {"{", "[", '"'} and PATCH_BEGIN in plain and PATCH_END in plain:
         # Broken JSON around a patch that is whole.
         plain = plain[plain.index(PATCH_BEGIN) : plain.rindex(PATCH_END) + len(PATCH_END)]

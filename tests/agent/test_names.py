@@ -20,6 +20,7 @@ from agent.tools.text import CallError, arguments
 
 TOOLS = open_tools(RunConfig())
 PATCH = "*** Begin Patch\n*** Update File: a.py\n@@\n-x = \"1\"\n+x = '2'\n*** End Patch"
+UNENDED = PATCH.removesuffix("*** End Patch")  # whole only where something else says so
 LS = {"command": ["bash", "-lc", "ls -R"]}
 BASH = '{"command":["bash","-lc","ls -R"]}'
 OPEN = {"path": "src/a.py", "line_start": 1, "line_end": 20}
@@ -137,6 +138,9 @@ VARIANTS: list[tuple[str, str, str, object]] = [
     ("apply_patch", body(command=["apply_patch", PATCH]), "apply_patch", PATCH),
     ("apply_patch", body(anything=PATCH), "apply_patch", PATCH),
     ("apply_patch", json.dumps(PATCH), "apply_patch", PATCH),
+    ("apply_patch", body(patch=UNENDED), "apply_patch", PATCH),
+    ("apply_patch", UNENDED, "apply_patch", UNENDED),
+    ("container.exec", body(cmd=f"apply_patch <<'EOF'\n{UNENDED}EOF"), "apply_patch", PATCH),
     ("apply_patch", json.dumps(["apply_patch", PATCH]), "apply_patch", PATCH),
     ("apply_patch", PATCH.replace("\n", "\\n"), "apply_patch", PATCH),
     ("apply_patch", body(patch=PATCH.replace("\n", "\\n")), "apply_patch", PATCH),
@@ -254,6 +258,13 @@ def test_a_patch_to_nobody_is_told_where_patches_go() -> None:
     found = resolve("functions.write", PATCH, TOOLS)
     assert isinstance(found, Unknown)
     assert found.answer.endswith("A patch goes to repo_browser.apply_patch.")
+
+
+@pytest.mark.parametrize("text", [UNENDED, body(patch=UNENDED)[:-2], body(patch=UNENDED)[:-1]])
+def test_a_patch_that_may_be_cut_off_is_not_ended(text: str) -> None:
+    found = resolve("apply_patch", text, TOOLS)
+    assert isinstance(found, Resolved)
+    assert "End Patch" not in found.text
 
 
 def test_a_tool_that_is_not_on_offer() -> None:
