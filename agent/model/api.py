@@ -19,7 +19,7 @@ from agent.harmony.spelt import apart, read_spelt
 from agent.model.base import ModelEvent, SamplingParams
 from agent.model.capabilities import Capabilities
 from agent.model.client import Client, OpenAIResponse, persist
-from agent.model.faults import Transient, refused_field
+from agent.model.faults import Garbled, Transient, refused_field
 from agent.model.functions import Functions
 from agent.model.sse import ServerEvent
 from agent.model.stream import estimated_tokens
@@ -134,7 +134,7 @@ class ApiModel:
         self._client.close()
 
     def _attempt(self, asking: _Asking) -> Iterator[Delta | Repaired | MessageAdded | Sampled]:
-        params, clock, api = asking.params, self._client.clock, self._api
+        params, clock, api = _nth(asking.params, asking.garbled), self._client.clock, self._api
         without = self._refused | ({api.limit} if asking.unlimited else set())
         model = self._client.endpoint.model
         body = api.body(model, asking.conversation, asking.functions, params, frozenset(without))
@@ -146,6 +146,9 @@ class ApiModel:
                 for delta in answer.read(event, wall_s=clock.wall()):
                     first_token_s = first_token_s or clock.now() - began
                     yield delta
+        except Garbled:
+            asking.garbled += 1
+            raise
         except EndpointRefused as error:
             named = refused_field(error, api.optional - without)
             if named is None:
@@ -182,6 +185,12 @@ class _Asking:
     functions: Functions
     params: SamplingParams
     unlimited: bool = False
+    garbled: int = 0  # answers that the server could not parse
+
+
+def _nth(params: SamplingParams, attempt: int) -> SamplingParams:
+    """Each attempt has a seed of its own: one seed gives the same answer again."""
+    return params if params.seed is None else replace(params, seed=params.seed + attempt)
 
 
 def _apart(conversation: Conversation) -> Conversation:

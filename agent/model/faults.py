@@ -4,7 +4,7 @@
 
     answer or exception                                   becomes                asked again
     ───────────────────────────────────────────────────── ────────────────────── ───────────
-    400, 422, 500: it cannot parse what the model said    Transient              yes: it will say it another way
+    400, 422, 500: it cannot parse what the model said    Garbled, a Transient   yes, with another seed
     any refusal that speaks of the context window, or 413 ContextOverflow        by the loop, after compaction
     408, 409, 425, 429, 5xx but 501                       Transient              yes
     429 with a spent quota                                EndpointRefused        no
@@ -82,13 +82,20 @@ class Transient(EndpointUnreachable):
         self.most = most
 
 
+class Garbled(Transient):
+    """The server could not parse what the model said. The same seed would say it again."""
+
+    def __init__(self, said: str) -> None:
+        super().__init__(
+            f"the server could not parse the model's answer: {said}", retry_after_s=0.0, most=_MOST_GARBLED
+        )
+
+
 def refusal(status: int, headers: Mapping[str, str], body: str, *, wall_s: float) -> ModelError:
     """Translate an answer that is not a success. ``wall_s`` is the time of day as seconds since the epoch."""
     said = message_in(body)
     if status in {400, 422, 500} and _GARBLED.search(body):  # first: it quotes the model, who may say anything
-        return Transient(
-            f"the server could not parse the model's answer: {said}", retry_after_s=0.0, most=_MOST_GARBLED
-        )
+        return Garbled(said)
     if status == 413 or (status != 429 and _OVERFLOW.search(body)):
         return ContextOverflow(f"the prompt does not fit the model's window: {said or f'HTTP {status}'}")
     told = f"the endpoint answered HTTP {status}" + (f": {said}" if said else "")

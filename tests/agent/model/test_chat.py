@@ -261,6 +261,14 @@ def test_an_answer_that_did_not_arrive_whole_is_asked_again_and_the_half_dropped
     assert bodies[0] == bodies[1]
 
 
+def test_an_answer_that_the_server_cannot_parse_is_sampled_again_under_another_seed() -> None:
+    error = {"message": "unexpected tokens remaining in message header: []", "type": "BadRequestError", "code": 400}
+    garbled = stream([chunk({"reasoning": "Hm."}), {"error": error}])
+    events, bodies = ask([garbled, document({"error": "error parsing tool call: raw=''"}, 500), ANSWER])
+    assert [m.text for m in messages(events)] == ["Done."]
+    assert [body["seed"] for body in bodies] == [7, 8, 9]
+
+
 def test_only_the_closing_event_missing_is_no_fault() -> None:
     events, bodies = ask([stream([chunk({"content": "Done."}), chunk({}, "stop")], done=False)])
     assert [m.text for m in messages(events)] == ["Done."]

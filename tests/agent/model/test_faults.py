@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agent.errors import ContextOverflow, EndpointRefused, ModelError
-from agent.model.faults import BREAKS, Transient, broken, error_event, message_in, refusal, retry_after_s
+from agent.model.faults import BREAKS, Garbled, Transient, broken, error_event, message_in, refusal, retry_after_s
 
 URL = "http://127.0.0.1:1/v1"
 WALL_S = 1_800_000_000.0
@@ -222,7 +222,7 @@ def test_an_answer_that_the_server_cannot_parse_is_asked_for_again(said: str, st
     """vLLM calls it a bad request, in the middle of a stream that began as a success."""
     body = {"error": {"message": said, "type": "BadRequestError", "code": status}}
     for error in (refusal(status, {}, json.dumps(body), wall_s=WALL_S), error_event(body["error"], wall_s=WALL_S)):
-        assert isinstance(error, Transient)
+        assert isinstance(error, Garbled)
         assert (error.retry_after_s, error.most) == (0.0, 10)
 
 
