@@ -50,7 +50,7 @@ def _pages_that_fit(options: EngineOptions, each_bytes: int, device: torch.devic
         budget = min(int(free * 0.9), free - workspace_bytes)
     else:
         budget = 2 << 30
-    # More than every sequence at its full window could never be used.
+    # More than every sequence at its full window would only keep prefixes that nobody may ask for again.
     most = options.limits.sequences * -(-options.limits.context_tokens // options.page_tokens) + 1
     pages = min(budget // each_bytes, most)
     if pages < 2:
@@ -126,8 +126,8 @@ class Engine:
     def prepare(self) -> bool:
         """Record one more graph that later steps are likely to want, in a tenth of a second; False when none is left.
 
-        Only while the engine is idle, for whoever has nothing else to do: without it a prompt's kernels are launched one by one, and what a guess costs is
-        not known of this device and model.
+        Only while the engine is idle, for whoever has nothing else to do: without it a prompt's kernels are launched one by
+        one, and what a guess costs is not known of this device and model.
         """
         if self.runner.prepare():
             return True
@@ -138,7 +138,7 @@ class Engine:
         return False
 
     def step(self) -> Sequence[TokenOut]:
-        """Plan, run, record. Returns at most one token for each running request; empty when idle.
+        """Plan, run, record. Returns the tokens of a step: one for each request that samples, more where a guess was right.
 
         Where the next step can be planned before this one's tokens are known, it is launched first, so that the device
         does not wait for the host. A sequence that turns out to have ended makes its share of that step void. A mask may

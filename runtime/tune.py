@@ -235,8 +235,10 @@ class Trials:
     def _results(self, work: Work, sizes: Sizes) -> list[_Result]:
         """Compute what a work computes with these sizes, into memory full of NaN. Raises Left."""
         results: list[_Result] = []
-        with self._leaving_out(), poisoned():
-            self._run(work, _scene(self._model, work), self._kernels(sizes), results)
+        with self._leaving_out():
+            scene = _scene(self._model, work)
+            with poisoned():
+                self._run(work, scene, self._kernels(sizes), results)
         return results
 
     @contextmanager

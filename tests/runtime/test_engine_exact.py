@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 from runtime.engine import Engine, EngineOptions, open_engine
 from runtime.model.transformer import Transformer
 from runtime.request import Request, Sampling, TokenOut
 from runtime.scheduler import Limits
-from tests.runtime.arithmetic import always
+from tests.runtime.arithmetic import ByRule, always
 from tests.runtime.ragged import run_chunks
 
 PAGE = 16
@@ -117,6 +119,72 @@ def test_guessing_changes_no_token(model: Transformer, sampling: Sampling) -> No
     outs = [[out.token for out in drain(each, [request])["x"]] for each in (plain, guessed)]
     assert outs[0] == outs[1]
     assert any(seen)
+
+
+EVEN = bytes([0b01010101]) * 32  # of 256 tokens
+
+
+def even() -> ByRule:
+    return ByRule(lambda _: EVEN, lambda _: False)
+
+
+@st.composite
+def asked(draw: st.DrawFn) -> Request:
+    seed = draw(st.integers(0, 1))
+    text = (*prompt(seed, draw(st.sampled_from([1, 16, 33, 48]))), *prompt(seed + 9, draw(st.integers(0, 6))))
+    stop = draw(st.frozensets(st.integers(0, 255), max_size=40))
+    mask = draw(st.sampled_from([None, even]))
+    return Request("", text, draw(st.integers(1, 8)), stop, Sampling(0.0, logprobs=True), mask)
+
+
+def test_any_interleaving_is_told_what_the_plain_path_says(tiny_model: Transformer) -> None:
+    """Requests arrive in waves, over shared prefixes and few pages; one is aborted; some are masked, some guessed for."""
+
+    @settings(max_examples=6, deadline=None, phases=[Phase.reuse, Phase.generate])
+    @given(
+        waves=st.lists(st.lists(asked(), min_size=1, max_size=3), min_size=1, max_size=2),
+        pages=st.integers(6, 12),
+        step_tokens=st.sampled_from([20, 2048]),
+        draft=st.sampled_from([0, 4]),
+        aborted=st.integers(0, 20),
+    )
+    def told(waves: list[list[Request]], pages: int, step_tokens: int, draft: int, aborted: int) -> None:
+        tested = engine(tiny_model, pages, step_tokens=step_tokens, speculation=always(draft))
+        waiting = [[replace(r, id=f"{a}.{b}") for b, r in enumerate(wave)] for a, wave in enumerate(waves)]
+        requests = [request for wave in waiting for request in wave]
+        got: dict[str, list[TokenOut]] = {request.id: [] for request in requests}
+        steps = 0
+        while waiting or not tested.idle:
+            if waiting and (tested.idle or steps % 4 == 0):
+                for request in waiting.pop(0):
+                    tested.add(request)
+            cancelled = tested.abort("0.0") if steps == aborted else None
+            for out in (*tested.step(), *([cancelled] if cancelled else [])):
+                got[out.id].append(out)
+            tested.scheduler.pool.check()
+            steps += 1
+        for request in requests:
+            check(tiny_model, request, got[request.id])
+
+    told()
+
+
+def check(model: Transformer, request: Request, outs: Sequence[TokenOut]) -> None:
+    """Compare a greedy request's tokens and log-probabilities with the plain path: a cold cache, alone, all in one step."""
+    assert [out.finish for out in outs[:-1]] == [None] * (len(outs) - 1)
+    tokens = [out.token for out in outs if out.token is not None]
+    rows = run_chunks(model, [*request.prompt, *tokens], [len(request.prompt) + len(tokens)])[len(request.prompt) - 1 :]
+    for row, out in zip(rows, outs, strict=False):
+        if out.token is not None:
+            assert out.token == (int(row.argmax()) if request.mask is None else 2 * int(row[::2].argmax()))
+            assert out.logprob == pytest.approx(float(row.log_softmax(-1)[out.token]), abs=1e-4)
+    match outs[-1].finish:
+        case "stop":
+            assert [token in request.stop for token in tokens] == [False] * (len(tokens) - 1) + [True]
+        case "length":
+            assert len(tokens) == request.max_tokens
+        case finish:
+            assert (request.id, finish) == ("0.0", "cancelled")
 
 
 def test_sampled_tokens_repeat_over_schedules(model: Transformer) -> None:
