@@ -115,7 +115,7 @@ def container(config: RunConfig) -> Finding:
         except (SandboxError, WorktreeError) as error:
             return Finding(subject, str(error), SANDBOX_CODE)
     if done.output != b"text\n":
-        return Finding(subject, f"a command printed {done.output[:200]!r}, not the file it was to print", SANDBOX_CODE)
+        return Finding(subject, f"a command printed {done.output[:200]!r}, not the contents of the file", SANDBOX_CODE)
     image = config.image or "the default image"
     return Finding(subject, f"{image} is up in {seconds(up_s - start_s)}, a command takes {seconds(command_s - up_s)}")
 

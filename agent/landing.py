@@ -39,7 +39,7 @@ def bring_in(repository: Path, patch: bytes) -> tuple[str, ...]:
             places = ", ".join(dict.fromkeys(re.findall(r"error: (?:patch failed: )?([^\n]+?):(?: |\d)", str(error))))
             raise WorktreeError(
                 f"the change does not fit the checkout as it is now ({places or error}): nothing was changed there. "
-                "`agent diff RUN` prints it; `agent apply RUN` brings it in once the checkout fits"
+                "`agent diff RUN` prints it; `agent apply RUN` applies it once the checkout fits"
             ) from error
         return worktree.bring(applied)
 

@@ -16,7 +16,7 @@ GO_ON = (
 )
 CUT_OFF = (
     f"{HARNESS}Your last answer was cut off, because it was as long as an answer may be, and nothing of it was run. "
-    "Go on in smaller steps: think less, and make a call with less in it."
+    "Go on in smaller steps: think less, and put less into one call."
 )
 MAKE_THE_CALL = (
     f"{HARNESS}Your final message contains an edit, but writing it there changes nothing. If it is meant to happen, "

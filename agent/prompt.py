@@ -22,7 +22,7 @@ Keep it true as you learn: one step in progress, finished ones marked.
 4. Fix the cause in the source, in the style of the code around it, for all inputs of that kind and not only the example. \
 Change as little as does that. Make the best fix you see early, then improve it by what you observe.
 5. Run the tests that touch it, then the checks below. Read what they print.
-6. Take away whatever you made only to find out: scripts, logs, debug output.
+6. Remove what you made only to investigate: scripts, logs, debug output.
 
 Rules
 - Only tool calls change anything. Text in a message changes nothing.

@@ -45,7 +45,7 @@ def find_run(runs_dir: Path, name: str) -> Path:
             raise UsageError(f"No run is called {name!r}. `agent runs` lists them; `last` is the newest.")
         case _:
             raise UsageError(
-                f"{name!r} fits several runs: {', '.join(folder.name for folder in fitting[:5])}. Give more of it."
+                f"{name!r} matches several runs: {', '.join(folder.name for folder in fitting[:5])}. Give more characters of it."
             )
 
 

@@ -300,7 +300,7 @@ class TerminalView:
             )
             now = f"{words}: … {' '.join(clean(self._said).split())[-max(self._console.width - 40, 20) :]}"
         else:
-            now = "waits for the model" if self._state.run else "starts"
+            now = "waiting for the model" if self._state.run else "starts"
         line = _text("").append(f"{spinner} ", style="cyan").append(now).append(f"  {seconds(spent_s)}", style="dim")
         line.truncate(self._console.width, overflow="ellipsis")
         return Group(*self._plan(), line)

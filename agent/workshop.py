@@ -155,7 +155,7 @@ def deliver(
         return branch, Worktree(snapshot).keep(applied, branch, commit_message(state.task, claimed, reason), folder)
     except WorktreeError as error:
         raise WorktreeError(
-            f"{error}. The change is kept: `agent apply {state.run}` brings it into the checkout, "
+            f"{error}. The change is kept: `agent apply {state.run}` applies it to the checkout, "
             f"`agent diff {state.run}` prints it"
         ) from error
 

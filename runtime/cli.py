@@ -86,17 +86,21 @@ def parser() -> argparse.ArgumentParser:
     _ids(logits)
     logits.add_argument("--out", type=Path, required=True, metavar="LOGITS.npy", help="where to write them")
     logits.add_argument(
-        "--chunk-tokens", type=_positive, default=256, metavar="N", help="tokens a step (256); bounds the memory"
+        "--chunk-tokens", type=_positive, default=256, metavar="N", help="tokens per step (256); bounds the memory"
     )
     _place_options(logits)
 
-    generate = commands.add_parser("generate", help="continue a prompt, one sampled id a line")
+    generate = commands.add_parser("generate", help="continue a prompt, one sampled id per line")
     _checkpoint(generate)
     _ids(generate)
-    generate.add_argument("--max-tokens", type=_positive, default=128, metavar="N", help="at most so many (128)")
-    generate.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0 is greedy (1.0)")
+    generate.add_argument(
+        "--max-tokens", type=_positive, default=128, metavar="N", help="maximum number of tokens (128)"
+    )
+    generate.add_argument(
+        "--temperature", type=float, default=1.0, metavar="T", help="sampling temperature; 0 is greedy (1.0)"
+    )
     generate.add_argument("--top-p", type=float, default=1.0, metavar="P", help="nucleus (1.0)")
-    generate.add_argument("--seed", type=int, metavar="N", help="makes it repeatable")
+    generate.add_argument("--seed", type=int, metavar="N", help="random seed")
     generate.add_argument(
         "--stop", type=int, action="append", metavar="ID", help="end there; may be repeated (harmony's three ends)"
     )
@@ -104,9 +108,11 @@ def parser() -> argparse.ArgumentParser:
 
     bench = commands.add_parser("bench", help="time prefill and decode")
     bench.add_argument("model", metavar="20b|120b|tiny|CHECKPOINT", help="random weights of a size, or a checkpoint")
-    bench.add_argument("--prompt-tokens", type=_positive, default=1024, metavar="N", help="a sequence (1024)")
-    bench.add_argument("--tokens", type=_positive, default=128, metavar="N", help="to decode a sequence (128)")
-    bench.add_argument("--batch", type=_positive, default=1, metavar="N", help="sequences at a time (1)")
+    bench.add_argument(
+        "--prompt-tokens", type=_positive, default=1024, metavar="N", help="prompt tokens per sequence (1024)"
+    )
+    bench.add_argument("--tokens", type=_positive, default=128, metavar="N", help="tokens to decode per sequence (128)")
+    bench.add_argument("--batch", type=_positive, default=1, metavar="N", help="sequences in a batch (1)")
     bench.add_argument("--repeats", type=_positive, default=3, metavar="N", help="timed runs after one warm-up (3)")
     _place_options(bench)
 
@@ -125,17 +131,17 @@ def parser() -> argparse.ArgumentParser:
 
 def _checkpoint(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="folder with config.json and *.safetensors, or a model that was pulled"
+        "checkpoint", metavar="CHECKPOINT", help="folder with config.json and *.safetensors, or a downloaded model"
     )
 
 
 def _ids(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--ids", type=Path, required=True, metavar="FILE", help="token ids, one a line (-: stdin)")
+    command.add_argument("--ids", type=Path, required=True, metavar="FILE", help="token ids, one per line (-: stdin)")
 
 
 def _place_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--device", metavar="cpu|cuda|mps", help="where (the first CUDA device, else the CPU)")
-    command.add_argument("--dtype", choices=("fp32", "bf16"), help="to compute in (bf16 on a GPU, fp32 on the CPU)")
+    command.add_argument("--device", metavar="cpu|cuda|mps", help="device (the first CUDA device, else the CPU)")
+    command.add_argument("--dtype", choices=("fp32", "bf16"), help="data type (bf16 on a GPU, fp32 on the CPU)")
     command.add_argument("--kernels", choices=("auto", "reference", "triton"), default="auto", help="which (auto)")
 
 

@@ -242,7 +242,7 @@ def _engine(model: Transformer, sequences: int, tokens: int, *, graphs: bool) ->
 
 def _window(config: ModelConfig, tokens: int) -> int:
     if tokens > config.context_tokens:
-        raise RequestRefused(f"{tokens} tokens are asked for and the model's window is {config.context_tokens}")
+        raise RequestRefused(f"{tokens} tokens are requested and the model's window is {config.context_tokens}")
     return tokens
 
 

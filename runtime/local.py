@@ -90,13 +90,13 @@ def open_worker(
     size = weights_bytes(checkpoint.config, dtype)
     if where.type == "cpu" and size > SLOW_BYTES:
         warn(
-            f"no CUDA device was found, so {size / GIB:.1f} GiB of weights run on the CPU, in the plain kernels that are there "
-            "to be right: expect seconds for each token, and hours for a run. A GPU with 16 GiB, or a server made for CPUs "
-            "(llama.cpp, Ollama), is what makes this model usable here"
+            f"no CUDA device was found, so {size / GIB:.1f} GiB of weights run on the CPU, in plain kernels made for "
+            "correctness: expect seconds per token, and hours per run. To use this model, take a GPU with 16 GiB, or a server made "
+            "for CPUs (llama.cpp, Ollama)"
         )
     chosen = open_kernels(kernels, where, cache=cache, warn=warn)
     if kernels == "auto" and where.type == "cuda" and chosen.name == "reference":
-        warn(f"the plain kernels run, which are there to be right and not to be fast: {best_kernels(where)[1]}")
+        warn(f"the plain kernels run, which are made for correctness, not speed: {best_kernels(where)[1]}")
     require_kernels(checkpoint.config, chosen)  # before gigabytes are loaded
     window = min(checkpoint.config.context_tokens, context_tokens or checkpoint.config.context_tokens)
     try:

@@ -395,9 +395,9 @@ def tune(model_name: str, *, quick: bool, out: Path | None, cache: Path | None, 
     except Left as why:  # not a candidate, which is told of: the sizes to begin with
         raise RuntimeFault(f"the kernels do not run on this {gpu.name} with the sizes they start from: {why}") from why
     except RuntimeError as error:
-        raise RuntimeFault(f"{gpu.name} failed ({error}): what was told of until here is kept in {kept}") from error
+        raise RuntimeFault(f"{gpu.name} failed ({error}): the results so far are kept in {kept}") from error
     except KeyboardInterrupt:
-        say(f"stopped: what was told of until here is kept in {kept}")
+        say(f"stopped: the results so far are kept in {kept}")
         raise
     say(f"{time.monotonic() - began:.0f} s; kept in {kept}: engines on this GPU take these sizes from now on")
     return kept
@@ -423,5 +423,5 @@ def _gpu() -> torch.device:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kernels, why = best_kernels(device)
     if kernels != "triton":
-        raise RuntimeFault(f"there is nothing to tune here: {why}, and only Triton's kernels have sizes to choose")
+        raise RuntimeFault(f"there is nothing to tune here: {why}, and only Triton kernels have sizes to choose")
     return device

@@ -196,11 +196,11 @@ def _create(client: DockerClient, base: images.Base, order: Order) -> str:
             raise
         container = create(bounded=False)
         order.say(
-            f"the workspace is a volume of the engine, because it is large for memory; its storage cannot bound it: one file "
-            f"may have {size}, and all together what the disk has (to have it in memory, raise memory_bytes)"
+            f"the workspace is a volume, because it is too large for memory; its storage has no quota: one file may have {size}, "
+            "and all files together what the disk has (to have it in memory, raise memory_bytes)"
         )
     else:
-        order.say(f"the workspace is a volume of the engine of {size}, because it is large for memory")
+        order.say(f"the workspace is a volume of {size}, because it is too large for memory")
     try:
         _give(client, container, base)
     except BaseException:

@@ -182,7 +182,7 @@ class Batch:
                     self._attempt(*taken)
         except BaseException as error:  # noqa: BLE001 - it is raised where the batch is waited for
             self._failure = error
-            self._governor.stop(f"a defect: {error}")
+            self._governor.stop(f"an internal error: {error}")
             with self._state:
                 self._state.notify_all()
         finally:

@@ -226,7 +226,7 @@ def _admitted(said: Handle) -> str:
         if not _is_ours(error):
             raise
         raise AgentError(
-            f"a machine of the cluster cannot run gpt-oss-agent: {_told(error)}; install it there as here"
+            f"a machine of the cluster cannot run gpt-oss-agent: {_told(error)}; install the same version there"
         ) from error
     if theirs != our_code():
         raise AgentError(

@@ -34,10 +34,10 @@ def read_tasks(
     for place in places:
         for task in _read(str(place), repositories, say):
             if found.setdefault(task.name, task) != task:
-                raise UsageError(f"{place}: there is another task called {task.name!r}; names are what results go by")
+                raise UsageError(f"{place}: there is another task called {task.name!r}; names must be unique")
     tasks = [found[name] for name in sorted(found) if wanted.search(name)]
     if not tasks:
-        what = f"whose name fits {pattern!r}" if found else "in " + ", ".join(map(str, places))
+        what = f"whose name matches {pattern!r}" if found else "in " + ", ".join(map(str, places))
         raise UsageError(f"There is no task {what}. A task is a folder with {TASK_FILE}, or a row of a .jsonl file.")
     return tasks
 

@@ -103,7 +103,7 @@ def _parse(data: bytes, path: Path) -> dict[str, Record]:
             record = _record(line)
         except (ValueError, TypeError, KeyError) as error:
             raise LogError(
-                f"{path}, line {number}, is not the result of a task, or one of another version ({error!r}): {line[:80]!r}. "
+                f"{path}, line {number}, is not the result of a task, or comes from another version ({error!r}): {line[:80]!r}. "
                 "Give another --out, or remove the line; its task is then run again"
             ) from error
         records[record["task"]] = record
@@ -157,7 +157,7 @@ def hold_to(folder: Path, settings: Mapping[str, Any]) -> None:
     try:
         before = dict(json.loads(path.read_bytes()))
     except (ValueError, TypeError) as error:
-        raise LogError(f"{path} is not what a batch keeps its settings in: {error}; give another --out") from error
+        raise LogError(f"{path} does not hold the settings of a batch: {error}; give another --out") from error
     plain = json.loads(json.dumps(settings))
     other: Iterable[str] = (key for key in sorted({*before, *plain}) if before.get(key) != plain.get(key))
     if said := ", ".join(f"{key} was {before.get(key)!r} and is {plain.get(key)!r}" for key in other):

@@ -42,7 +42,7 @@ def obey(text: str, desk: Desk) -> bool:
     name, argument = _SHORT.get(found[1], found[1]), (found[2] or "").strip()
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
-        desk.say(f"there is no /{name}" + (f"; did you mean /{near[0]}?" if near else "; /help lists what there is"))
+        desk.say(f"there is no /{name}" + (f"; did you mean /{near[0]}?" if near else "; /help lists all commands"))
         return True
     try:
         COMMANDS[name][1](desk, argument)
@@ -139,15 +139,15 @@ def _changes(desk: Desk) -> bytes:
 # name: (one line of help, what it does)
 COMMANDS: Mapping[str, tuple[str, Callable[[Desk, str], None]]] = {
     "help": ("list the commands", _help),
-    "save": ("save the chat; --wire scripted --script FILE plays it", _save),
+    "save": ("save the chat; --wire scripted --script FILE replays it", _save),
     "load": ("continue a saved chat, or a run's events.jsonl", _load),
     "undo": ("take back your last message and what followed", _undo),
-    "clear": ("begin a new conversation", _clear),
-    "model": ("say which model answers, or take another one", _model),
-    "effort": ("say or set the reasoning effort: low, medium, high", _effort),
+    "clear": ("start a new conversation", _clear),
+    "model": ("show the model, or switch to another one", _model),
+    "effort": ("show or set the reasoning effort: low, medium, high", _effort),
     "reasoning": ("show what the model thought in the last turn", _reasoning),
     "diff": ("show what changed in the sandbox's workspace", _diff),
-    "apply": ("bring that change into your checkout, uncommitted", _apply),
+    "apply": ("apply that change to your checkout, uncommitted", _apply),
     "exit": ("leave (so does Ctrl-D)", lambda desk, _: desk.say("bye")),
 }
 ARGUMENTS: Mapping[str, str] = {

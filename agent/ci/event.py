@@ -35,12 +35,12 @@ def site(service: str, environ: Mapping[str, str]) -> Site:
         )
         if not service:
             raise UsageError(
-                "this is neither a job of GitHub Actions nor of GitLab CI (GITHUB_ACTIONS, GITLAB_CI): say --service"
+                "this is neither a job of GitHub Actions nor of GitLab CI (GITHUB_ACTIONS, GITLAB_CI): name it with --service"
             )
 
     def variable(name: str) -> str:
         if not environ.get(name):
-            raise UsageError(f"{name} is not set: a job of {service} has it; set it when you try this elsewhere")
+            raise UsageError(f"{name} is not set: jobs of {service} have it; set it yourself to try this elsewhere")
         return environ[name].rstrip("/")
 
     if service == "github":

@@ -26,7 +26,7 @@ ASSOCIATIONS = ("OWNER", "MEMBER", "COLLABORATOR")
 def read(name: str, data: object, rules: Rules) -> Request | Ignored:
     """Return what the event called ``name`` asks for. Raises UsageError where it lacks what such an event has."""
     if text_at(data, "sender", "type") == "Bot" and name in ("issues", "issue_comment"):
-        return Ignored(f"{text_at(data, 'sender', 'login')} is a bot: bots may not start one another")
+        return Ignored(f"{text_at(data, 'sender', 'login')} is a bot, and bots may not start each other")
     match name:
         case "issues":
             return _labelled(data, rules)
@@ -87,7 +87,7 @@ def _failed(data: object, name: str) -> Request | Ignored:
     ):
         return Ignored("the check ran on a fork, where nothing can be published")
     if branch.startswith(BRANCH_PREFIX):
-        return Ignored(f"{branch} is a branch of ours: what fails there is seen in its pull request")
+        return Ignored(f"{branch} is a branch of ours: its failures show in its pull request")
     pulls = at(run, "pull_requests") or []
     output = "\n\n".join(filter(None, (text_at(run, "output", part) for part in ("title", "summary", "text"))))
     return asked(

@@ -52,7 +52,7 @@ def _commented(data: object, rules: Rules) -> Request | Ignored:
         return Ignored(f"no new comment that begins with {rules.word!r}")
     author = text_at(data, "user", "username")
     if author not in rules.allow:
-        return Ignored(f"{author} may not ask by a comment: name who may with --allow")
+        return Ignored(f"{author} may not ask by a comment: --allow names those who may")
     match text_at(note, "noteable_type"):
         case "Issue":
             return _about(data, "issue", at(data, "issue"), wish)
@@ -90,7 +90,7 @@ def _failed(data: object) -> Request | Ignored:
     if merge_request is not None:
         branch = text_at(merge_request, "source_branch")
     if branch.startswith(BRANCH_PREFIX):
-        return Ignored(f"{branch} is a branch of ours: what fails there is seen in its merge request")
+        return Ignored(f"{branch} is a branch of ours: its failures show in its merge request")
     builds = at(data, "builds") or []
     failed = [
         f"- {text_at(build, 'name')} ({text_at(build, 'stage')}): {text_at(build, 'failure_reason') or 'failed'}"

@@ -103,7 +103,7 @@ class Publisher:
         try:
             applied = Worktree(snapshot).apply(found.patch)
         except WorktreeError as error:
-            raise PolicyRefused(f"the patch does not fit the commit that it says it is for: {error}") from error
+            raise PolicyRefused(f"the patch does not fit the commit it claims to be for: {error}") from error
         protected.admit(applied.paths)
         if not applied.changes:
             raise PolicyRefused("the patch changes nothing")

@@ -36,8 +36,8 @@ PAGE = 100
 MOST_PAGES = 50
 _AGAIN = frozenset({408, 425, 429})
 _REMEDIES = {
-    301: "the project has moved; give the job its new name",
-    401: "the token is not valid (any more): give another",
+    301: "the project has moved; use its new name in the job",
+    401: "the token is not valid, or no longer: use another",
     403: "the token may not do this: give it the rights that docs/ci.md names",
     404: "it is not there, or the token may not see it",
 }
@@ -65,7 +65,7 @@ def persist(work: Callable[[], T], clock: Clock, say: Callable[[str], None], pat
                     f"{error}; gave up after {clock.now() - began_s:.0f} s (the next try was due in {rest_s:.0f} s)",
                     error.status,
                 ) from error
-            say(f"{error}; asking again in {rest_s:.0f} s")
+            say(f"{error}; retrying in {rest_s:.0f} s")
             clock.sleep(rest_s)
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
@@ -130,4 +130,4 @@ class Rest:
             wait_s = max(0.0, int(headers["x-ratelimit-reset"]) - self.clock.wall())
         if status in _AGAIN or (status >= 500 and status != 501) or (status == 403 and (spent or wait_s is not None)):
             return Again(told, status, wait_s)
-        return ServiceError(f"{told}; {_REMEDIES.get(status, 'asking again would not change it')}", status)
+        return ServiceError(f"{told}; {_REMEDIES.get(status, 'retrying would not help')}", status)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from agent.ci.artifacts import Found
 
 SUBJECT_CHARS = 72
-FOOTER = "\n---\nMade by gpt-oss-agent. What was observed stands apart from what the model claims; review it as a stranger's patch.\n"
+FOOTER = "\n---\nMade by gpt-oss-agent. Observations are kept apart from what the model claims. Review this as you would a stranger's patch.\n"
 NO_RESULT = "the job that should fix this ended without a result; see its log"
 
 
@@ -55,5 +55,5 @@ def answer(asked: Request, found: Found | None, proposed: str | None, refused: s
     elif found.report:
         text = found.report
     else:
-        text = f"### ❌ {found.outcome}: the run could not begin\n\n- {code(found.reason)}\n"
+        text = f"### ❌ {found.outcome}: the run could not start\n\n- {code(found.reason)}\n"
     return f"{asked.marker}\n{text}"

@@ -218,9 +218,9 @@ def _admit(to_checkout: bool, output: Path | None, flags: Mapping[str, object]) 
         return
     folder = output.absolute().parent
     if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises where a folder above may not be entered
-        raise UsageError(f"--output {output}: the folder {folder} is not there. Make it, or name another file.")
+        raise UsageError(f"--output {output}: the folder {folder} does not exist. Create it, or name another file.")
     if not os.access(output if os.access(output, os.F_OK) else folder, os.W_OK):
-        raise UsageError(f"--output {output}: it cannot be written. Give the permission, or name another file.")
+        raise UsageError(f"--output {output}: it cannot be written. Fix the permissions, or name another file.")
 
 
 def _patch(config: RunConfig, run: str | None) -> bytes:
@@ -234,7 +234,7 @@ def _write_patch(output: Path, patch: bytes, screen: _Screen) -> None:
     except OSError as error:
         raise UsageError(
             f"--output {output} cannot be written: {error.strerror}. The change is kept: `agent diff {screen.tally.run}` prints "
-            f"it, `agent apply {screen.tally.run}` brings it into the checkout"
+            f"it, `agent apply {screen.tally.run}` applies it to the checkout"
         ) from error
 
 
@@ -245,7 +245,7 @@ def _bring_in(repository: Path, patch: bytes, ended: RunEnded, screen: _Screen, 
         screen.view.say(
             f"not applied to the checkout, because the run ended as {ended.outcome}; {later} applies it anyway"
         )
-    elif ask and may_ask() and not click.confirm("Bring this change into your checkout?", default=True, err=True):
+    elif ask and may_ask() and not click.confirm("Apply this change to your checkout?", default=True, err=True):
         screen.view.say(f"not applied to the checkout; {later} applies it later")
     else:
         bring_in(repository, patch)

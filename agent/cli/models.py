@@ -56,7 +56,7 @@ def list_models(cache: Path | None) -> None:
         if model.problem is not None:
             click.echo(f"  {model.problem}", err=True)
     if not found:
-        click.echo("none yet: agent models pull openai/gpt-oss-20b", err=True)
+        click.echo("none yet: run agent models pull openai/gpt-oss-20b", err=True)
 
 
 @models.command()

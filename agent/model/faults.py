@@ -51,7 +51,7 @@ _GARBLED = re.compile(
 _QUOTA = re.compile(r"insufficient_quota|billing_hard_limit|exceeded your current quota", re.IGNORECASE)
 _RETRIED_STATUSES = frozenset({408, 409, 425, 429, 499})
 _REMEDIES = {
-    400: "the request was understood and refused; asking again would not change it",
+    400: "the request was understood and refused; retrying would not help",
     401: "give the right key in OPENAI_API_KEY",
     402: "the account behind the key has to be paid for",
     403: "the key is known but may not do this; use another key or ask the server's owner",
@@ -106,7 +106,7 @@ def refusal(status: int, headers: Mapping[str, str], body: str, *, wall_s: float
     if 300 <= status <= 399:
         place = headers.get("location", "another place")
         return EndpointRefused(f"{told}: the endpoint moved to {place}; use that URL", status)
-    return EndpointRefused(f"{told}; {_REMEDIES.get(status, 'asking again would not change it')}", status)
+    return EndpointRefused(f"{told}; {_REMEDIES.get(status, 'retrying would not help')}", status)
 
 
 def error_event(error: object, *, wall_s: float) -> ModelError:

@@ -50,9 +50,9 @@ def _head(batch: Batch) -> Markup:
         "Tasks": f"{len(rows):,}",
         "Graded": f"{sum(row.resolved is True for row in graded):,} of {len(graded):,} resolved" if graded else None,
         "Attempts": f"{sum(len(row.attempts) for row in rows):,}",
-        "Time at work": seconds(sum(row.duration_s for row in rows)),
+        "Working time": seconds(sum(row.duration_s for row in rows)),
         "Tokens written": f"{sum(row.sampled_tokens for row in rows):,}",
-        "Tokens in all": f"{sum(row.total_tokens for row in rows):,}",
+        "Total tokens": f"{sum(row.total_tokens for row in rows):,}",
         "Model": ", ".join(sorted({each.model for row in rows for each in row.attempts if each.model})),
     }
     told = [element("div", element("dt", name), element("dd", value)) for name, value in facts.items() if value]
@@ -78,8 +78,8 @@ def _plots(batch: Batch) -> Markup:
             "Tasks by class", [Bar(kind.value, kinds[kind], len(rows), COLOURS[kind]) for kind in Kind if kinds[kind]]
         ),
         _times([row.duration_s for row in rows]),
-        histogram("Tokens written per task", [float(row.sampled_tokens) for row in rows], _short),
-        histogram("Turns of the attempt that was kept", [float(row.turns) for row in rows], _short),
+        histogram("Output tokens per task", [float(row.sampled_tokens) for row in rows], _short),
+        histogram("Turns of the kept attempt", [float(row.turns) for row in rows], _short),
         bars("Attempts per task", [Bar(_attempts(count), tries[count], len(rows)) for count in sorted(tries)]),
     ]
     for title, value in (("Done by language", "language"), ("Done by difficulty", "difficulty")):
@@ -100,7 +100,7 @@ def _split(rows: tuple[Row, ...], key: str) -> list[Bar]:
 def _times(times_s: Sequence[float]) -> Markup:
     unit, unit_s = ("min", 60) if max(times_s) >= 300 else ("s", 1)
     return histogram(
-        "Time at work per task", [time_s / unit_s for time_s in times_s], lambda value: f"{value:g} {unit}"
+        "Working time per task", [time_s / unit_s for time_s in times_s], lambda value: f"{value:g} {unit}"
     )
 
 

@@ -90,14 +90,14 @@ def _texts(story: Story) -> Iterable[str]:
 def _head(story: Story) -> Markup:
     task = story.task.strip()
     title = one_line(task.partition("\n")[0], TITLE_CHARS)
-    whole = element("details", element("summary", "The whole task"), _text(task, MOST_BYTES, "prose"))
+    whole = element("details", element("summary", "Full task"), _text(task, MOST_BYTES, "prose"))
     facts = {
         "Model": model_line(dict(story.config)),
         "Repository": story.repository,
         "From commit": story.base_commit[:12],
         "Branch": story.ended.branch if story.ended else None,
         "Begun": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(story.started_at)),
-        "Time at work": seconds(story.duration_s),
+        "Working time": seconds(story.duration_s),
         "Turns": f"{len(story.answers):,}",
         "Calls": f"{len(story.calls):,}",
         "Tokens": _tokens(story),
@@ -146,7 +146,7 @@ def _tokens(story: Story) -> str:
 def _claim(story: Story) -> Markup | None:
     if story.ended is None or not story.ended.claimed.strip():
         return None
-    claims = element("p", "A claim; what was observed stands above and below.", class_="note")
+    claims = element("p", "A claim. What was observed is above and below.", class_="note")
     return join([None if story.mode == "ask" else claims, _text(story.ended.claimed.strip(), MOST_BYTES, "prose")])
 
 
@@ -236,7 +236,7 @@ def _change(story: Story) -> Markup | None:
                 for each in files[number:]
             ]
             parts += [
-                element("p", f"The rest has no room here: agent diff {story.run} prints it."),
+                element("p", f"The rest is too long for this page: agent diff {story.run} prints it."),
                 element("ul", *rest[:500]),
             ]
             break
@@ -349,7 +349,7 @@ def _item(item: Item, room: int) -> Markup | None:
             )
             return element("details", head, _text(text, room, "prose"), class_="thought") if words else None
         case Said(text, by_model):
-            who = None if by_model else element("p", "Told to the model", class_="note")
+            who = None if by_model else element("p", "Message to the model", class_="note")
             return element("div", who, _text(text.strip(), room, "prose"), class_="said" if by_model else "told")
         case Note(text):
             return element("p", one_line(text, 600), class_="note")
@@ -414,7 +414,7 @@ def _settings(config: Mapping[str, object]) -> Markup | None:
         if value is not None
     ]
     table = element("div", element("table", element("tbody", *rows)), class_="wide")
-    return element("details", element("summary", "What the run was told"), table)
+    return element("details", element("summary", "Instructions to the model"), table)
 
 
 def _plain(value: object) -> str:

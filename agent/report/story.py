@@ -248,7 +248,9 @@ class _Teller:
                     self._after = results
             case Compacted():
                 self._items.append(
-                    Note(f"The window filled: {event.tokens_before:,} tokens became {event.tokens_after:,}.")
+                    Note(
+                        f"The context window was full: {event.tokens_before:,} tokens compacted to {event.tokens_after:,}."
+                    )
                 )
                 self._open.clear()
             case _:
@@ -257,11 +259,11 @@ class _Teller:
     def _note(self, event: Durable) -> None:
         match event:
             case Retried():
-                told = f"Asked again in {seconds(event.wait_s)} (attempt {event.attempt}): {event.reason}"
+                told = f"Retried in {seconds(event.wait_s)} (attempt {event.attempt}): {event.reason}"
             case Repaired(kind, detail):
                 told = f"Repaired: {kind.replace('_', ' ')}{': ' + detail if detail else ''}"
             case Resumed(note):
-                told = f"The run went on{', ' + note if note else ''}."
+                told = f"The run was resumed{', ' + note if note else ''}."
             case _:
                 return
         self._items.append(Note(told))

@@ -42,7 +42,7 @@ def open_backend(config: RunConfig, say: Callable[[str], None]) -> Backend:
         raise UsageError(f"The backend {config.wire} is a server: give its URL with --endpoint.")
     model = open_model(config, say, shared=True)
     if not model.capabilities.parallel_requests:
-        say("this backend answers one request at a time: while it does, others are told to come back (429)")
+        say("this backend answers one request at a time: meanwhile, others get a 429 and can retry")
     return as_backend(_id(config, model), model)
 
 

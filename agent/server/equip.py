@@ -50,7 +50,7 @@ def _starter(config: RunConfig, folder: Path, say: Callable[[str], None]) -> Cal
     """Return what opens a container over an empty workspace, without a network whatever the configuration says."""
     if config.sandbox != "docker":
         raise UsageError(
-            "--code-interpreter runs what the models of others write, and does so in containers only: sandbox = "
+            "--code-interpreter runs code that other people's models write, and only in containers: sandbox = "
             f'"{config.sandbox}" is for your own runs. Set sandbox = "docker", or leave the flag out.'
         )
     config = replace(config, network="none")

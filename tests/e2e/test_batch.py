@@ -219,7 +219,7 @@ def test_attempts_share_a_checkout_and_the_best_is_kept(place: Place, script: Sc
     [
         (("--effort-ladder", "low,extreme"), "'extreme' is not one of low, medium, high"),
         (("--again", "rain"), "'rain' is not one of done, model"),
-        (("--filter", "zzz"), "There is no task whose name fits 'zzz'"),
+        (("--filter", "zzz"), "There is no task whose name matches 'zzz'"),
         (("--sandbox", "none"), "--i-know-this-runs-on-my-machine"),
     ],
 )

@@ -34,7 +34,7 @@ def as_anybody(place: Place, *arguments: str) -> subprocess.CompletedProcess[str
     ("flags", "said"),
     [
         (("--worktree", "{tmp}/locked/kept"), "locked cannot be written; name another folder with --worktree"),
-        (("--output", "{tmp}/locked/patch"), "it cannot be written. Give the permission, or name another file"),
+        (("--output", "{tmp}/locked/patch"), "it cannot be written. Fix the permissions, or name another file"),
         (("--runs-dir", "{tmp}/locked/runs"), "Permission denied; name another folder with --runs-dir"),
         (("--runs-dir", "{tmp}/locked", "-n", "2"), "Permission denied; name another folder with --runs-dir"),
     ],
@@ -75,7 +75,7 @@ def test_a_place_that_is_taken_while_the_run_goes_costs_no_work(
     done = place.agent("fix", "x", *flags, *PLAIN, "--check", "true", flag, name)
     assert done.returncode == (2 if flag == "--output" else 1), done.stderr
     (run,) = (path.name for path in place.runs.iterdir())
-    assert f"`agent apply {run}` brings it into the checkout" in done.stdout + done.stderr
+    assert f"`agent apply {run}` applies it to the checkout" in done.stdout + done.stderr
     applied = place.agent("apply", run)
     assert applied.stdout == "textkit/slug.py\n", applied.stderr
     assert (place.repository / "textkit/slug.py").read_text().endswith("more\n")
@@ -90,7 +90,7 @@ def test_a_question_minds_no_branch(place: Place, script: Callable[..., tuple[st
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--output", "nowhere/patch"), "nowhere is not there. Make it, or name another file"),
+        (("--output", "nowhere/patch"), "nowhere does not exist. Create it, or name another file"),
         (("--output", "p", "--apply"), "exclude each other"),
         (("--output", "p", "--worktree", "w"), "leave one of them out"),
         (("--effort-ladder", "low,most"), "'most' is not one of low, medium, high"),

@@ -23,7 +23,7 @@ def test_a_real_model_on_a_cpu_is_said_to_be_slow(
     monkeypatch.setattr(local, "SLOW_BYTES", 0)
     open_worker(folder, device="cpu", cache_bytes=4 << 20, context_tokens=256, warn=said.append)[0].close()
     assert len(said) == 1
-    assert "expect seconds for each token" in said[0]
+    assert "expect seconds per token" in said[0]
 
 
 def test_a_device_that_fills_up_under_way_is_said_in_a_line(

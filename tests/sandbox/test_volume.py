@@ -68,7 +68,7 @@ def test_a_repository_too_large_for_memory_gets_a_volume(
         assert len(volumes) == 1
         assert there_are(engine, volumes) == volumes
         assert len(said) == 1
-        assert said[0].startswith("the workspace is a volume of the engine")
+        assert said[0].startswith("the workspace is a volume")
         assert sh(box, "id -u; stat -c %u .; git status --short; sha256sum < large.bin | cut -c1-8; touch new; ls")
         sh(box, "head -c 150000000 /dev/zero > built")  # more than all the memory
         sh(box, "rm built; echo other > README; chmod +x README")

@@ -160,7 +160,7 @@ def test_names_are_unique_and_something_must_be_left(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="another task called 'one'"):
         read_tasks([tmp_path / "x", tmp_path / "y"])
     assert len(read_tasks([tmp_path / "x", tmp_path / "x/one"])) == 1
-    with pytest.raises(UsageError, match="no task whose name fits 'two'"):
+    with pytest.raises(UsageError, match="no task whose name matches 'two'"):
         read_tasks([tmp_path / "x"], "two")
     with pytest.raises(UsageError, match="not a regular expression"):
         read_tasks([tmp_path / "x"], "(")

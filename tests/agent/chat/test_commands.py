@@ -67,7 +67,7 @@ def test_help_lists_all(typist: Typist) -> None:
 
 def test_what_is_no_command_is_said(typist: Typist) -> None:
     assert typist("/efort high") == "there is no /efort; did you mean /effort?"
-    assert typist("/xyz") == "there is no /xyz; /help lists what there is"
+    assert typist("/xyz") == "there is no /xyz; /help lists all commands"
     assert typist.goes_on
 
 

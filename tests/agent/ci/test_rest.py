@@ -59,14 +59,14 @@ def test_a_spent_limit_is_no_refusal(headers: dict[str, str], wait_s: float | No
     ("status", "said"),
     [
         (301, "has moved"),
-        (302, "would not change"),
-        (400, "would not change"),
+        (302, "would not help"),
+        (400, "would not help"),
         (401, "not valid"),
         (403, "docs/ci.md"),
         (404, "may not see it"),
-        (409, "would not change"),
-        (422, "would not change"),
-        (501, "would not change"),
+        (409, "would not help"),
+        (422, "would not help"),
+        (501, "would not help"),
     ],
 )
 def test_what_does_not_pass_is_said_with_what_to_do(status: int, said: str) -> None:
@@ -85,7 +85,7 @@ def test_connections_that_break_are_to_be_made_again() -> None:
 
 
 def test_what_is_no_json_is_said_so() -> None:
-    with pytest.raises(ServiceError, match="no JSON"):
+    with pytest.raises(ServiceError, match="not JSON"):
         ask([head(200, "text/html"), b"<html>"])
 
 
@@ -121,7 +121,7 @@ def test_lists_are_read_page_by_page_and_have_an_end() -> None:
         with pytest.raises(ServiceError, match="has more than"):
             list(rest.pages("/things"))
         assert len(server.requests) == MOST_PAGES
-    with serving([document({})]) as server, pytest.raises(ServiceError, match="no list"):
+    with serving([document({})]) as server, pytest.raises(ServiceError, match="not a list"):
         list(Rest(f"http://127.0.0.1:{server.port}", {}, SECRET, Clock()).pages("/things"))
 
 
@@ -154,7 +154,7 @@ def test_patience_has_an_end_and_is_used(waits: list[float | None]) -> None:
         assert "gave up" in str(error)  # noqa: PT017
         assert error.status == 503  # noqa: PT017
     assert watch.at_s <= PATIENCE_S
-    assert all("busy; asking again" in each for each in said)
+    assert all("busy; retrying" in each for each in said)
 
 
 def test_waits_grow() -> None:

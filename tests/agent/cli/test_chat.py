@@ -85,7 +85,7 @@ def test_each_line_of_a_pipe_is_a_turn(tmp_path: Path, home: dict[str, str]) -> 
         "✻ thought: greet", "Hello there.",
         "python: x = 6 * 7 print(x)", "ok in …", "  | 42", "It is 42.",
         "python: print(x + 1)", "ok in …", "  | 43", "43.",
-        "there is no /nope; /help lists what there is", "bye",
+        "there is no /nope; /help lists all commands", "bye",
     ]  # fmt: skip
 
 

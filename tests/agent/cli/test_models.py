@@ -75,7 +75,7 @@ def test_a_plain_folder_says_that_its_hashes_are_unknown(
 
 def test_nothing_pulled_yet_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["models", "list", "--cache", str(tmp_path / "none")]) == 0
-    assert capsys.readouterr().err == "none yet: agent models pull openai/gpt-oss-20b\n"
+    assert capsys.readouterr().err == "none yet: run agent models pull openai/gpt-oss-20b\n"
 
 
 def test_a_repository_that_is_not_there_is_one_line(

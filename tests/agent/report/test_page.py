@@ -88,7 +88,7 @@ def test_a_run_says_its_outcome_first_and_everything_after(tmp_path: Path) -> No
     said = [
         "agent fix · run 20261122-101500-abcdef", "Fix the price.", "passed fixed, and the checks confirm it", "all pass",
         "Tests were changed: tests/test_price.py", "gpt-oss-20b at http://127.0.0.1:8000/v1", "agent/price-1",
-        "10,900 read (5,200 of them cached), 240 written", "What the model says", "A claim;", "It is fixed.", "Checks",
+        "10,900 read (5,200 of them cached), 240 written", "What the model says", "A claim.", "It is fixed.", "Checks",
         "exit 1 1 failed, 1 passed", "passes 2 passed, 1 skipped", "2 tests that fail or changed", "t.py::b", "Change",
         "2 files, +5 -1", "shop/price.py", "Plan", "Look (done)", "Fix (begun)", "Test (to do)", "Turns", "Turn 1", "Reasoning",
         "Checks before:", "Turn 2", "$ python -m pytest -q", "exit 1 in 0.8 s, 12 bytes cut", "one\ntwo", "Turn 3", "*** Update File: shop/price.py",
@@ -104,7 +104,7 @@ def test_a_run_says_its_outcome_first_and_everything_after(tmp_path: Path) -> No
 def test_a_long_task_is_there_as_a_whole() -> None:
     for task, folded in (("short", False), ("first\nsecond", True), ("word " * 100, True)):
         page = story_page(tell(entries(run_events(1, task=task))))
-        assert ("The whole task" in page) == folded
+        assert ("Full task" in page) == folded
         assert f"<h1>{task.strip().partition(chr(10))[0][:199]}" in page
 
 
@@ -113,7 +113,7 @@ def test_a_question_has_an_answer_and_no_claim() -> None:
     assert isinstance(first, RunStarted)
     story = tell(entries([replace(first, mode="ask"), *rest]))
     assert "<h2>The answer</h2>" in story_page(story)
-    assert "A claim;" not in story_page(story)
+    assert "A claim." not in story_page(story)
     assert "**Answer**" in story_markdown(story)
 
 
@@ -177,7 +177,7 @@ def test_a_batch_counts_links_and_sorts(tmp_path: Path) -> None:
     out = write_batch(tmp_path / "out", many_records(30), runs=False)
     page = batch_page(out)
     text = held_to_the_rules(page).text
-    for each in ("15 of 30 done (50%)", "Tasks by class", "Time at work per task", "Tokens written per task", "Attempts per task", "task-000", "Settings"):  # fmt: skip
+    for each in ("15 of 30 done (50%)", "Tasks by class", "Working time per task", "Output tokens per task", "Attempts per task", "task-000", "Settings"):  # fmt: skip
         assert each in text
     assert page.count("<tr>") == 31 + 2
     assert 'href="tasks/task-001/2/run-2/report.html">task-001</a>' in page
@@ -236,7 +236,7 @@ def test_a_run_that_cannot_be_read_spoils_no_other(tmp_path: Path) -> None:
 )
 def test_results_of_another_version_are_named(tmp_path: Path, change: dict[str, object]) -> None:
     out = write_batch(tmp_path / "out", [record("a", [attempt()]) | change], runs=False)
-    with pytest.raises(LogError, match="line 1, is not the result of a task, or one of another version"):
+    with pytest.raises(LogError, match="line 1, is not the result of a task, or comes from another version"):
         read_batch(out)
 
 

@@ -82,7 +82,7 @@ def test_a_turn_is_an_answer_and_what_was_done_for_it() -> None:
 def test_a_repair_before_the_next_answer_belongs_to_that_answer() -> None:
     found = story(call("ls"), SAMPLED, ToolStarted(1, "shell"), finished(1, "x"), Repaired("channel"), Retried("503", 1, 2.0), thought("b"), SAMPLED)  # fmt: skip
     assert [len(turn.items) for turn in found.turns] == [1, 3]
-    assert found.turns[1].items[:2] == (Note("Repaired: channel"), Note("Asked again in 2.0 s (attempt 1): 503"))
+    assert found.turns[1].items[:2] == (Note("Repaired: channel"), Note("Retried in 2.0 s (attempt 1): 503"))
 
 
 def test_several_calls_of_one_answer_are_one_turn() -> None:
@@ -107,7 +107,7 @@ def test_calls_after_a_compaction_are_found_by_their_new_places() -> None:
     kept = (Message(Role.USER, "task"),)
     found = story(call("a"), SAMPLED, ToolStarted(1, "shell"), finished(1, "x"), Compacted(kept, "full", 9000, 10), call("b"), SAMPLED, ToolStarted(1, "shell"), finished(1, "y"))  # fmt: skip
     assert found.turns[1].items == (
-        Note("The window filled: 9,000 tokens became 10."),
+        Note("The context window was full: 9,000 tokens compacted to 10."),
         Call("shell", "b", ToolResult("y")),
     )
 

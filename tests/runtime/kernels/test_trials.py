@@ -282,7 +282,7 @@ def test_what_ends_it_early_leaves_what_was_chosen(
     with pytest.raises(raised, match=says):
         tune.tune("20b", quick=True, out=None, cache=tmp_path, say=said.append)
     assert choose(GPU, tmp_path, said.append).tuning == replace(Tuning(), gemv=(32, 255))
-    assert (said[-1] == f"stopped: what was told of until here is kept in {kept_at(GPU, tmp_path)}") == (says is None)
+    assert (said[-1] == f"stopped: the results so far are kept in {kept_at(GPU, tmp_path)}") == (says is None)
 
 
 def test_kernels_that_do_not_run_at_all_are_said(
