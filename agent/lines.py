@@ -52,7 +52,7 @@ VERDICTS = {
     Outcome.PASSED: "fixed, and the checks confirm it",
     Outcome.ANSWERED: "answered",
     Outcome.UNVERIFIED: "changed, but no check could be run",
-    Outcome.INTERNAL: "internal error",
+    Outcome.INTERNAL: "stopped by an error on this machine",
     Outcome.ENDPOINT: "the model could not be reached",
     Outcome.LIMIT: "a limit was reached",
     Outcome.CHECKS_FAILED: "changed, but the checks fail",
@@ -75,6 +75,12 @@ def _shows(character: str) -> bool:
     if character in "\n\t" or character in HARMLESS_FORMAT:
         return True
     return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def path_line(path: str) -> str:
+    r"""A path on one line of its own: a name may hold newlines, which would pass for the end of it. Bytes that are no UTF-8 are ``\xff``-like."""
+    plain = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return clean(plain).replace("\n", r"\n").replace("\t", r"\t")
 
 
 def _escaped(character: str) -> str:
@@ -209,11 +215,13 @@ def ended_lines(ended: RunEnded) -> list[str]:
     lines = [f"{ended.outcome}: {VERDICTS[ended.outcome]}", *([one_line(ended.reason, 600)] if ended.reason else [])]
     if ended.changed_paths:
         lines.append(
-            f"changed: {', '.join(one_line(path) for path in ended.changed_paths[:20])}" + _more(ended.changed_paths)
+            f"changed: {', '.join(one_line(path_line(path)) for path in ended.changed_paths[:20])}"
+            + _more(ended.changed_paths)
         )
     if ended.test_paths:
         lines.append(
-            f"tests changed: {', '.join(one_line(path) for path in ended.test_paths[:20])}" + _more(ended.test_paths)
+            f"tests changed: {', '.join(one_line(path_line(path)) for path in ended.test_paths[:20])}"
+            + _more(ended.test_paths)
         )
     if ended.branch:
         lines.append(f"branch: {one_line(ended.branch)}")

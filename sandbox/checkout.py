@@ -45,8 +45,8 @@ def bring(snapshot: Snapshot, tree: str) -> tuple[str, ...]:
             renderings[step] = found
     if moved:
         raise WorktreeError(
-            f"the checkout has changed since the run started: {', '.join(moved[:10])}; nothing was written. "
-            "Take the branch or the patch of the run and merge it yourself"
+            f"the checkout has changed since the run started: {', '.join(moved[:10])}; nothing was written. (A file that a "
+            "filter writes, as under LFS, counts as changed.) Take the branch or the patch of the run and merge it yourself"
         )
     if renderings:
         _write(root, renderings)

@@ -396,6 +396,8 @@ def _pack(snapshot: Snapshot, folder: Path, tags: list[tuple[str, str]]) -> tupl
         "-q",
         str(folder / "pack"),
     ]
+    if any((snapshot.common_dir / "objects" / "pack").glob("*.promisor")):
+        arguments.insert(1, "--missing=allow-any")  # a partial clone: what was not fetched is in no copy either
     # git writes a pack among its own objects and renames it: those must be on the file system that the folder is on.
     own = {
         "GIT_OBJECT_DIRECTORY": str(folder.parent),

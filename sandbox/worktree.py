@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from git import Git
 
 BOT = ("gpt-oss-agent", "agent@gpt-oss-agent.invalid")
+CRUD = " .,:;<>\"\\'" + "".join(
+    map(chr, range(32))
+)  # git takes it off names, and refuses those of which nothing is left
 START_MESSAGE = "Uncommitted changes that the run started from"
 UNPACK_LIMIT = 100  # objects that come over one by one; more stay a pack, as in git fetch
 # A commit as we mean it: nobody's key is asked for, no template or background work, and the message in UTF-8.
@@ -241,7 +244,7 @@ def identity(repository: Path) -> tuple[str, str]:
 
     with Repo(repository) as opened, opened.config_reader() as reader:
         name, email = (str(reader.get_value("user", key, default="")) for key in ("name", "email"))
-    return (name, email) if name and email else BOT
+    return (name, email) if name.strip(CRUD) and email.strip(CRUD) else BOT
 
 
 def branch_problem(snapshot: Snapshot, branch: str) -> str | None:

@@ -80,7 +80,10 @@ def lay_out(task: Task, place: Path, cache: Path) -> Path:
 
 
 def _commit(source: Path, fresh: Path) -> None:
-    shutil.copytree(source, fresh, symlinks=True, ignore=shutil.ignore_patterns(*LEFTOVERS))
+    try:
+        shutil.copytree(source, fresh, symlinks=True, ignore=shutil.ignore_patterns(*LEFTOVERS))
+    except shutil.Error as error:  # one for all files; the first says enough
+        raise WorktreeError(f"{source} cannot be copied to {fresh}: {error.args[0][0][2]}") from error
     env = {**plumbing.ISOLATED, **IDENTITY}
     plumbing.run(["init", "-q", "--initial-branch=main"], fresh, env)
     plumbing.run(["add", "-A", "--force"], fresh, env)

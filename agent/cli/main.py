@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,9 @@ from types import TracebackType
 import click
 
 from agent.cli.exits import EXPECTED, INTERRUPTED, PIPE_CLOSED, exit_code
+from agent.outcome import EXIT_CODES, Outcome
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # any write may meet them
 
 # name: (module, its click command, one line of help). The help is here so that `agent --help` loads no command.
 COMMANDS: Mapping[str, tuple[str, str, str]] = {
@@ -107,6 +111,11 @@ def run(arguments: Sequence[str]) -> int:
         if not _told(f"agent: {error}"):
             raise
         return exit_code(error)
+    except OSError as error:
+        what = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        if error.errno not in FULL or not _told(f"agent: {what}. Free some space, and do it again."):
+            raise
+        return EXIT_CODES[Outcome.INTERNAL]
     return result if isinstance(result, int) else 0
 
 

@@ -136,6 +136,11 @@ def find_repository(start: Path) -> Path:
     for folder in (top, *top.parents):
         if (folder / ".git").exists():
             return folder
+    for folder in (top, *top.parents):
+        if (folder / "HEAD").is_file() and (folder / "objects").is_dir():
+            raise UsageError(
+                f"{folder} is a bare repository, without files to work on. Clone it, and run this in the clone."
+            )
     raise UsageError(
         f"{top} is not in a git repository, but the result is a branch. "
         "Change to one, name one with --repo, or make one: git init && git add -A && git commit -m start."

@@ -13,7 +13,7 @@ from agent.cli.options import config_options, configured, find_repository, may_a
 from agent.errors import LogError
 from agent.landing import bring_in
 from agent.landing import discard as delete
-from agent.lines import clean, one_line, seconds, transcript
+from agent.lines import clean, one_line, path_line, seconds, transcript
 from agent.log import LOG_NAME, read
 from agent.log import runs as run_folders
 from agent.runs import Summary, find_run, patch_of, summary
@@ -112,7 +112,7 @@ def apply(run: str, repo: Path | None, runs_dir: Path | None) -> None:
     folder = find_run(_runs_dir(runs_dir), run)
     repository = find_repository(repo or Path(summary(folder).started.repository))
     for path in bring_in(repository, patch_of(folder)):
-        click.echo(clean(path))
+        click.echo(path_line(path))
 
 
 @click.command()

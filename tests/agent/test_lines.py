@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import unicodedata
 
 import pytest
@@ -39,6 +40,7 @@ from agent.lines import (
     ended_lines,
     event_lines,
     one_line,
+    path_line,
     result_line,
     seconds,
     shown_result,
@@ -70,6 +72,20 @@ from agent.lines import (
 )
 def test_clean_leaves_text_and_shows_what_would_act(hostile: str, shown: str) -> None:
     assert clean(hostile) == shown
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        (b"a b/\xc3\xbc", "a b/ü"),
+        (b"a\nb\tc", r"a\nb\tc"),
+        (b"\xff\xfe", r"\xff\xfe"),
+        (b"\x1b[2J", r"\x1b[2J"),
+        (b"\x07", r"\x07"),
+    ],
+)
+def test_a_path_is_on_a_line_of_its_own(path: bytes, shown: str) -> None:
+    assert path_line(os.fsdecode(path)) == shown
 
 
 @given(st.text())
@@ -246,7 +262,7 @@ def test_many_changed_paths_do_not_bury_the_outcome() -> None:
         RunEnded(Outcome.PASSED, "", changed_paths=tuple(f"f{n}" for n in range(30)), test_paths=("t\n.py",))
     )
     assert lines[1].endswith("f19 and 10 more")
-    assert lines[2] == "tests changed: t .py"
+    assert lines[2] == r"tests changed: t\n.py"
 
 
 HOSTILE = "\x1b]0;x\x07[bold]\u202e\r\n"

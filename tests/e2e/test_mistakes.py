@@ -113,3 +113,9 @@ def test_more_jobs_than_files_may_be_open_are_refused_before_they_begin(place: P
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert "10 jobs at a time need 180 open files, and this process may have 150: take --jobs 6" in done.stderr
+
+
+def test_a_bare_repository_is_called_one(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    git(place.home, "clone", "-q", "--bare", str(place.repository), "bare.git")
+    assert run(["fix", "x", *SCRIPT, *PLAIN, "--repo", str(place.home / "bare.git")]) == 2
+    assert "bare.git is a bare repository, without files to work on. Clone it" in capsys.readouterr().err

@@ -12,9 +12,10 @@ import pytest
 from sandbox import snapshot as snapshots
 from sandbox.errors import WorktreeError
 from sandbox.guest import files
+from sandbox.open import SandboxOptions, open_sandbox
 from sandbox.snapshot import Snapshot
 from sandbox.worktree import START_MESSAGE, Worktree
-from tests.sandbox.conftest import commit, git
+from tests.sandbox.conftest import commit, git, sh
 from tests.sandbox.test_worktree import EVERYTHING, made, state_of
 
 README = ("README", files.FILE, b"new\n")
@@ -209,6 +210,24 @@ def test_a_shallow_clone(repository: Path, tmp_path: Path) -> None:
     worktree = Worktree(snapshot)
     worktree.keep(worktree.apply(made(snapshot, README)), "agent/fix", "Fix")
     assert git(clone, "log", "--format=%s", "agent/fix").splitlines() == ["Fix", "two"]
+
+
+def test_a_partial_clone(repository: Path, tmp_path: Path) -> None:
+    """What was never fetched is in no copy, and nothing is fetched for it."""
+    git(repository, "config", "uploadpack.allowFilter", "true")
+    (repository / "README").write_text("three\n")
+    git(repository, "commit", "-qam", "three")
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "-q", "--filter=blob:none", f"file://{repository}", str(clone))
+    git(clone, "remote", "set-url", "origin", "file:///nowhere")
+    snapshot = snapshots.take(clone, tmp_path / "state")
+    box = open_sandbox(SandboxOptions("partial", kind="none"), snapshot)
+    try:
+        assert sh(box, "git status --porcelain; git log --format=%s").splitlines()[0] == "three"
+        box.write("README", b"four\n")
+        assert git(clone, "rev-parse", "HEAD:README").strip() in box.diff().decode()
+    finally:
+        box.close()
 
 
 def test_many_files_cost_no_seconds_when_none_is_wanted(tmp_path: Path) -> None:

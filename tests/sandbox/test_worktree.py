@@ -205,8 +205,11 @@ def test_who_commits(repository: Path, snapshot: Snapshot, monkeypatch: pytest.M
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     assert identity(repository) == BOT
-    git(repository, "config", "user.name", "Grace Hopper")
     git(repository, "config", "user.email", "grace@example.org")
+    for name in ("", "  ", "<>", "\t.;"):  # git refuses to commit with these
+        git(repository, "config", "user.name", name)
+        assert identity(repository) == BOT
+    git(repository, "config", "user.name", "Grace Hopper")
     worktree = Worktree(snapshot)
     worktree.keep(worktree.apply(made(snapshot, ("README", files.FILE, b"x\n"))), "agent/b", "m")
     who = git(repository, "log", "-1", "--format=%an <%ae> %cn <%ce>", "agent/b").strip()

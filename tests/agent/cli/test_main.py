@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import subprocess
@@ -110,6 +111,27 @@ def test_an_error_is_one_clean_message_and_no_traceback(with_command, capsys: py
     with_command(failing(EngineUnavailable("no engine\x1b]0;owned\x07 answers: start one")))
     assert run(["fails"]) == 8
     assert capsys.readouterr().err == "agent: no engine\\x1b]0;owned\\x07 answers: start one\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/x"), "No space left on device: /x. Free some space"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "agent: Disk quota exceeded. Free some space"),
+    ],
+)
+def test_a_full_disk_is_no_internal_error(
+    with_command, error: OSError, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_command(failing(error))
+    assert run(["fails"]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_another_error_of_the_system_is_one(with_command) -> None:
+    with_command(failing(OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(OSError, match="Input/output"):
+        run(["fails"])
 
 
 def test_debug_shows_where(with_command, monkeypatch: pytest.MonkeyPatch) -> None:
