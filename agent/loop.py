@@ -38,6 +38,7 @@ from agent.events import (
 from agent.model.base import Model, SamplingParams
 from agent.position import (
     CUT_OFF,
+    DO_IT_NOW,
     GO_ON,
     MAKE_THE_CALL,
     NOT_ALLOWED,
@@ -45,6 +46,7 @@ from agent.position import (
     REPEATS_AT_MOST,
     REPEATS_SAID,
     STALLS_AT_MOST,
+    announces,
     is_answered,
     is_stalled,
     open_call,
@@ -144,6 +146,8 @@ def _conclude(state: State, world: World, last_chance: bool) -> Iterator[Event]:
     outcome, reason = world.verdict(state)
     if writes_an_edit(final) and not last_chance and not state.repairs.get("edit_in_final"):
         yield from _tell(MAKE_THE_CALL, "edit_in_final")
+    elif announces(final) and not last_chance and not state.repairs.get("announced"):
+        yield from _tell(DO_IT_NOW, "announced")
     elif outcome is Outcome.NO_CHANGE and not last_chance and not state.repairs.get("no_change"):
         yield from _tell(NOTHING_CHANGED, "no_change")
     elif outcome is Outcome.REFUSED and not last_chance and not state.repairs.get("refused"):

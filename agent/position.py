@@ -22,6 +22,10 @@ MAKE_THE_CALL = (
     f"{HARNESS}Your final message contains an edit, but writing it there changes nothing. If it is meant to happen, "
     "make the tool call for it now. If it has happened already, give the final message again without it."
 )
+DO_IT_NOW = (
+    f"{HARNESS}Your final message ends with what you are going to do, but a final message ends the work. Do it now, with "
+    "tool calls. If the work is done, give the final message again without the announcement."
+)
 NOTHING_CHANGED = (
     f"{HARNESS}You ended, but no file in the workspace has changed. If the task needs a change, make it now with the "
     "tools. If it truly needs none, give the final message again and say why."
@@ -40,6 +44,13 @@ _EDIT_MARKS = re.compile(
     r"^\s*\*\*\* Begin Patch\b|^diff --git |^--- \S.*\n\+\+\+ \S|^@@ -\d+(?:,\d+)? \+\d+(?:,\d+)? @@"
     r"|^<{7} SEARCH\b|apply_patch\s*<<",
     re.MULTILINE,
+)
+# A last sentence that announces the next step: "Now let me run the tests."
+_ANNOUNCES = re.compile(
+    r"(?:^|[.!?:\n])[\s*_>-]*(?:(?:ok|okay|now|next|then|first|so)\b\W*)*"
+    r"(?:(?:I|we)(?:['\u2019]ll| will|['\u2019]m going to|['\u2019]re going to| am going to| are going to| need to)(?! not)"
+    r"|let(?:['\u2019]s| me(?! know)| us))\b[^.!?\n]*[.:!\u2026]*\s*$",
+    re.IGNORECASE,
 )
 _DURATION = re.compile(r"\d+\.\d+")
 
@@ -92,6 +103,11 @@ def is_harness(message: Message) -> bool:
 def writes_an_edit(text: str) -> bool:
     """Whether a final message holds an edit that should have been a call (a patch, a diff, a heredoc for apply_patch)."""
     return _EDIT_MARKS.search(text) is not None
+
+
+def announces(text: str) -> bool:
+    """Whether a final message ends with the next step instead of a result: the model meant to go on."""
+    return _ANNOUNCES.search(text[-400:]) is not None
 
 
 def repeats(conversation: Conversation) -> int:

@@ -38,6 +38,7 @@ from agent.model.base import Model, SamplingParams
 from agent.model.scripted import ScriptedModel
 from agent.position import (
     CUT_OFF,
+    DO_IT_NOW,
     GO_ON,
     MAKE_THE_CALL,
     NOT_ALLOWED,
@@ -219,6 +220,14 @@ def test_a_model_that_only_stalls_meets_a_limit(answer: list[MessageAdded]) -> N
     assert ended.outcome is Outcome.LIMIT
     assert "5 times in a row with neither" in ended.reason
     assert len(model.asked) == STALLS_AT_MOST + 1
+
+
+def test_an_announcement_in_place_of_a_result_is_no_end_but_once() -> None:
+    """Agents end their turn with the next step on their lips: the most reported way of stopping early."""
+    turns = [[call("edit", n=1)], [final("Next I will run the tests.")], [call("look")], [final("I will go on.")]]
+    events, ended = play(ScriptedModel(turns), FakeWorld(TOOLS, CHECKS))
+    assert told(events) == [DO_IT_NOW]
+    assert ended.outcome is Outcome.PASSED
 
 
 def test_an_edit_in_the_final_message_is_asked_for_once_as_a_call() -> None:

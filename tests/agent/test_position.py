@@ -10,6 +10,7 @@ from agent.conversation import Conversation, Message, Role
 from agent.position import (
     GO_ON,
     REPEATS_AT_MOST,
+    announces,
     is_answered,
     is_harness,
     is_stalled,
@@ -112,6 +113,26 @@ def test_stalls_are_counted_in_a_row_only() -> None:
 )
 def test_an_edit_in_a_final_message_is_seen(text: str, edit: bool) -> None:
     assert writes_an_edit(text) is edit
+
+
+@pytest.mark.parametrize(
+    ("text", "announced"),
+    [
+        ("I changed a.py. Now let me run the tests.", True),
+        ("Found it in slug.py.\n\nNext, I'll fix the loop:", True),
+        ("Let\u2019s look at the callers\u2026", True),
+        ("We need to update the docs.", True),
+        ("I am going to apply this patch now", True),
+        ("Fixed. Let me know if something is missing.", False),
+        ("I will run the tests. All 12 pass.", False),
+        ("It is fixed; callers that let me pass None still work.", False),
+        ("Done. I will not touch the tests.", False),
+        ("The loop now ends. `let me = 1` stays.", False),
+        ("", False),
+    ],
+)
+def test_a_final_message_that_only_announces_is_seen(text: str, announced: bool) -> None:
+    assert announces(text) is announced
 
 
 def test_repetition_needs_the_same_call_and_the_same_result() -> None:
