@@ -248,7 +248,7 @@ class Trials:
             yield
         except (*REFUSED, RuntimeError) as error:
             # The compiler's passes and the driver have no types of their own for what they refuse.
-            if not isinstance(error, REFUSED) and not _computes(self._model.device):
+            if not isinstance(error, (*REFUSED, torch.OutOfMemoryError)) and not _computes(self._model.device):
                 raise
             raise Left(f"{type(error).__name__}: {error}") from error
 

@@ -50,7 +50,7 @@ LEAST: Mapping[str, Numbers] = {  # of fields that ask for more: two rows make a
     "chunk_tile": (16, 32, 64, 1, 1, 24),
     "prompt_tile": (16, 32, 64, 1, 1, 24),
 }
-MOST: Mapping[str, Numbers] = {  # of fields that ask for less: their rows divide those of every model (see fast.py)
+MOST: Mapping[str, Numbers] = {  # of fields that ask for less: their rows divide those of every model (see limits.py)
     "up": (128, 255),
     "down": (64, 255),
 }
