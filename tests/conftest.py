@@ -1,6 +1,8 @@
-"""Shared by all tests: how hypothesis behaves on a slow, shared machine."""
+"""Shared by all tests: what must not depend on where and how they are started."""
 
 from __future__ import annotations
+
+import signal
 
 from hypothesis import HealthCheck, settings
 
@@ -10,3 +12,7 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.register_profile("search", settings.get_profile("default"), derandomize=False)
 settings.load_profile("default")
+
+# A shell that is not a person's has what it starts in the background ignore Ctrl-C, and the tests are about it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

@@ -65,7 +65,8 @@ class Leash:
 
 def main() -> int:
     """Do the one job. Standard output is ours alone: what anything else prints goes to standard error, which is a file."""
-    # Ray's workers block this signal, and what they start inherits that: an order to stop would wait for the command's end.
+    # An order to stop is this signal (see Leash). Ray's workers block it, a shell's background ignores it, and both are inherited.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     reports = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
