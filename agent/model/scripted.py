@@ -70,7 +70,7 @@ class ScriptedModel:
         said = _position([key for key, _ in flat], spoken)
         if said == len(flat):
             raise ScriptEnded(
-                f"the script has {len(self._turns)} answers, and all of them are played: "
+                f"the script is at its end (answers: {len(self._turns)}): "
                 "write more, or end the last one with a final message"
             )
         turn = flat[said][1]

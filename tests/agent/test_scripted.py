@@ -58,7 +58,7 @@ def test_equal_answers_are_told_apart_by_how_many_there_were() -> None:
 
 
 def test_at_its_end_it_says_so() -> None:
-    with pytest.raises(ScriptEnded, match="script has 3 answers, and all of them are played"):
+    with pytest.raises(ScriptEnded, match=r"script is at its end \(answers: 3\)"):
         answer(ScriptedModel(TURNS), user("hi"), *(message for turn in TURNS for message in turn))
 
 

@@ -267,7 +267,7 @@ def test_a_script_that_ends_too_early_is_a_limit_and_no_fault_of_an_endpoint(
 ) -> None:
     ended = fix(configure([LOOK]), "fix it", repository, "fix", lambda _: None)
     assert ended.outcome is Outcome.LIMIT
-    assert "all of them are played" in ended.reason
+    assert "the script is at its end" in ended.reason
 
 
 def test_where_no_run_can_begin_nothing_is_left(tmp_path: Path, configure: Configure) -> None:

@@ -230,7 +230,7 @@ def test_a_script_that_is_played_out_says_so() -> None:
     from openai import InternalServerError
 
     with serving(scripted([])) as (url, _), client_of(url) as client:
-        with pytest.raises(InternalServerError, match="0 answers, and all of them are played") as caught:
+        with pytest.raises(InternalServerError, match=r"at its end \(answers: 0\)") as caught:
             client.responses.create(model="m", input="x")
         assert caught.value.code == "script_ended"
 
