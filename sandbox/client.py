@@ -16,6 +16,7 @@ from sandbox.snapshot import Snapshot
 
 REPLY_TIMEOUT_S = 120.0
 MAX_DIFF_BYTES = 256 << 20
+MAX_DIFF_FILES = 50_000  # git's fast-import takes time by the square of the files in a folder
 MAX_FILE_BYTES = 64 << 20
 
 
@@ -67,7 +68,7 @@ class Client:
     def diff(self) -> bytes:
         """Return what changed since the copy, measured against the host's own record of it; see Sandbox.
 
-        Raises DiffRefused when it is more than MAX_DIFF_BYTES, or touches a submodule.
+        Raises DiffRefused when it is more than MAX_DIFF_BYTES or MAX_DIFF_FILES, or touches a submodule.
         """
         with self._diffing:
             changes = self._changes()
@@ -102,7 +103,8 @@ class Client:
 
     def _changes(self) -> bytes:
         try:
-            return self._ask({"verb": "changes", "limit_bytes": MAX_DIFF_BYTES}, self.workspace).data
+            head = {"verb": "changes", "limit_bytes": MAX_DIFF_BYTES, "limit_files": MAX_DIFF_FILES}
+            return self._ask(head, self.workspace).data
         except OSError as error:
             raise SandboxError(
                 f"what changed in the sandbox cannot be read: {error.strerror}; resume the run"
@@ -132,6 +134,6 @@ class Client:
         if "too_large" in reply.status:
             limit = MAX_DIFF_BYTES >> 20
             raise DiffRefused(
-                f"{reply.status['too_large']}: the changes are more than {limit} MiB; ignore or remove what was built"
+                f"{reply.status['too_large']}: the changes are more than {limit} MiB or {MAX_DIFF_FILES} files; ignore or remove what was built"
             )
         return reply

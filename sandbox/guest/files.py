@@ -126,10 +126,10 @@ class Tree:
         """Let the clock move on, so that no later change can have the time of the copy."""
         time.sleep(CLOCK_TICK_S)
 
-    def changes(self, limit_bytes: int) -> Iterator[bytes]:
+    def changes(self, limit_bytes: int, limit_files: int) -> Iterator[bytes]:
         """Yield an entry for each path that is not as it was copied: ignored new ones left out, removed ones first.
 
-        Raises TooLarge when the entries would be more than ``limit_bytes``.
+        Raises TooLarge when the entries would be more than ``limit_bytes``, or than ``limit_files``.
         """
         changed: List[bytes] = []
         seen: Set[bytes] = set()
@@ -138,8 +138,11 @@ class Tree:
             before = self._stamps.get(path)
             if before is None or before[1] != _stamp(status):
                 changed.append(path)
+        gone = sorted(self._stamps.keys() - seen)
+        if len(gone) + len(changed) > limit_files:
+            raise TooLarge((gone + changed)[0])
         total = 0
-        for path in sorted(self._stamps.keys() - seen):
+        for path in gone:
             yield entry(path, GONE, b"")
         for path in changed:
             found = self._load(path, limit_bytes - total)
@@ -150,7 +153,8 @@ class Tree:
             total += len(found[1]) + len(path)
             if total > limit_bytes:
                 raise TooLarge(path)
-            yield entry(path, found[0], found[1])
+            yield ENTRY.pack(len(path), found[0], len(found[1])) + path
+            yield found[1]
 
     def _walk(self) -> Iterator[Tuple[bytes, os.stat_result]]:
         """Yield every file and link that is tracked or not ignored, with its status."""

@@ -122,7 +122,8 @@ class Guest:
             if request.failed is not None:
                 raise request.failed
             for piece in self._run(verb, request):
-                self._send(b"".join(frames.encode_all(frames.DATA, number, piece)))
+                for frame in frames.encode_all(frames.DATA, number, piece):
+                    self._send(frame)
         except OSError as error:
             self._reply(number, {"errno": error.errno or errno.EIO, "error": error.strerror or str(error)})
         except ValueError as error:  # a path that no file can have: with a NUL, with half a character
@@ -148,7 +149,7 @@ class Guest:
         elif verb == "load":
             self._tree.settle()
         elif verb == "changes":
-            return self._tree.changes(arguments["limit_bytes"])
+            return self._tree.changes(arguments["limit_bytes"], arguments["limit_files"])
         elif verb == "read":
             return files.read(self._path(arguments), arguments["limit_bytes"])
         elif verb == "write":

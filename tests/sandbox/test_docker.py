@@ -210,6 +210,12 @@ def test_a_change_as_large_as_the_disk_is_refused_not_swallowed(box: Sandbox, mo
     sh(box, "head -c 2000000 /dev/urandom > big")
     with pytest.raises(DiffRefused, match="big: the changes are more than 1 MiB"):
         box.diff()
+    monkeypatch.setattr(client, "MAX_DIFF_FILES", 9)
+    sh(box, "rm big; touch 1 2 3 4 5 6 7 8 9")
+    assert box.diff().count(b"new file") == 9
+    sh(box, "rm README")
+    with pytest.raises(DiffRefused, match="or 9 files"):
+        box.diff()
 
 
 KILLED = """
