@@ -237,12 +237,14 @@ def _from_json(tool: str, found: object, repairs: list[str]) -> dict[str, Any] |
         return {_REQUIRED[tool]: found}
     if not isinstance(found, dict):
         return None
+    match found:
+        case {"command": str(program), "args": [*words], **others} if tool == "shell":
+            found = {**others, "command": [*program.split(), *words]}
+            repairs.append("arguments")
     given: dict[str, Any] = {}
     for key, value in found.items():
         name = _canonical(tool, key)
-        if name == "command" and isinstance(given.get(name), str) and isinstance(value, list):
-            value = [given[name], *value]  # {"command": "bash", "args": ["-lc", …]}
-        elif name in given and given[name] != value:
+        if name in given and given[name] != value:
             return None
         given[name] = _milliseconds(key, value)
         if name != key and key not in _ALSO_TRAINED.get(tool, ()):

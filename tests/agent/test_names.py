@@ -94,6 +94,7 @@ VARIANTS: list[tuple[str, str, str, object]] = [
     ("container.exec", body(cmd=["ls"], timeout_ms=5000), "shell", {"command": ["ls"], "timeout": 5}),
     ("container.exec", body(cmd=["ls"], timeout_ms=1_200_000), "shell", {"command": ["ls"], "timeout": 1_200_000}),
     ("container.exec", body(command="bash", args=["-lc", "ls -R"]), "shell", LS),
+    ("container.exec", body(args=["ls -R"], command="bash -lc"), "shell", LS),
     ("container.exec", body(command=["cd", "a b", "&&", "ls"]), "shell", {"command": "cd 'a b' && ls"}),
     ("container.exec", body(command=["bash", "-lc", "ls", "-R"]), "shell", LS),
     (
