@@ -51,7 +51,21 @@ TURNS = [
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sdist")
-    command = ["pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", str(folder), "pathspec==0.12.1"]
+    command = [
+        "pip",
+        "download",
+        "-q",
+        "--no-deps",
+        "--no-binary",
+        ":all:",
+        "-d",
+        str(folder),
+        "--retries",
+        "8",
+        "--timeout",
+        "60",
+        "pathspec==0.12.1",
+    ]
     done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
     assert done.returncode == 0, f"this test needs a package index to fetch {SDIST} from:\n{done.stderr}"
     found = folder / SDIST
