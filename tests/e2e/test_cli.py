@@ -35,7 +35,7 @@ def test_a_fix_hands_back_a_branch_with_one_commit_and_leaves_the_checkout(place
     done = place.agent("fix", f"@{TASK / 'prompt.md'}", *SCRIPT, *PLAIN)
     assert done.returncode == 0, done.stderr
     assert "passed: fixed, and the checks confirm it" in done.stdout
-    assert "a recorded model plays" in done.stderr
+    assert "model: a recording, " in done.stderr
     assert "$ python3 -m unittest" in done.stderr
     assert (git(place.repository, "rev-parse", "HEAD"), git(place.repository, "status", "--porcelain")) == before
     branch = git(place.repository, "for-each-ref", "--format=%(refname:short)", "refs/heads/agent")
