@@ -53,7 +53,7 @@ from agent.position import (
     repeats,
     repetition_notice,
     stalls,
-    writes_an_edit,
+    writes_a_call,
 )
 from agent.world import Limits, World
 
@@ -144,7 +144,7 @@ def _conclude(state: State, world: World, last_chance: bool) -> Iterator[Event]:
         yield world.finish(state, Outcome.ANSWERED, "the question was answered")
         return
     outcome, reason = world.verdict(state)
-    if writes_an_edit(final) and not last_chance and not state.repairs.get("edit_in_final"):
+    if writes_a_call(final) and not last_chance and not state.repairs.get("edit_in_final"):
         yield from _tell(MAKE_THE_CALL, "edit_in_final")
     elif announces(final) and not last_chance and not state.repairs.get("announced"):
         yield from _tell(DO_IT_NOW, "announced")

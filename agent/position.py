@@ -19,7 +19,7 @@ CUT_OFF = (
     "Go on in smaller steps: think less, and put less into one call."
 )
 MAKE_THE_CALL = (
-    f"{HARNESS}Your final message contains an edit, but writing it there changes nothing. If it is meant to happen, "
+    f"{HARNESS}Your final message contains an edit or a tool call, but written there it does nothing. If it is meant to happen, "
     "make the tool call for it now. If it has happened already, give the final message again without it."
 )
 DO_IT_NOW = (
@@ -42,7 +42,8 @@ LONGEST_CYCLE = 3
 
 _EDIT_MARKS = re.compile(
     r"^\s*\*\*\* Begin Patch\b|^diff --git |^--- \S.*\n\+\+\+ \S|^@@ -\d+(?:,\d+)? \+\d+(?:,\d+)? @@"
-    r"|^<{7} SEARCH\b|apply_patch\s*<<",
+    r"|^<{7} SEARCH\b|apply_patch\s*<<"
+    r"|\A\s*(?:```\w*\s*)?\{\s*\"(?:cmd|command|patch|tool|tool_calls|recipient_name)\"\s*:",  # a call's arguments
     re.MULTILINE,
 )
 # A last sentence that announces the next step: "Now let me run the tests."
@@ -100,8 +101,8 @@ def is_harness(message: Message) -> bool:
     return message.role is Role.USER and message.text.startswith(HARNESS)
 
 
-def writes_an_edit(text: str) -> bool:
-    """Whether a final message holds an edit that should have been a call (a patch, a diff, a heredoc for apply_patch)."""
+def writes_a_call(text: str) -> bool:
+    """Whether a final message holds what should have been a call: a patch, a diff, a heredoc for apply_patch, arguments."""
     return _EDIT_MARKS.search(text) is not None
 
 

@@ -18,7 +18,7 @@ from agent.position import (
     repeats,
     repetition_notice,
     stalls,
-    writes_an_edit,
+    writes_a_call,
 )
 from tests.fakes import analysis, call, final, user
 
@@ -96,7 +96,7 @@ def test_stalls_are_counted_in_a_row_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "edit"),
+    ("text", "written"),
     [
         ("*** Begin Patch\n*** Update File: a", True),
         ("Here it is:\n```\n*** Begin Patch\n```", True),
@@ -105,14 +105,18 @@ def test_stalls_are_counted_in_a_row_only() -> None:
         ("@@ -1,3 +1,4 @@ def f", True),
         ("<<<<<<< SEARCH\na\n=======\nb\n>>>>>>> REPLACE", True),
         ("apply_patch <<'EOF'\n", True),
+        ('{"command": ["bash", "-lc", "pytest -q"]}', True),
+        ('```json\n{"cmd": "ls"}\n```', True),
+        ('The call was {"command": ["ls"]}.', False),
+        ('{"name": "the new field of the answer"}', False),
         ("I changed `slugify` in text.py so that the last word stays.", False),
         ("Run `pytest -q`; the --- line and @@ marks are only mentioned", False),
         ("See:\n```python\ndef f(): ...\n```", False),
         ("--- \nA horizontal rule", False),
     ],
 )
-def test_an_edit_in_a_final_message_is_seen(text: str, edit: bool) -> None:
-    assert writes_an_edit(text) is edit
+def test_a_call_in_a_final_message_is_seen(text: str, written: bool) -> None:
+    assert writes_a_call(text) is written
 
 
 @pytest.mark.parametrize(
