@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent.errors import UsageError
+from agent.errors import LogError, UsageError
 from agent.events import RunEnded
 from agent.log import LOG_NAME, runs
 from agent.runs import is_running, summary
@@ -51,7 +51,10 @@ def discard(folder: Path) -> list[str]:
     """
     if is_running(folder / LOG_NAME):
         raise UsageError(f"The run {folder.name} is running. Stop it first (Ctrl-C where it was started).")
-    found = summary(folder)
+    try:
+        found = summary(folder)
+    except LogError as error:
+        raise LogError(f"{error}. What it made is thus not known; delete {folder} yourself") from error
     gone = remove_containers(folder.name)
     if (folder / "worktree").exists():  # the run was killed while its change landed
         _worktree(folder).clear()
@@ -97,8 +100,7 @@ def _is_unbegun(folder: Path) -> bool:
 def _remove_branch(folder: Path, repository: Path, ended: RunEnded) -> list[str]:
     if not repository.is_dir() or ended.branch is None or ended.commit is None:
         return []
-    _worktree(folder).discard(ended.branch, ended.commit)
-    return [f"branch {ended.branch}"]
+    return [f"branch {ended.branch}"] if _worktree(folder).discard(ended.branch, ended.commit) else []
 
 
 def _worktree(folder: Path) -> Worktree:

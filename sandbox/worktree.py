@@ -123,28 +123,34 @@ class Worktree:
         """
         return checkout.bring(self.snapshot, applied.tree)
 
-    def discard(self, branch: str, commit: str) -> None:
+    def discard(self, branch: str, commit: str) -> bool:
         """Delete a branch of ours, if it still is where we left it, and the worktree that was kept with it.
 
-        Raises WorktreeError if the branch has moved, or the worktree holds work that is not committed.
+        Return whether there was one. Raises WorktreeError if the branch has moved, or the worktree holds work that is not committed.
         """
         from git import Repo
 
         with Repo(self.snapshot.repository) as repository:
             names = {head.name: head for head in repository.heads}
             if branch not in names:
-                return
+                return False
             if names[branch].commit.hexsha != commit:
                 raise WorktreeError(
                     f"the branch {branch} has moved since the run; delete it with: git branch -D {branch}"
                 )
         if self._note.exists():
             kept = Path(os.fsdecode(self._note.read_bytes()))
-            if kept.exists():
-                arguments = [*self._without_filters(), "worktree", "remove", str(kept)]
-                plumbing.run(arguments, self.snapshot.repository)
+            # Where the folder was removed by hand, git still has its record, and would take the branch for checked out.
+            arguments = [*self._without_filters(), "worktree", "remove", str(kept)]
+            removed = plumbing.attempt(arguments, self.snapshot.repository)
+            if removed.returncode and kept.exists():
+                said = removed.stderr.decode("utf-8", "replace").strip()
+                raise WorktreeError(
+                    f"the worktree {kept} is left, and so is the run: {said}. Commit or remove what is in it"
+                )
             self._note.unlink()
         plumbing.run(["branch", "-q", "-D", "--", branch], self.snapshot.repository)
+        return True
 
     def clear(self) -> None:
         """Remove the worktree that a killed run left half made, and git's record of it."""

@@ -234,4 +234,6 @@ def read_patches(place: Path) -> dict[str, bytes]:
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}; `agent tasks run --out DIR` makes one") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UsageError(f"{path} holds no predictions (instance_id, model_patch): {error!r}") from error
+        raise UsageError(
+            f"{path} holds no predictions (instance_id, model_patch): {type(error).__name__}: {error}"
+        ) from error

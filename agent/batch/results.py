@@ -103,7 +103,7 @@ def _parse(data: bytes, path: Path) -> dict[str, Record]:
             record = _record(line)
         except (ValueError, TypeError, KeyError) as error:
             raise LogError(
-                f"{path}, line {number}, is not the result of a task, or comes from another version ({error!r}): {line[:80]!r}. "
+                f"{path}, line {number}, is not the result of a task, or comes from another version ({type(error).__name__}: {error}): {line[:80]!r}. "
                 "Give another --out, or remove the line; its task is then run again"
             ) from error
         records[record["task"]] = record

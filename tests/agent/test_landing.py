@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from agent.cli.main import cli
 from agent.conversation import Conversation
-from agent.errors import UsageError
+from agent.errors import LogError, UsageError
 from agent.events import Outcome, RunEnded, RunStarted
 from agent.landing import bring_in, discard, sweep, sweep_unbegun
 from agent.log import LOG_NAME, Log
@@ -133,6 +133,17 @@ def test_discard_where_the_repository_is_gone(run: Path, repository: Path) -> No
     repository.rename(repository.parent / "moved")
     assert discard(run) == [str(run)]
     assert not run.exists()
+
+
+def test_discard_says_only_what_it_deleted(run: Path, repository: Path) -> None:
+    git(repository, "branch", "-D", "agent/x-1")
+    assert discard(run) == [str(run)]
+
+
+def test_discard_of_a_run_whose_log_is_broken_says_where_it_is(run: Path) -> None:
+    (run / LOG_NAME).write_text("junk\n")
+    with pytest.raises(LogError, match=f"delete {run} yourself"):
+        discard(run)
 
 
 def test_without_a_terminal_nothing_is_asked(run: Path) -> None:

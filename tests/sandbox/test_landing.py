@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -55,7 +56,9 @@ def test_a_kept_worktree_is_a_clean_checkout_of_the_branch(
         assert mode in (files.LINK, files.GONE) or os.access(folder / path, os.X_OK) == (mode == files.PROGRAM)
     assert found[".gitignore"] == (repository / ".gitignore").read_bytes()
     (folder / "README").write_text("the person works on\n")
-    with pytest.raises(WorktreeError, match="modified or untracked"):
+    with pytest.raises(
+        WorktreeError, match=r"(?s)is left, and so is the run: .*modified or untracked.*Commit or remove"
+    ):
         worktree.discard("agent/fix", made_commit)
     assert (folder / "README").read_text() == "the person works on\n"
     git(folder, "checkout", "README")
@@ -66,13 +69,18 @@ def test_a_kept_worktree_is_a_clean_checkout_of_the_branch(
     assert git(repository, "branch", "--list", "agent/*") == ""
 
 
+@pytest.mark.parametrize("by", ["git", "hand"])
 def test_a_kept_worktree_that_the_person_removed_is_no_hindrance(
-    repository: Path, snapshot: Snapshot, tmp_path: Path
+    repository: Path, snapshot: Snapshot, tmp_path: Path, by: str
 ) -> None:
     worktree = Worktree(snapshot)
     made_commit = worktree.keep(worktree.apply(made(snapshot, README)), "agent/fix", "Fix", tmp_path / "kept")
-    git(repository, "worktree", "remove", str(tmp_path / "kept"))
-    worktree.discard("agent/fix", made_commit)
+    if by == "git":
+        git(repository, "worktree", "remove", str(tmp_path / "kept"))
+    else:
+        shutil.rmtree(tmp_path / "kept")
+    assert worktree.discard("agent/fix", made_commit)
+    assert nothing_to_prune(repository)
     assert git(repository, "branch", "--list", "agent/*") == ""
 
 
