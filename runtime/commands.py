@@ -47,10 +47,19 @@ class Place:
             where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         except RuntimeError as error:
             raise RuntimeFault(f"--device {device}: there is no such device; use cpu, cuda or mps") from error
-        if where.type == "cuda" and not torch.cuda.is_available():
-            raise RuntimeFault(f"--device {device}: PyTorch finds no CUDA device here; use --device cpu")
-        if where.type == "mps" and not torch.backends.mps.is_available():
-            raise RuntimeFault(f"--device {device}: PyTorch finds no Metal device here; use --device cpu")
+        match where.type:
+            case "cuda":
+                if not torch.cuda.is_available():
+                    raise RuntimeFault(f"--device {device}: PyTorch finds no CUDA device here; use --device cpu")
+                if (where.index or 0) > (last := torch.cuda.device_count() - 1):
+                    raise RuntimeFault(f"--device {device}: the last CUDA device here is cuda:{last}")
+            case "mps":
+                if not torch.backends.mps.is_available():
+                    raise RuntimeFault(f"--device {device}: PyTorch finds no Metal device here; use --device cpu")
+            case "cpu":
+                pass
+            case _:
+                raise RuntimeFault(f"--device {device}: nothing here runs on it; use cpu, cuda or mps")
         wide = where.type == "cpu" if dtype is None else dtype == "fp32"
         return Place(where, torch.float32 if wide else torch.bfloat16, kernels)
 

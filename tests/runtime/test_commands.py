@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from runtime import cli
+from runtime.commands import Place
+from runtime.errors import RuntimeFault
 from runtime.kernels.reference import reference_kernels
 from runtime.model.checkpoint import load_weights, open_checkpoint
 from runtime.model.tiny import tiny_config, write_tiny
@@ -222,6 +224,7 @@ def test_wrong_ids_are_named(
         (["--device", "cuda"], "finds no CUDA device here"),
         (["--device", "mps"], "finds no Metal device here"),
         (["--device", "gpu"], "no such device"),
+        (["--device", "meta"], "--device meta: nothing here runs on it; use cpu, cuda or mps"),
         (["--max-tokens", "131072"], "the model's window is 131072"),
         (["--temperature", "-1"], "temperature is -1.0"),
         (["--ids", "/nowhere"], "cannot be read as token ids"),
@@ -278,3 +281,11 @@ def test_the_demonstration_sizes_hold_the_whole_vocabulary() -> None:
     from runtime.model.tiny import HARMONY_VOCABULARY
 
     assert weights_bytes(tiny_config(vocabulary=HARMONY_VOCABULARY), torch.bfloat16) < 60 << 20
+
+
+def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert Place.choose("cuda:1", None, "auto").device == torch.device("cuda:1")
+    with pytest.raises(RuntimeFault, match="--device cuda:2: the last CUDA device here is cuda:1"):
+        Place.choose("cuda:2", None, "auto")
