@@ -132,6 +132,8 @@ class OpenFile:
         if not shown:
             what = "is empty" if not total else f"has only {total} lines"
             return ToolResult(f"{path} {what}.", ok=total == 0, duration_s=result.duration_s)
+        if 4 * (body.count("\ufffd") + body.count("\0")) > len(body):
+            return refuse(f"{path} is not UTF-8 text. Look at it with a program, such as file, xxd or iconv.")
         more = "" if not full else f" The rest did not fit: go on from line {shown + 1}."
         head = f"[{path}, lines {first} to {shown} of {total}.{more}]"
         return ToolResult(f"{head}\n{body}", duration_s=result.duration_s)

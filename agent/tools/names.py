@@ -183,4 +183,6 @@ def _unknown(recipient: str, name: str, text: str, tools: Mapping[str, Tool], st
     near = difflib.get_close_matches(
         name, [spelling for spelling, tool in _CLEAR.items() if tool in tools], n=1, cutoff=0.75
     )
-    return f"{answer} Did you mean {_shown(_CLEAR[near[0]], style)}?" if near else answer
+    if near:
+        return f"{answer} Did you mean {_shown(_CLEAR[near[0]], style)}?"
+    return f"{answer} Any program runs with {_shown('shell', style)}." if "shell" in tools else answer

@@ -241,6 +241,7 @@ def test_there_are_enough_of_them() -> None:
         ("find", "container.exec"),
         ("edit", "container.exec"),
         ("serch", "Did you mean repo_browser.search?"),
+        ("repo_browser.run_tests", "Any program runs with container.exec."),
         ("repo_browser.create_file", "Files are made, changed and deleted with repo_browser.apply_patch."),
         ("str_replace_editor", "Files are made, changed and deleted with repo_browser.apply_patch."),
         ("repo_browser.search.open_file", "There is no tool"),

@@ -352,6 +352,10 @@ class TestOpenFile:
         last = int(text.rsplit("line ", 1)[1])
         assert f"The rest did not fit: go on from line {last + 1}.]" in text
 
+    def test_what_is_not_text_is_not_shown(self, fresh: Workshop) -> None:
+        fresh.sandbox.write("image.png", b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 8)
+        assert fresh("open_file", path="image.png").text.startswith("image.png is not UTF-8 text.")
+
     def test_wide_lines_empty_files_and_bytes(self, shop: Workshop) -> None:
         assert "x [49000 more bytes in this line]\nend" in shop("open_file", path="wide.txt").text
         assert shop("open_file", path="empty").text == "empty is empty."
