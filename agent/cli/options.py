@@ -172,7 +172,7 @@ def read_ladder(text: str | None) -> tuple[str, ...]:
     efforts = tuple(part.strip() for part in text.split(",")) if text is not None else ()
     known = RULES["effort"].choices
     if wrong := [effort for effort in efforts if effort not in known]:
-        raise UsageError(f"--effort-ladder: {wrong[0]!r}is not one of {', '.join(known)}")
+        raise UsageError(f"--effort-ladder: {wrong[0]!r} is not one of {', '.join(known)}")
     return efforts
 
 
