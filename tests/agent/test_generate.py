@@ -91,7 +91,7 @@ def test_a_refusal() -> None:
 
 def test_wires_that_have_only_messages() -> None:
     for wire in ("chat", "responses"):
-        with pytest.raises(UsageError, match="only messages"):
+        with pytest.raises(UsageError, match="cannot continue plain text"):
             generate(RunConfig(wire=wire), "Once", lambda _: None)
     with pytest.raises(UsageError, match="needs a checkpoint"):
         list(generate(RunConfig(wire="local"), "Once", lambda _: None))

@@ -153,7 +153,7 @@ def test_tuning_without_a_gpu_is_refused_in_one_line(
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err == (
-        "runtime: there is nothing to tune here: cpu is not a CUDA GPU, and only Triton's kernels have sizes to choose\n"
+        "runtime: there is nothing to tune here: cpu is not a CUDA GPU, and only Triton kernels have sizes to choose\n"
     )
     assert list(tmp_path.iterdir()) == []
 

@@ -331,7 +331,7 @@ class TestService:
 
     @pytest.mark.parametrize("make", [exa_at, you_at])
     def test_an_answer_that_is_no_json(self, make: Any) -> None:
-        with serving([[head(200, "application/json"), b"<html>"]]) as server, pytest.raises(WebError, match="no JSON"):
+        with serving([[head(200, "application/json"), b"<html>"]]) as server, pytest.raises(WebError, match="not JSON"):
             make(origin(server)).search("x", 2)
 
     @pytest.mark.parametrize("make", [exa_at, you_at])
