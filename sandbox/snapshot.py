@@ -79,14 +79,19 @@ def take(repository: Path, state: Path, include_uncommitted: bool = True) -> Sna
     Raises WorktreeError when it is no git repository, is bare, or cannot be read.
     """
     asked = ["--show-toplevel", "--git-common-dir", "--git-path", "index", "--show-object-format"]
-    done = plumbing.attempt(["rev-parse", "--path-format=absolute", *asked], repository)
+    command = ["rev-parse", "--path-format=absolute"]
+    done = plumbing.attempt([*command, *asked], repository)
     if done.returncode:
         said = done.stderr.decode("utf-8", "replace").strip()
         raise WorktreeError(
             f"{repository} is not a git working tree ({said}); "
             "run the agent inside a checkout, or make one with: git init && git add -A && git commit"
         )
-    top, common, index, object_format = map(os.fsdecode, done.stdout.rstrip(b"\n").split(b"\n"))
+    answers = done.stdout.removesuffix(b"\n").split(b"\n")
+    if len(answers) != 4:  # a path has a newline in it
+        each = (asked[:1], asked[1:2], asked[2:4], asked[4:])
+        answers = [plumbing.run([*command, *one], repository).removesuffix(b"\n") for one in each]
+    top, common, index, object_format = map(os.fsdecode, answers)
     head = plumbing.attempt(["rev-parse", "HEAD^{commit}", "HEAD^{tree}"], repository)
     commit, head_tree = head.stdout.decode().split() if not head.returncode else ("", "")
     branch = plumbing.attempt(["symbolic-ref", "-q", "--short", "HEAD"], repository).stdout.decode().strip()
@@ -310,9 +315,9 @@ def _make_bare(git_dir: Path, common: Path, object_format: str) -> None:
 
 
 def _quoted_line(path: Path) -> bytes:
-    """Return a path as a line of ``alternates`` (quoted where git would take it for something else)."""
+    """Return a path as a line of ``alternates``, or one of the variable (quoted where git would take it for something else)."""
     raw = os.fsencode(path)
-    return (_quoted(raw) if b"\n" in raw or raw.startswith((b'"', b"#")) else raw) + b"\n"
+    return (_quoted(raw) if b"\n" in raw or b":" in raw or raw.startswith((b'"', b"#")) else raw) + b"\n"
 
 
 def _uncommitted(top: Path, git_dir: Path, common: Path, index: Path, head_tree: str) -> str:

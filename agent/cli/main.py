@@ -112,11 +112,22 @@ def run(arguments: Sequence[str]) -> int:
             raise
         return exit_code(error)
     except OSError as error:
-        what = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-        if error.errno not in FULL or not _told(f"agent: {what}. Free some space, and do it again."):
+        found = _circumstance(error)
+        if found is None or not _told(f"agent: {found}"):
             raise
         return EXIT_CODES[Outcome.INTERNAL]
     return result if isinstance(result, int) else 0
+
+
+def _circumstance(error: OSError) -> str | None:
+    """What any command may meet on any machine, and what to do about it; None where an error is something else."""
+    if error.errno in FULL:
+        return f"{error.strerror}{f': {error.filename}' if error.filename else ''}. Free some space, then try again."
+    try:
+        os.getcwd()  # noqa: PTH109 - to hear whether it can be told
+    except OSError:
+        return "The current folder does not exist any more. Change to another one."
+    return None
 
 
 def _unforeseen(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -220,6 +220,26 @@ def test_a_shallow_clone(repository: Path, tmp_path: Path) -> None:
     assert git(clone, "log", "--format=%s", "agent/fix").splitlines() == ["Fix", "two"]
 
 
+@pytest.mark.parametrize("name", [b"new\nline", b"co:lon", b'"quo ted\\', b"#\xff"])
+def test_folders_may_be_called_anything(repository: Path, tmp_path: Path, name: bytes) -> None:
+    folder = tmp_path / os.fsdecode(name)
+    folder.mkdir()
+    moved = repository.rename(folder / "repository")
+    (moved / "README").write_text("uncommitted\n")
+    snapshot = snapshots.take(moved, folder / "state")
+    assert (snapshot.repository, snapshot.dirty) == (moved, True)
+    box = open_sandbox(SandboxOptions("named", kind="none"), snapshot)
+    try:
+        box.write("README", b"new\n")
+        worktree = Worktree(snapshots.load(folder / "state"))
+        applied = worktree.apply(box.diff())
+        worktree.keep(applied, "agent/fix", "Fix", folder / "kept")
+        worktree.bring(applied)
+    finally:
+        box.close()
+    assert (moved / "README").read_text() == (folder / "kept" / "README").read_text() == "new\n"
+
+
 def test_a_partial_clone(repository: Path, tmp_path: Path) -> None:
     """What was never fetched is in no copy, and nothing is fetched for it."""
     git(repository, "config", "uploadpack.allowFilter", "true")

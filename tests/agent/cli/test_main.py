@@ -128,6 +128,18 @@ def test_a_full_disk_is_no_internal_error(
     assert said in capsys.readouterr().err
 
 
+def test_a_current_folder_that_is_gone_is_no_internal_error(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; os.rmdir(os.getcwd()); import agent.cli.main as m; sys.argv = ['agent', 'fix', 'x']; m.main()"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr == "agent: The current folder does not exist any more. Change to another one.\n"
+
+
 def test_another_error_of_the_system_is_one(with_command) -> None:
     with_command(failing(OSError(errno.EIO, "Input/output error")))
     with pytest.raises(OSError, match="Input/output"):
