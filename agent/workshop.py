@@ -45,6 +45,7 @@ class Workshop:
     branch_suffix: str = ""  # for a resumed run that made a branch already
     saver: Saver = field(init=False)
     _work: tuple[bytes, Applied] | None = None  # what has changed, until the next call
+    _saved: bytes | None = None  # what the run's folder holds of it
 
     def __post_init__(self) -> None:
         """Start the thread that saves."""
@@ -125,7 +126,7 @@ class Workshop:
     def salvage(self) -> Applied:
         """Write the change into the run's folder, for `agent diff`, `agent apply` and resume. Raises DiffRefused."""
         diff, applied = self.work()
-        write_whole(self.folder / SNAPSHOT_NAME, diff)
+        self.save()
         if diff:
             write_whole(self.folder / PATCH_NAME, diff)
         else:
@@ -137,9 +138,12 @@ class Workshop:
         return time.monotonic()
 
     def save(self) -> None:
-        """Save the work in the run's folder, so that it can continue if the sandbox is lost."""
+        """Save the work in the run's folder, so that it can continue if the sandbox is lost. What is saved is not written again."""
         known = self._work
-        write_whole(self.folder / SNAPSHOT_NAME, self.sandbox.result().diff() if known is None else known[0])
+        diff = self.sandbox.result().diff() if known is None else known[0]
+        if diff != self._saved:
+            write_whole(self.folder / SNAPSHOT_NAME, diff)
+            self._saved = diff
 
 
 def deliver(

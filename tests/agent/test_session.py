@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,8 +32,11 @@ from agent.log import LOG_NAME, Log, read
 from agent.loop import EFFECT_UNKNOWN
 from agent.runs import PATCH_NAME
 from agent.session import LOST, RESTORED, fix, resume
-from agent.workshop import SNAPSHOT_NAME, commit_message
+from agent.workshop import SNAPSHOT_NAME, Workshop, commit_message
+from sandbox import snapshot as snapshots
+from sandbox.base import Sandbox
 from sandbox.errors import WorktreeError
+from sandbox.open import SandboxOptions, open_sandbox
 from tests.servers import document, serving
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -483,6 +487,26 @@ def test_killed_with_sigkill_in_the_middle_of_a_command_it_goes_on(
     assert results[2] == (LOST if lost else EFFECT_UNKNOWN)
     assert "once\n" in (folder_of(config) / PATCH_NAME).read_text()
     assert (folder_of(config) / PATCH_NAME).read_text().count("+once") == 1, "a finished command ran again"
+
+
+def test_work_that_is_saved_needs_neither_its_sandbox_nor_room_on_the_disk(
+    repository: Path, configure: Configure, tmp_path: Path
+) -> None:
+    """As where the disk is full when the branch is made: the sandbox is gone by then, and must not be said to wait."""
+    snapshot = snapshots.take(repository, tmp_path / "state")
+    box: Future[Sandbox] = Future()
+    box.set_result(open_sandbox(SandboxOptions("saved", "none"), snapshot))
+    shop = Workshop(configure([]), tmp_path, snapshot, (), {}, box, Future())
+    try:
+        box.result().write("calc.py", BUGGY.replace("+ 2", "* 2").encode())
+        assert shop.salvage().paths == ("calc.py",)
+        assert b"return n * 2" in (tmp_path / SNAPSHOT_NAME).read_bytes()
+    finally:
+        shop.saver.close()
+        box.result().close()
+    inode = (tmp_path / SNAPSHOT_NAME).stat().st_ino
+    shop.save()
+    assert (tmp_path / SNAPSHOT_NAME).stat().st_ino == inode
 
 
 @pytest.mark.docker
