@@ -90,7 +90,7 @@ def engine(config: RunConfig) -> Finding:
 
 def container(config: RunConfig) -> Finding:
     """A sandbox from the configured image: started on a repository of one file, asked for one command, ended."""
-    from sandbox import scratch
+    from sandbox import plumbing, scratch
     from sandbox import snapshot as snapshots
     from sandbox.docker import Limits
     from sandbox.open import SandboxOptions, open_sandbox
@@ -101,10 +101,10 @@ def container(config: RunConfig) -> Finding:
     with scratch.folder("doctor") as folder:
         repository = folder / "repository"
         repository.mkdir()
-        subprocess.run(["git", "init", "--quiet", str(repository)], check=True, capture_output=True)
         (repository / "file").write_text("text\n", encoding="utf-8")
-        start_s = time.monotonic()
         try:
+            plumbing.run(["init", "--quiet"], repository)
+            start_s = time.monotonic()
             sandbox = open_sandbox(options, snapshots.take(repository, folder / "state"))
             up_s = time.monotonic()
             try:

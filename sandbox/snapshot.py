@@ -336,7 +336,13 @@ def _uncommitted(top: Path, git_dir: Path, common: Path, index: Path, head_tree:
         if own:
             ignored = plumbing.attempt(["check-ignore", "-z", "--stdin"], top, env, _nul(own)).stdout.split(b"\0")
             own = [f":(exclude,top,literal){name}" for name in own if os.fsencode(name) not in ignored]
-        plumbing.run([*plumbing.UNSYNCED, "-c", "core.looseCompression=0", "add", "-A", "--", ":/", *own], top, env)
+        try:
+            plumbing.run([*plumbing.UNSYNCED, "-c", "core.looseCompression=0", "add", "-A", "--", ":/", *own], top, env)
+        except WorktreeError as error:
+            raise WorktreeError(
+                f"what is not committed cannot be copied: {error}. Put the file into .gitignore, make it readable, or use "
+                "--no-uncommitted"
+            ) from error
         staged = plumbing.run(["ls-files", "-s", "-z"], top, env).split(b"\0")
         links = {line.split(b"\t", 1)[1] for line in staged if line.startswith(b"160000 ")}
         if links:  # a repository inside the checkout that is no submodule is no part of this one

@@ -128,16 +128,11 @@ class Worktree:
 
         Return whether there was one. Raises WorktreeError if the branch has moved, or the worktree holds work that is not committed.
         """
-        from git import Repo
-
-        with Repo(self.snapshot.repository) as repository:
-            names = {head.name: head for head in repository.heads}
-            if branch not in names:
-                return False
-            if names[branch].commit.hexsha != commit:
-                raise WorktreeError(
-                    f"the branch {branch} has moved since the run; delete it with: git branch -D {branch}"
-                )
+        found = plumbing.attempt(["rev-parse", "-q", "--verify", f"refs/heads/{branch}"], self.snapshot.repository)
+        if found.returncode:
+            return False
+        if found.stdout.decode().strip() != commit:
+            raise WorktreeError(f"the branch {branch} has moved since the run; delete it with: git branch -D {branch}")
         if self._note.exists():
             kept = Path(os.fsdecode(self._note.read_bytes()))
             # Where the folder was removed by hand, git still has its record, and would take the branch for checked out.

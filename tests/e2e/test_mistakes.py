@@ -119,3 +119,24 @@ def test_a_bare_repository_is_called_one(place: Place, capsys: pytest.CaptureFix
     git(place.home, "clone", "-q", "--bare", str(place.repository), "bare.git")
     assert run(["fix", "x", *SCRIPT, *PLAIN, "--repo", str(place.home / "bare.git")]) == 2
     assert "bare.git is a bare repository, without files to work on. Clone it" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_read_is_named_with_what_to_do(place: Place) -> None:
+    (place.repository / "secret").touch(0o000)
+    done = as_anybody(place, "fix", "x", *SCRIPT, *PLAIN)
+    assert done.returncode == 1
+    assert 'open("secret"): Permission denied' in done.stderr
+    assert "Put the file into .gitignore, make it readable, or use --no-uncommitted" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [["fix", "x", *SCRIPT, *PLAIN], ["doctor", *SCRIPT, *PLAIN[:2]], ["discard", "last"]]
+)
+def test_without_git_it_says_so(place: Place, command: list[str]) -> None:
+    if command[0] == "discard":
+        assert place.agent("fix", "x", *SCRIPT, *PLAIN).returncode == 0
+    place.env["PATH"] = str(place.home)
+    done = place.agent(*command)
+    assert done.returncode in (1, 2)
+    assert "install git" in done.stdout + done.stderr
+    assert "internal error" not in done.stderr
