@@ -34,9 +34,9 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 @click.option(
     "--max-body",
     type=click.IntRange(1024),
-    default=32 << 20,
+    default=8 << 20,
     metavar="BYTES",
-    help="Maximum size of a request (default: 32 MiB).",
+    help="Maximum size of a request (default: 8 MiB).",
 )
 @click.option(
     "--request-timeout",

@@ -48,6 +48,7 @@ EFFORTS: Final = ("low", "medium", "high")
 # than this without a space, or without a letter or digit, are encoded in pieces.
 RUN_CHARS: Final = 1024
 _LONG_RUN = re.compile(rf"\S{{{RUN_CHARS}}}|\W{{{RUN_CHARS}}}")
+_SPELT = re.compile(r"<\|\w+\|>")  # what may be a control token
 _WORD = re.compile(r"[\w/+.\-]+")
 
 
@@ -65,6 +66,7 @@ class Codec:
 
     def __init__(self, encoding: HarmonyEncoding) -> None:
         self._encoding = encoding
+        self._controls = frozenset(encoding.special_tokens_set)
         self._bytes: dict[int, bytes] = {}
         self._head: tuple[tuple[str, tuple[ToolSpec, ...], str], Ids] | None = None
         self._rendered: dict[int, tuple[Message, Message | None, Ids]] = {}
@@ -109,8 +111,14 @@ class Codec:
 
         Never for anything else: in text from a file, a tool or a person this would forge structure.
         """
-        ids: list[int] = self._encoding.encode(text, allowed_special="all")
-        return ids
+        ids: list[int] = []
+        at = 0
+        for spelt in _SPELT.finditer(text):
+            if spelt.group() in self._controls:
+                ids += self.encode(text[at : spelt.start()])
+                ids += self._encoding.encode(spelt.group(), allowed_special="all")
+                at = spelt.end()
+        return ids + self.encode(text[at:])
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, control tokens spelt out, invalid UTF-8 replaced: for people and for logs, never for a prompt."""

@@ -29,7 +29,7 @@ from agent.server.chat import ChatWriter, read_chat
 from agent.server.completions import CompletionWriter, Finished, Piece, complete, read_completion
 from agent.server.faults import NotThere, Refusal, refusal
 from agent.server.fields import Fields
-from agent.server.gate import LOOPBACK, Arriving, Limits, Slots, check_access, read_body
+from agent.server.gate import LOOPBACK, Arriving, Limits, Slots, check_access, read_body, read_json
 from agent.server.metrics import Metrics
 from agent.server.play import Flight, Played, retry_header
 from agent.server.responses import ResponseWriter
@@ -38,7 +38,10 @@ from agent.server.rounds import newest_turn, rounds
 from agent.server.store import Kept, Places, Store, messages_bytes
 
 Item = TypeVar("Item")
+Asked = TypeVar("Asked")
 Endpoint = Callable[[Request], Awaitable[Response]]
+
+_SMALL_BYTES = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +114,9 @@ class Service:
 
     async def responses(self, request: Request) -> Response:
         """POST /v1/responses."""
-        body = await self._body(request)
-        asked = read_responses(body, self.store, self._effort, self._builtins.offer)
+        asked = await self._asked(
+            request, lambda body: read_responses(body, self.store, self._effort, self._builtins.offer)
+        )
         bench = self._bench(asked.wanted, asked.places)
         writer = ResponseWriter(self.backend.id, asked.echo, int(time.time()), asked.include)
 
@@ -156,8 +160,7 @@ class Service:
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        body = await self._body(request)
-        asked = read_chat(body, self.store, self._effort, self._builtins.offer)
+        asked = await self._asked(request, lambda body: read_chat(body, self.store, self._effort, self._builtins.offer))
         bench = self._bench(asked.wanted, Places())
         writer = ChatWriter(self.backend.id, int(time.time()), asked.usage)
         return self._play(
@@ -171,7 +174,7 @@ class Service:
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
         source, codec = self.backend.source, self.backend.codec
-        asked = read_completion(await self._body(request), codec)
+        asked = await self._asked(request, lambda body: read_completion(body, codec))
         assert source is not None
         assert codec is not None
 
@@ -211,10 +214,20 @@ class Service:
         del request
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
 
-    async def _body(self, request: Request) -> Fields:
-        body = await read_body(request, self.limits, self._arriving)
-        check_capable(body, self.backend.model.capabilities)
-        return body
+    async def _asked(self, request: Request, read: Callable[[Fields], Asked]) -> Asked:
+        """Return a request, read: a large one in a thread, since a million of small items take seconds."""
+        data = bytearray()
+
+        def work() -> Asked:
+            body = read_json(data)
+            check_capable(body, self.backend.model.capabilities)
+            return read(body)
+
+        try:
+            await read_body(request, self.limits, self._arriving, data)
+            return work() if len(data) <= _SMALL_BYTES else await asyncio.to_thread(work)
+        finally:
+            self._arriving.add(-len(data))
 
     def _play(
         self,

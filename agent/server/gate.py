@@ -29,9 +29,9 @@ class Limits:
     requests: int = 256
     head_bytes: int = 64 << 10
     head_s: float = 20.0
-    body_bytes: int = 32 << 20
+    body_bytes: int = 8 << 20
     body_s: float = 60.0
-    arriving_bytes: int = 256 << 20
+    arriving_bytes: int = 128 << 20
     request_timeout_s: float = 3600.0
     keep_alive_s: float = 10.0
     shutdown_s: float = 10.0
@@ -60,7 +60,7 @@ class Slots:
 
 
 class Arriving:
-    """How much of requests is held that have not arrived whole. Used by the event loop's thread only."""
+    """How much of requests is held that have not arrived whole, or are not read. Used by the event loop's thread only."""
 
     def __init__(self, limits: Limits) -> None:
         self._most_bytes = max(limits.arriving_bytes, limits.body_bytes)
@@ -99,27 +99,32 @@ def _host(header: str) -> str:
     return header.partition(":")[0].lower()
 
 
-async def read_body(request: Request, limits: Limits, arriving: Arriving) -> Fields:
-    """Return the request's JSON object. Raises Refusal, without having read more than ``body_bytes``, or for longer than ``body_s``."""
+async def read_body(request: Request, limits: Limits, arriving: Arriving, body: bytearray) -> None:
+    """Fill ``body``. Raises Refusal, without having read more than ``body_bytes``, or for longer than ``body_s``.
+
+    Whoever asked takes what is in ``body`` off ``arriving`` again.
+    """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # which a web page cannot send to another site without asking first
         raise Refusal(415, "The request must be application/json.", code="unsupported_media_type")
     if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise Refusal(415, "The request must not be compressed.", code="unsupported_content_encoding")
-    body = bytearray()
     try:
         async with asyncio.timeout(limits.body_s):
             await _read(request, limits.body_bytes, arriving, body)
-        return Fields(json.loads(body, parse_float=_finite, parse_constant=_finite))
     except ClientDisconnect as error:
         raise BadRequest("The request did not arrive whole.") from error
     except TimeoutError as error:
         said = f"The request did not arrive whole within {limits.body_s:g} seconds."
         raise Refusal(408, said, code="request_timeout") from error
+
+
+def read_json(body: bytearray) -> Fields:
+    """Return the JSON object that a body is. Raises BadRequest."""
+    try:
+        return Fields(json.loads(body, parse_float=_finite, parse_constant=_finite))
     except (ValueError, RecursionError) as error:
         raise BadRequest("The request is not JSON.", code="invalid_json") from error
-    finally:
-        arriving.add(-len(body))
 
 
 async def _read(request: Request, most_bytes: int, arriving: Arriving, body: bytearray) -> None:

@@ -23,6 +23,7 @@ Item_contra = TypeVar("Item_contra", contravariant=True)
 Item = TypeVar("Item")
 
 _PATIENCE_S = 1.0  # an error that comes within this time still gets its own status; later it is an event of the stream
+_FAREWELL_S = 2.0  # to say why an answer has ended
 _CLOSED_BY_CLIENT = 499  # nginx's number; nobody reads it but the metrics
 
 
@@ -132,7 +133,9 @@ class Played(Response, Generic[Item]):
         watching = asyncio.create_task(self._watch(receive))
         playing = asyncio.create_task(self._play_stream(send) if self.stream else self._play_whole(send))
         try:
-            await asyncio.wait({watching, playing}, return_when=asyncio.FIRST_COMPLETED)
+            # The answer's own end comes first, but cannot be said to a client that takes a byte a second.
+            most_s = self.flight.limits.request_timeout_s + _FAREWELL_S
+            await asyncio.wait({watching, playing}, return_when=asyncio.FIRST_COMPLETED, timeout=most_s)
             if playing.done():
                 playing.result()
         finally:

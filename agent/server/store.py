@@ -1,4 +1,4 @@
-"""What the server remembers, and for how long: bounded, in memory, gone with the process. Only the event loop's thread uses it.
+"""What the server remembers, and for how long: bounded, in memory, gone with the process. Any thread may use it.
 
 Two things are kept. *Responses* that a client may ask for again or continue (``store``). And *turns*: the messages that led to a
 call, under the call's id. Clients send a call back without its reasoning, or with other spaces; with the turn the model sees
@@ -11,6 +11,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, Generic, TypeVar
 
 from agent.conversation import Message, Role
@@ -27,6 +28,7 @@ class Bounded(Generic[Value]):
         self._most_bytes = most_bytes
         self._bytes = 0
         self._entries: OrderedDict[str, tuple[Value, int]] = OrderedDict()
+        self._lock = Lock()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -36,25 +38,28 @@ class Bounded(Generic[Value]):
         self.drop(key)
         if size_bytes > self._most_bytes:
             return
-        self._entries[key] = (value, size_bytes)
-        self._bytes += size_bytes
-        while len(self._entries) > self._most or self._bytes > self._most_bytes:
-            _, (_, freed) = self._entries.popitem(last=False)
-            self._bytes -= freed
+        with self._lock:
+            self._entries[key] = (value, size_bytes)
+            self._bytes += size_bytes
+            while len(self._entries) > self._most or self._bytes > self._most_bytes:
+                _, (_, freed) = self._entries.popitem(last=False)
+                self._bytes -= freed
 
     def get(self, key: str) -> Value | None:
         """Return a value, which is then the newest; None where it was never kept or is forgotten."""
-        found = self._entries.get(key)
-        if found is None:
-            return None
-        self._entries.move_to_end(key)
-        return found[0]
+        with self._lock:
+            found = self._entries.get(key)
+            if found is None:
+                return None
+            self._entries.move_to_end(key)
+            return found[0]
 
     def drop(self, key: str) -> bool:
         """Forget a value; say whether it was there."""
-        found = self._entries.pop(key, None)
-        self._bytes -= found[1] if found else 0
-        return found is not None
+        with self._lock:
+            found = self._entries.pop(key, None)
+            self._bytes -= found[1] if found else 0
+            return found is not None
 
 
 @dataclass(frozen=True, slots=True)

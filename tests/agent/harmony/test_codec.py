@@ -333,8 +333,15 @@ def test_long_runs_are_encoded_in_time_and_come_back(codec, word: str) -> None:
     text = "x = 1\n" + word * 60_000 + "\ny = 2\n"
     began = time.process_time()
     ids = codec.encode(text)
-    assert time.process_time() - began < 3
+    assert codec.encode_sampled(text + "<|end|>") == [*ids, END]
+    assert time.process_time() - began < 6
     assert codec.decode(ids) == text
+
+
+@given(st.lists(st.sampled_from(["<|end|>", "<|start|>", "<|foo|>", "<|", "|>", "(<", "<", "x", " ", "\n", "é", "12"])))
+def test_control_tokens_that_are_spelt_out_are_read_as_the_library_does(encoding, parts: list[str]) -> None:
+    text = "".join(parts)
+    assert Codec(encoding).encode_sampled(text) == encoding.encode(text, allowed_special="all")
 
 
 def test_runs_of_a_usual_length_are_encoded_as_the_library_does(codec, encoding) -> None:

@@ -170,6 +170,16 @@ def test_an_answer_that_takes_too_long_is_ended() -> None:
         until(lambda: service.slots.taken == 0)
 
 
+def test_a_client_that_takes_its_answer_too_slowly_does_not_hold_its_slot_for_longer() -> None:
+    talker = Talker(pause_s=0.0, times=10_000)
+    with serving(talker, limits=Limits(request_timeout_s=0.2)) as (url, service), open_stream(url) as stream:
+        until(lambda: service.slots.taken == 1)
+        while service.slots.taken:
+            assert stream.recv(1)
+            time.sleep(0.05)
+        assert talker.closed.is_set()
+
+
 class Slow(Player):
     """Says nothing for a while."""
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import httpx2
 import pytest
 from openai import InternalServerError
 
+from agent.conversation import Message
 from agent.errors import ModelError
 from agent.harmony.codec import Codec
 from agent.model.base import SamplingParams
@@ -29,6 +30,7 @@ from agent.server.backend import as_backend
 from agent.server.gate import Limits
 from agent.server.loading import loading
 from agent.server.run import listen, serve, url_of
+from agent.server.store import Store
 from runtime.errors import EngineStopped
 from runtime.request import Request, TokenOut
 from tests.agent.server.conftest import client_of
@@ -277,6 +279,30 @@ def test_as_many_files_as_the_limits_need_may_be_open() -> None:
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (most, hard)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+class Noting(Store):
+    """Notes which threads read requests."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: list[threading.Thread] = []
+
+    def recalled(self, messages: Sequence[Message], call_ids: Mapping[int, str]) -> tuple[Message, ...]:
+        self.threads.append(threading.current_thread())
+        return super().recalled(messages, call_ids)
+
+
+def test_a_large_request_is_read_outside_of_the_loop() -> None:
+    """A million of small items take seconds, in which nobody else would hear anything."""
+    store = Noting()
+    with serving(scripted(), store=store) as (url, service):
+        for size in (1000, 1_000_000):
+            answer = httpx2.post(f"{url}/chat/completions", json={**BODY, "user": "x" * size})
+            assert answer.status_code == 200
+        assert service._arriving._bytes == 0
+    small, large = store.threads
+    assert small is not large
 
 
 def test_a_stream_is_no_head_that_does_not_come() -> None:
