@@ -18,6 +18,7 @@ from sandbox.errors import SandboxLost
 from sandbox.guest import frames
 
 PING_EVERY_S = 15.0
+MAX_REPLY_BYTES = 512 << 20  # a repository may name the image, and so the python3 that answers us
 MODULES = ("frames", "ignore", "removal", "files", "commands", "main")
 BOOTSTRAP = """
 import base64, json, sys, types, zlib
@@ -98,6 +99,7 @@ class Link:
         try:
             self._ask(number, head, body)
             pieces: list[bytes] = []
+            taken_bytes = 0
             while True:
                 try:
                     kind, payload = answers.get(timeout=timeout_s)
@@ -109,6 +111,9 @@ class Link:
                 match kind:
                     case frames.DATA:
                         pieces.append(payload)
+                        taken_bytes += frames.HEADER.size + len(payload)
+                        if taken_bytes > MAX_REPLY_BYTES:
+                            raise SandboxLost(f"the sandbox answers '{head['verb']}' without end; use another image")
                     case frames.END:
                         return Reply(json.loads(payload), b"".join(pieces))
                     case _:

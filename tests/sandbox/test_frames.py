@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sandbox import link
+from sandbox.errors import SandboxLost
 from sandbox.guest import frames
 from sandbox.guest.frames import Frame
 
@@ -56,3 +59,33 @@ def test_a_damaged_frame_is_none() -> None:
     for at in range(len(frame)):
         damaged = frame[:at] + bytes([frame[at] ^ 1]) + frame[at + 1 :]
         assert frames.Decoder().feed(damaged + frames.PADDING) == []
+
+
+class Flood:
+    """A helper that is not ours: it answers every request without end."""
+
+    def __init__(self) -> None:
+        self._asked = frames.Decoder()
+        self._answer = b""
+        self._closed = False
+
+    def read(self, timeout_s: float) -> bytes | None:
+        return b"" if self._closed else self._answer or None
+
+    def write(self, data: bytes) -> None:
+        for _, number, _ in self._asked.feed(data):
+            self._answer = frames.encode(frames.DATA, number, bytes(1000)) * 10
+
+    def close(self) -> None:
+        self._closed = True
+
+    def last_words(self) -> str:
+        return ""
+
+
+def test_an_answer_without_end_does_not_fill_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "MAX_REPLY_BYTES", 1 << 16)
+    opened = link.Link(Flood())
+    with pytest.raises(SandboxLost, match="without end"):
+        opened.request({"verb": "changes"})
+    opened.close()
