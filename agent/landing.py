@@ -38,8 +38,7 @@ def bring_in(repository: Path, patch: bytes) -> tuple[str, ...]:
         except WorktreeError as error:
             places = ", ".join(dict.fromkeys(re.findall(r"error: (?:patch failed: )?([^\n]+?):(?: |\d)", str(error))))
             raise WorktreeError(
-                f"the change does not fit the checkout as it is now ({places or error}): nothing was changed there. "
-                "`agent diff RUN` prints it; `agent apply RUN` applies it once the checkout fits"
+                f"the change does not fit the checkout as it is now ({places or error}): nothing was changed there"
             ) from error
         return worktree.bring(applied)
 

@@ -52,11 +52,11 @@ def run(arguments: Sequence[str], folder: Path, env: Mapping[str, str] | None = 
     done = attempt(arguments, folder, env, stdin)
     if done.returncode:
         said = done.stderr.decode("utf-8", "replace").strip()[-2000:]
-        raise WorktreeError(f"git {_verb(arguments)} failed in {folder}: {said or f'exit code {done.returncode}'}")
+        raise WorktreeError(f"git {verb(arguments)} failed in {folder}: {said or f'exit code {done.returncode}'}")
     return done.stdout
 
 
-def _verb(arguments: Sequence[str]) -> str:
+def verb(arguments: Sequence[str]) -> str:
     """Return the git command among its options (``-c name=value``)."""
     return next((word for at, word in enumerate(arguments) if word != "-c" and arguments[at - 1] != "-c"), "")
 

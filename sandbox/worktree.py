@@ -302,7 +302,8 @@ def _quiet(
         try:
             yield git
         except GitCommandError as error:
-            raise WorktreeError(f"{' '.join(map(str, error.command))[:200]} failed: {_said(error.stderr)}") from error
+            verb = plumbing.verb([str(word) for word in error.command][1:])
+            raise WorktreeError(f"git {verb} failed in {work_tree}: {_said(error.stderr)}") from error
 
 
 def _git_dir(place: Path) -> Path:

@@ -33,6 +33,7 @@ from agent.log import LOG_NAME, read
 from agent.runs import PATCH_NAME, find_run
 from agent.tally import Tally
 from agent.view import JsonView, PlainView, View, open_view, write
+from sandbox.errors import WorktreeError
 
 if TYPE_CHECKING:
     from agent.batch.attempt import Attempt, Job, Progress
@@ -248,7 +249,12 @@ def _bring_in(repository: Path, patch: bytes, ended: RunEnded, screen: _Screen, 
     elif ask and may_ask() and not click.confirm("Apply this change to your checkout?", default=True, err=True):
         screen.view.say(f"not applied to the checkout; {later} applies it later")
     else:
-        bring_in(repository, patch)
+        try:
+            bring_in(repository, patch)
+        except WorktreeError as error:
+            raise WorktreeError(
+                f"{error}. The change is kept: {later} applies it, agent diff {screen.tally.run} prints it"
+            ) from error
 
 
 class _Screen:

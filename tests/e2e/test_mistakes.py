@@ -140,3 +140,15 @@ def test_without_git_it_says_so(place: Place, command: list[str]) -> None:
     assert done.returncode in (1, 2)
     assert "install git" in done.stdout + done.stderr
     assert "internal error" not in done.stderr
+
+
+def test_a_change_that_no_longer_fits_the_checkout_is_kept(
+    place: Place, script: Callable[..., tuple[str, ...]]
+) -> None:
+    theirs = place.repository / "textkit/slug.py"
+    flags = script([shell(f"echo more >> textkit/slug.py; echo other > {theirs}"), *[FINAL] * 3])
+    done = place.agent("fix", "x", *flags, *PLAIN, "--check", "true", "--apply")
+    assert done.returncode == 1, done.stderr
+    assert "does not fit the checkout as it is now (textkit/slug.py): nothing was changed there" in done.stderr
+    assert "The change is kept: agent apply 2" in done.stderr
+    assert theirs.read_text() == "other\n"
