@@ -40,6 +40,7 @@ from agent.loop import run as loop
 from agent.model.base import Model, SamplingParams
 from agent.position import HARNESS, open_call
 from agent.prompt import instructions, task_message
+from agent.runs import PATCH_NAME
 from agent.telemetry.base import Telemetry
 from agent.telemetry.open import open_telemetry
 from agent.tools.base import Tool
@@ -169,10 +170,18 @@ def resume(folder: Path, show: Show, say: Say = lambda _: None, *, through: Thro
             remove_containers(state.run)
         found = attach(options, snapshot) if touched else None
         if found is not None:
-            return session.go(state, lambda: found, lambda: session.take_up(lost=False))
+            return session.go(state, lambda: found, lambda: session.take_up(False, "in the sandbox it left"))
         saved = folder / SNAPSHOT_NAME
         patch = saved.read_bytes() if saved.exists() else b""
-        return session.go(state, lambda: open_sandbox(options, snapshot, patch), lambda: session.take_up(lost=True))
+        lost = not _was_landing(folder)
+        note = "the workspace was restored from the last saved copy"
+        return session.go(state, lambda: open_sandbox(options, snapshot, patch), lambda: session.take_up(lost, note))
+
+
+def _was_landing(folder: Path) -> bool:
+    """Whether the last thing that the run did was to take its change out whole: then nothing of it is lost with the sandbox."""
+    patch = folder / PATCH_NAME
+    return patch.exists() and patch.stat().st_mtime_ns >= (folder / LOG_NAME).stat().st_mtime_ns
 
 
 def new_run_id() -> str:
@@ -199,13 +208,13 @@ class _Session:
         self._telemetry(event)
         self._show(event)
 
-    def take_up(self, lost: bool) -> None:
+    def take_up(self, lost: bool, note: str) -> None:
         """Say in the log and to the model that the run continues, and what it lost. Calls of a lost sandbox are answered."""
         state = self._state
         before = state.ended
         self._more = before is not None and before.outcome is Outcome.LIMIT
         touched = bool(state.calls) or state.pending is not None
-        self.keep(Resumed("the workspace was restored from the last saved copy" if lost else "in the sandbox it left"))
+        self.keep(Resumed(note))
         while lost and touched and (call := open_call(self._state.conversation)) is not None:
             self._answer_lost(call)
         if lost and touched and open_call(state.conversation) is None:

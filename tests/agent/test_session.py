@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -507,6 +508,25 @@ def test_work_that_is_saved_needs_neither_its_sandbox_nor_room_on_the_disk(
     inode = (tmp_path / SNAPSHOT_NAME).stat().st_ino
     shop.save()
     assert (tmp_path / SNAPSHOT_NAME).stat().st_ino == inode
+
+
+def test_killed_while_its_change_landed_it_lands_without_asking_the_model_again(
+    repository: Path, configure: Configure
+) -> None:
+    config = configure(FIX)
+    once = fix(config, "fix it", repository, "fix", lambda _: None)
+    assert once.branch is not None
+    git(repository, "branch", "-D", once.branch)
+    log = folder_of(config) / LOG_NAME
+    *lines, _ended = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(lines))  # as if killed before this was written
+    landed_ns = (folder_of(config) / PATCH_NAME).stat().st_mtime_ns
+    os.utime(log, ns=(landed_ns, landed_ns))
+
+    again = resume(folder_of(config), lambda _: None)
+    assert (again.outcome, again.branch) == (Outcome.PASSED, once.branch)
+    assert git(repository, "show", f"{again.branch}:calc.py") == BUGGY.replace("+ 2", "* 2")
+    assert [type(e).__name__ for e in events_of(config)[len(lines) :]] == ["Resumed", "RunEnded"]
 
 
 @pytest.mark.docker
