@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from agent.conversation import Message
 from agent.errors import ModelError
 from agent.model.cancel import Cancel
 from agent.server import sse
@@ -127,9 +128,15 @@ class Service:
             if isinstance(part, Ended):
                 places = asked.places if bench is None else self._keep_places(bench, asked.places)
                 if asked.store:
-                    self._keep_response(asked, writer, part, places)
+                    self._keep_response(asked, writer, part.messages, places)
 
-        return self._play(self._work(asked.ask, bench), writer, "/v1/responses", stream=asked.stream, heard=heard)
+        def landed(flight: Flight[Part]) -> None:
+            if flight.cancelled and asked.store and writer.ended is None:
+                writer.cancel()  # which a client that is gone was not told
+                self._keep_response(asked, writer, (), asked.places)
+
+        work = self._work(asked.ask, bench)
+        return self._play(work, writer, "/v1/responses", stream=asked.stream, heard=heard, landed=landed)
 
     async def response(self, request: Request) -> Response:
         """GET /v1/responses/{id}."""
@@ -140,7 +147,7 @@ class Service:
         kept = self.store.responses.get(ident)
         if kept is None:
             raise NotThere("There is no such response here: it is no longer kept, or it had store: false.", "id")
-        return _json(kept.response)
+        return Response(kept.document, media_type="application/json")
 
     async def forget(self, request: Request) -> Response:
         """DELETE /v1/responses/{id}."""
@@ -237,12 +244,13 @@ class Service:
         *,
         stream: bool,
         heard: Callable[[Item], None],
+        landed: Callable[[Flight[Item]], None] = lambda _: None,
     ) -> Response:
         self.slots.take()
         bridge: Bridge[Any] = Bridge(work, self._threads, self.slots.give)
         flight: Flight[Any] = Flight(bridge, writer, self.limits, self._metrics, route, heard)
         self._flights[writer.id] = flight
-        flight.landed = lambda: self._landed(writer.id)
+        flight.landed = lambda: self._landed(writer.id, landed)
         return Played(flight, stream=stream)
 
     def _under_way(self, ident: str) -> tuple[ResponseWriter, Flight[Any]] | None:
@@ -251,8 +259,8 @@ class Service:
         writer = flight.writer if flight is not None else None
         return (writer, flight) if flight is not None and isinstance(writer, ResponseWriter) else None
 
-    def _landed(self, ident: str) -> None:
-        del self._flights[ident]
+    def _landed(self, ident: str, landed: Callable[[Flight[Any]], None]) -> None:
+        landed(self._flights.pop(ident))
 
     def _bench(self, wanted: Wanted, places: Places) -> Bench | None:
         """Return the tools that a request wants of ours, where its conversation left them."""
@@ -284,11 +292,14 @@ class Service:
             self.store.remember_pages(bench.newest_search, bench.browser.pages)
         return places
 
-    def _keep_response(self, asked: ResponsesRequest, writer: ResponseWriter, ended: Ended, places: Places) -> None:
-        messages = (*asked.history, *ended.messages)
+    def _keep_response(
+        self, asked: ResponsesRequest, writer: ResponseWriter, said: tuple[Message, ...], places: Places
+    ) -> None:
+        messages = (*asked.history, *said)
         document = writer.document()
-        size_bytes = len(sse.document(document)) + messages_bytes(messages)
-        self.store.responses.put(writer.id, Kept(document, messages, places), size_bytes)
+        calls = {item["call_id"]: item["name"] for item in document["output"] if item["type"] == "function_call"}
+        kept = Kept(sse.document(document), messages, calls, places)
+        self.store.responses.put(writer.id, kept, len(kept.document) + messages_bytes(messages))
 
     def _model(self) -> dict[str, Any]:
         window = self.backend.model.context_tokens

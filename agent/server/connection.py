@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from agent.server.gate import Limits
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
 _BUSY = object()  # a request is being answered, or its body arrives
 
 
@@ -43,7 +45,7 @@ class Connection(HttpToolsProtocol):
         """Count what arrives of a head. One piece of it may hold the end of what came before, and is not counted."""
         cycle = self._request()
         waits = cycle is None or not cycle.more_body
-        super().data_received(data)
+        super().data_received(_without_upgrade(data) if waits else data)
         self._head_bytes = self._head_bytes + len(data) if waits and self._request() is cycle else 0
         if self._head_bytes > self._limits.head_bytes and not self.transport.is_closing():
             self.send_400_response(f"The request's head is larger than {self._limits.head_bytes} bytes.")
@@ -63,6 +65,12 @@ class Connection(HttpToolsProtocol):
 
     def _look_again(self, now: object) -> None:
         self._timer = self.loop.call_later(self._limits.head_s, self._look, now)
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """Leave out of a head that its client would like another protocol: Java's asks for HTTP/2, and httptools drops the body then."""
+    head, end, behind = data.partition(b"\r\n\r\n")
+    return _UPGRADE.sub(b"", head) + end + behind
 
 
 def connections(limits: Limits) -> Callable[..., asyncio.Protocol]:

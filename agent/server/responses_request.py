@@ -107,7 +107,7 @@ def read_responses(body: Fields, store: Store, default_effort: str, offer: Offer
 
 def _previous(body: Fields, store: Store) -> Kept:
     if "previous_response_id" not in body:
-        return Kept({"output": []}, ())
+        return Kept(b"", ())
     kept = store.responses.get(body.text("previous_response_id"))
     if kept is None:
         raise NotThere(
@@ -201,10 +201,9 @@ def _late_output(item: Fields, said: _Input, outputs: Mapping[str, deque[str]], 
     call_id = item.text("call_id")
     if call_id in said.recipients:
         return
-    calls = {entry.get("call_id"): entry.get("name") for entry in previous.response["output"]}
-    if call_id not in calls:
+    if call_id not in previous.calls:
         raise item.wrong("call_id", "names a call that is neither in the input nor in the previous response")
-    said.messages.append(Message(Role.TOOL, outputs[call_id].popleft(), name=f"{FUNCTIONS}{calls[call_id]}"))
+    said.messages.append(Message(Role.TOOL, outputs[call_id].popleft(), name=f"{FUNCTIONS}{previous.calls[call_id]}"))
 
 
 def _mark_preambles(messages: list[Message]) -> None:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Lock
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from agent.conversation import Message, Role
 from agent.tools.browser.page import Page
@@ -72,10 +72,14 @@ class Places:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A stored response, and what its continuation starts from: messages (its instructions are not among them) and places."""
+    """A stored response as JSON, whose size is known, and what its continuation starts from.
 
-    response: Mapping[str, Any]
+    That are messages (its instructions are not among them), the names of its calls by their ids, and places.
+    """
+
+    document: bytes
     messages: tuple[Message, ...]
+    calls: Mapping[str, str] = field(default_factory=dict)
     places: Places = Places()
 
 

@@ -151,6 +151,24 @@ def test_a_response_that_is_cancelled_while_the_backend_is_silent_ends_as_cancel
             until(lambda: service.slots.taken == 0)
 
 
+def test_cancelling_again_gives_the_cancelled_response() -> None:
+    with serving(Talker()) as (url, service), open_stream(url, "/v1/responses", input="x") as stream:
+        until(lambda: len(service._flights) == 1)
+        (ident,) = service._flights
+        told: list[Any] = []
+        cancel = f"{url}/responses/{ident}/cancel"
+        threads = [threading.Thread(target=lambda: told.append(httpx2.post(cancel, json={}))) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        until(lambda: not service._flights)
+        told += [httpx2.post(cancel, json={}), httpx2.get(f"{url}/responses/{ident}")]
+        assert {(answer.status_code, answer.json()["status"]) for answer in told} == {(200, "cancelled")}
+        stream.settimeout(5)
+        assert stream.recv(100)
+
+
 def test_a_client_that_does_not_read_holds_the_model_up() -> None:
     talker = Talker(pause_s=0.0, times=10_000)
     with serving(talker) as (url, service), open_stream(url):

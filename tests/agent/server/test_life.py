@@ -305,6 +305,20 @@ def test_a_large_request_is_read_outside_of_the_loop() -> None:
     assert small is not large
 
 
+@pytest.mark.parametrize("wanted", [b"h2c", b"websocket"])
+def test_a_client_that_would_like_another_protocol_is_answered_in_this_one(wanted: bytes) -> None:
+    """Java's own client asks for HTTP/2 with every first request, and its body was lost."""
+    body = json.dumps(BODY).encode()
+    request = HEAD + b"Content-Length: %d\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: %s\r\n\r\n" % (
+        len(body),
+        wanted,
+    )
+    with serving(scripted()) as (url, _), connected(url) as connection:
+        for _ in range(2):
+            connection.sendall(request + body)
+            assert heard_until(connection, b'"usage"').startswith(b"HTTP/1.1 200 ")
+
+
 def test_a_stream_is_no_head_that_does_not_come() -> None:
     with serving(Talker(), limits=Limits(head_s=0.1)) as (url, service), open_stream(url) as stream:
         heard = b""
