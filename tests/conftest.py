@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 from hypothesis import HealthCheck, settings
@@ -12,6 +13,9 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.register_profile("search", settings.get_profile("default"), derandomize=False)
 settings.load_profile("default")
+
+# Nor do a person's settings of git have a say: signed commits, say, or another name for the first branch.
+os.environ |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
 
 # A shell that is not a person's has what it starts in the background ignore Ctrl-C, and the tests are about it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -602,6 +602,7 @@ def test_the_persons_git_has_no_say(bench: Bench, tmp_path: Path, monkeypatch: p
     (home / "pre-push").write_text(f"#!/bin/sh\ntouch {trap}\n")
     (home / "pre-push").chmod(0o755)
     monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("GIT_CONFIG_GLOBAL")
     git(bench.repository, "config", "url.file:///nowhere/.insteadOf", bench.forge.url)
     bench.fixed()
     bench.publish()
