@@ -174,7 +174,10 @@ def test_what_cannot_be_switched_on_says_why() -> None:
     told: list[str] = []
     with pytest.raises(UsageError, match="EXA_API_KEY"), equipped(RunConfig(), "auto", 0, told.append):
         pass
-    with pytest.raises(UsageError, match="containers only"), equipped(RunConfig(sandbox="none"), None, 1, told.append):
+    with (
+        pytest.raises(UsageError, match="only in containers"),
+        equipped(RunConfig(sandbox="none"), None, 1, told.append),
+    ):
         pass
     with equipped(RunConfig(exa_api_key="k"), "exa", 0, told.append) as builtins:
         assert (builtins.offer.web, builtins.offer.code) == (True, False)
