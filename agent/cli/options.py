@@ -157,9 +157,7 @@ def read_text(argument: str) -> str:
         else:
             text = argument
     except OSError as error:
-        raise UsageError(
-            f"{argument[1:]} cannot be read: {error.strerror}. @FILE names a file with the text."
-        ) from error
+        raise UsageError(f"{argument} cannot be read: {error.strerror}. @FILE names a file with the text.") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"The text is not UTF-8: {error}.") from error
     if not text.strip():
