@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from agent.server.gate import Limits
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 _UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
 _BUSY = object()  # a request is being answered, or its body arrives
@@ -36,7 +34,7 @@ class Connection(HttpToolsProtocol):
         self._look_again(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop to."""
+        """Stop looking at the clock."""
         if self._timer is not None:
             self._timer.cancel()
         super().connection_lost(exc)
