@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import gc
+import os
 import sys
+import threading
 
 
 def main() -> None:
@@ -13,10 +17,28 @@ def main() -> None:
 
         command_line()
     except KeyboardInterrupt:
-        sys.exit(130)
+        _leave(130)
+    except SystemExit as done:
+        if isinstance(done.code, int):
+            _leave(done.code)
+        raise
     finally:
         # The process is about to end: a last search for garbage in all that was loaded would take up to 0.2 s and free nothing.
         gc.freeze()
+
+
+def _leave(code: int) -> None:
+    """Exit with ``code``, at once if a thread still computes that nobody waits for: a model that loads, say.
+
+    The end of the interpreter would abort the process while such a thread is in C++ (torch's).
+    """
+    if any(thread.daemon for thread in threading.enumerate()):
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # its reader went away, or it was closed
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

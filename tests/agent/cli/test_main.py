@@ -252,6 +252,24 @@ def test_an_interrupt_while_the_program_loads_ends_quietly() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
+def test_a_thread_that_still_computes_does_not_abort_the_end() -> None:
+    """torch's C++ ends the process with SIGABRT when the interpreter is taken down under it, so it is not taken down."""
+    code = (
+        "import atexit, sys, threading, time, agent.__main__ as m, agent.cli.main as c\n"
+        "class Last:\n"
+        "    def __del__(self): print('taken down')\n"
+        "last = Last()\n"
+        "atexit.register(print, 'at exit')\n"
+        "def interrupted():\n"
+        "    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+        "    sys.exit(130)\n"
+        "c.main = interrupted\n"
+        "m.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "at exit\n", "")
+
+
 def test_what_was_loaded_is_not_searched_for_garbage_at_the_end() -> None:
     """An object in a cycle is found by that search alone, so its finalizer tells whether it was made."""
     code = (
