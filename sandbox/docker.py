@@ -247,7 +247,10 @@ def _connect(
     from docker.errors import APIError
 
     streams = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
-    wire = AttachWire(client.api.attach_socket(container, params=streams))
+    try:
+        wire = AttachWire(client.api.attach_socket(container, params=streams))
+    except APIError as error:
+        raise SandboxLost(f"the container ended before it could be reached: {error.explanation or error}") from error
     try:
         if begin:
             client.api.start(container)

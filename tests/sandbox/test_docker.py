@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from docker import DockerClient
+from docker import APIClient, DockerClient
 
 from sandbox import docker as containers
 from sandbox import snapshot as snapshots
@@ -267,6 +267,13 @@ def test_half_a_copy_is_not_taken_over(snapshot: Snapshot, run_name: str, engine
         assert run_name not in dict(containers.orphans(engine))
     finally:
         half.close()
+
+
+def test_a_container_that_ends_while_it_is_taken_over_is_gone(
+    snapshot: Snapshot, run_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(APIClient, "containers", lambda *_, **__: [{"Id": "0" * 64}])  # listed a moment ago
+    assert attach(SandboxOptions(run_name), snapshot) is None
 
 
 def test_a_run_that_nobody_takes_over_leaves_nothing(snapshot: Snapshot, run_name: str, engine: DockerClient) -> None:
