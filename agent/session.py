@@ -173,13 +173,16 @@ def resume(folder: Path, show: Show, say: Say = lambda _: None, *, through: Thro
             return session.go(state, lambda: found, lambda: session.take_up(False, "in the sandbox it left"))
         saved = folder / SNAPSHOT_NAME
         patch = saved.read_bytes() if saved.exists() else b""
-        lost = not _was_landing(folder)
+        lost = state.ended is not None or not _was_landing(folder)
         note = "the workspace was restored from the last saved copy"
         return session.go(state, lambda: open_sandbox(options, snapshot, patch), lambda: session.take_up(lost, note))
 
 
 def _was_landing(folder: Path) -> bool:
-    """Whether the last thing that the run did was to take its change out whole: then nothing of it is lost with the sandbox."""
+    """Whether the last thing that a run without an end did was to take its change out whole: nothing of it is lost then.
+
+    The times may be equal: file systems count them in steps of a few milliseconds.
+    """
     patch = folder / PATCH_NAME
     return patch.exists() and patch.stat().st_mtime_ns >= (folder / LOG_NAME).stat().st_mtime_ns
 
