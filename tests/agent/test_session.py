@@ -410,7 +410,8 @@ def test_after_an_interrupt_the_work_is_restored_from_the_saved_copy(repository:
     assert b"return n * 2" in (folder_of(config) / SNAPSHOT_NAME).read_bytes()
     assert b"return n * 2" in (folder_of(config) / PATCH_NAME).read_bytes(), "agent diff works on it"
     written = (folder_of(config) / LOG_NAME).stat()
-    os.utime(folder_of(config) / PATCH_NAME, ns=(written.st_atime_ns, written.st_mtime_ns))  # within one tick of the clock
+    # Both within one tick of the clock.
+    os.utime(folder_of(config) / PATCH_NAME, ns=(written.st_atime_ns, written.st_mtime_ns))
     ended = resume(folder_of(config), lambda _: None)
     assert (ended.outcome, ended.changed_paths) == (Outcome.PASSED, ("calc.py",))
     told = [e.message.text for e in events_of(config) if isinstance(e, MessageAdded)]
