@@ -11,9 +11,12 @@ _CLASSES = {
     b"alnum": b"a-zA-Z0-9",
     b"alpha": b"a-zA-Z",
     b"blank": b" \\t",
+    b"cntrl": b"\\x00-\\x1f\\x7f",
     b"digit": b"0-9",
+    b"graph": b"!-~",
     b"lower": b"a-z",
-    b"space": b"\\s",
+    b"print": b" -~",
+    b"space": b" \\t\\n\\r",
     b"upper": b"A-Z",
     b"xdigit": b"0-9a-fA-F",
     b"punct": b"!-/:-@\\[-`{-~",
@@ -163,21 +166,22 @@ def _bracket(glob: bytes, at: int) -> Optional[Tuple[bytes, int]]:
         first = False
         if at >= len(glob):
             return None
-        if glob[at : at + 2] == b"[:":
-            end = glob.find(b":]", at)
-            name = glob[at + 2 : end] if end > 0 else b""
+        end = glob.find(b"]", at + 2) if glob[at : at + 2] == b"[:" else 0
+        if end < 0:
+            return None
+        if end > at + 2 and glob[end - 1 : end] == b":":
+            name = glob[at + 2 : end - 1]
             if name not in _CLASSES:
                 return None
             members += _CLASSES[name]
-            at = end + 2
+            at = end + 1
             continue
         low, at = _member(glob, at)
         if glob[at : at + 1] == b"-" and glob[at + 1 : at + 2] not in (b"]", b""):
             high, at = _member(glob, at + 1)
             if low <= high:
                 members += re.escape(low) + b"-" + re.escape(high)
-        else:
-            members += re.escape(low)
+        members += re.escape(low)  # git's set has the start of a range even if that ends before it
     if not members:
         return (b"[^/]" if negated else b"(?!)"), at + 1
     return (b"[^/" if negated else b"(?!/)[") + members + b"]", at + 1
