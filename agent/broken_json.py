@@ -8,16 +8,18 @@ from contextlib import suppress
 from typing import Final
 
 MOST_CHARS: Final = 1 << 18  # repairing takes 10 µs a character
-_ESCAPE = re.compile(r'\\u[0-9a-fA-F]{4}|\\[nrtbf"/\\]')
+_ESCAPES = re.compile(r'(?:\\u[0-9a-fA-F]{4})+|\\[nrtbf"/\\]')
 # Arguments one of which is a text with anything in it: {"command": ["bash", "-lc", TEXT], …} or {"command": TEXT, …}.
 _ONE_TEXT = re.compile(
     r'\{(?P<before>\s*"\w+"\s*:\s*(?P<list>\[\s*"(?:/bin/)?(?:ba)?sh"\s*,\s*"-l?c"\s*,\s*)?)"(?P<text>.*)"'
     r'(?P<after>\s*(?(list)\]\s*)(?:,\s*"\w+"\s*:\s*(?:\d+|"[^"\n]*")\s*)*)\}',
     re.DOTALL,
 )
-_NEXT_ARGUMENT = re.compile(r'"\s*,\s*"\w+"\s*:')
+# The end of a text or list and the next argument's name, of whose comma and colon one may be missing.
+_NEXT_ARGUMENT = re.compile(r'"\s*(?:\]\s*)?(?:,\s*)*"\w+"\s*:|"\s*,\s*"\w+"\s+["\d\[{]')
 _BARE = re.compile(r'(\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})|["\\]')  # an escape, or what should have been one
-_SPARE_COMMA = re.compile(r",(?=\s*[\]}])")
+_SPARE_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[\]}])', re.DOTALL)  # or a text, which keeps its commas
+_TWO_TEXTS = re.compile(r"""(["'])\s*(?:,\s*\1|\1\w+\1\s*:)""")
 
 
 def meant(text: str) -> object:
@@ -46,14 +48,17 @@ def _repaired(plain: str) -> object:
         return value
     if _cut_off(plain):
         return None
-    for closing in ("}", "}}"):  # where nothing else is missing, what is there is read as it stands
+    for closing in ("", "}", "}}"):  # where nothing else is wrong, what is there is read as it stands
         with suppress(ValueError):
-            return json.loads(plain + closing, strict=False)
+            return json.loads(_SPARE_COMMA.sub(r"\1", plain) + closing, strict=False)
     from json_repair import repair_json  # a millisecond to import, and rarely needed
 
-    value = repair_json(plain, return_objects=True)
+    # Unless it is told that more may come, it takes the line breaks that end a text away.
+    value = repair_json(plain, return_objects=True, stream_stable=True)
     if not isinstance(value, dict if plain.lstrip().startswith("{") else (list, str)):
         return None  # `{"command"` is the beginning of an object, and no list of one word
+    if _runs_on(value):
+        return None
     repaired = json.dumps(value, ensure_ascii=False)
     return value if _words(repaired) == _words(plain) and repaired.count('"') >= plain.count('"') else None
 
@@ -61,7 +66,9 @@ def _repaired(plain: str) -> object:
 def _with_bare_quotes(plain: str) -> object:
     """Return the arguments whose one long text has quotes that are not escaped: it goes up to the last that can end it."""
     match = _ONE_TEXT.fullmatch(plain.strip())
-    if match is None or (match["list"] is None and (_NEXT_ARGUMENT.search(match["text"]) or _cut_off(plain))):
+    if match is None or match["before"].strip() in match["text"]:  # two calls
+        return None
+    if match["list"] is None and (_NEXT_ARGUMENT.search(match["text"]) or _cut_off(plain)):
         return None
     text = _BARE.sub(lambda found: found[1] or f"\\{found[0]}", match["text"])
     whole = f'{{{match["before"]}"{text}"{match["after"]}}}'
@@ -71,8 +78,20 @@ def _with_bare_quotes(plain: str) -> object:
         return None
 
 
+def _runs_on(value: object) -> bool:
+    """Whether one of the texts may have taken the one behind it for its own words."""
+    match value:
+        case str():
+            return _TWO_TEXTS.search(value) is not None
+        case list():
+            return any(_runs_on(inner) for inner in value)
+        case dict():
+            return any(_runs_on(inner) or '"' in name for name, inner in value.items())
+    return False
+
+
 def _cut_off(plain: str) -> bool:
-    """Whether the text ends inside a string or a list, or before a value."""
+    """Whether the text ends inside a string, a list or a number, or before a value."""
     inside, escaped, depth = False, False, list[str]()
     before, is_key = "", False  # the last sign outside of strings; whether the newest string stands where a key does
     for letter in plain:
@@ -90,10 +109,11 @@ def _cut_off(plain: str) -> bool:
         if not inside and letter != '"' and not letter.isspace():
             before = letter
     end = plain.rstrip()[-1:]
-    return inside or (end not in "}]" and "[" in depth) or end in {":", ","} or (end == '"' and is_key)
+    is_word = end.isalnum() and bool(depth)  # of a number, it may be half
+    return inside or is_word or (end not in "}]" and "[" in depth) or end in {":", ","} or (end == '"' and is_key)
 
 
 def _words(text: str) -> str:
-    """What of JSON must survive repairing: letters and digits, commas and colons; neither escapes nor commas before a bracket."""
-    plain = _SPARE_COMMA.sub("", _ESCAPE.sub(" ", text))
-    return "".join(letter for letter in plain if letter.isalnum() or letter in ",:")
+    """What of JSON must survive repairing: all but space, quotes, brackets, commas before one, and how a sign is escaped."""
+    plain = _ESCAPES.sub(lambda found: json.loads(f'"{found[0]}"'), _SPARE_COMMA.sub(r"\1", text))
+    return "".join(letter for letter in plain if not letter.isspace() and letter not in "\"'[]{}")

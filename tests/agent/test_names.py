@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from agent.broken_json import meant
 from agent.config import RunConfig
 from agent.harmony.codec import Codec, open_codec, recipients
 from agent.harmony.parser import Parser
@@ -180,6 +181,13 @@ VARIANTS: list[tuple[str, str, str, object]] = [
         {"command": ["bash", "-lc", "cat > x <<E\na\nE"]},
     ),
     ("container.exec", '{"cmd": ["ls"],}', "shell", {"command": ["ls"]}),
+    ("container.exec", '{"cmd": ["cat", " a\\n"],}', "shell", {"command": ["cat", " a\n"]}),
+    (
+        "container.exec",
+        "{'cmd': ['cat', ' a\\\\n'], 'workdir': 'b\\n'}",
+        "shell",
+        {"command": ["cat", " a\\n"], "workdir": "b\n"},
+    ),
     (
         "container.exec",
         r'{"cmd":["bash","-lc","python -c "import os, sys; print(r\"\d\", {1: 2})""],"timeout":10}',
@@ -291,6 +299,15 @@ def test_a_tool_that_is_not_on_offer() -> None:
         ("container.exec", '{"command"'),  # an object that was begun, not a list of one word
         ("container.exec", '{"command": ["ls"], "workdir"'),  # elsewhere the command means something else
         ("container.exec", BASH + '{"command":["pwd"]}'),  # two calls
+        ("container.exec", f"{BASH[:-1]},}}{BASH}"),
+        ("container.exec", '{"command": "ls"\n "workdir": "src"}'),  # no comma, no colon, no bracket: what ends where?
+        ("container.exec", '{"command": "ls", "workdir" "src"}'),
+        ("container.exec", '{"command": "ls", "timeout" 5, "workdir": "src"}'),
+        ("container.exec", '{"command": "bash", "-lc", "ls"], "workdir": "src"}'),
+        ("container.exec", '{"cmd": ["say "a", "b""], "workdir": "src"}'),
+        ("container.exec", '["bash", -lc", "ls"]'),
+        ("container.exec", '{"command": ["ls"], "timeout": 60'),  # or 600
+        ("container.exec", r'{"cmd": ["grep", "\\\\\"a"] "timeout": 5}'),
         ("container.exec", '{"command":["rg","-n","a", "b"", "c"", "src"]}'),  # which words?
         ("container.exec", '{"command": ["ls"], "cmd": ["pwd"]}'),  # two commands
         ("container.exec", '{"path": "src"}'),
@@ -525,3 +542,22 @@ def test_a_command_that_was_cut_never_runs_as_another(words: list[str], cut: int
     except ValueError:
         return
     assert command.get("command", ["prog", *words]) == ["prog", *words]
+
+
+FAULTS = {
+    "a comma too many": lambda text: text.replace(', "workdir"', ',, "workdir"'),
+    "a comma at the end": lambda text: f"{text[:-1]},}}",
+    "no comma": lambda text: text.replace(', "workdir"', ' "workdir"'),
+    "no colon": lambda text: text.replace('"workdir":', '"workdir"'),
+    "no brace": lambda text: text[:-1],
+    "no quote": lambda text: text.replace('"workdir"', 'workdir"'),
+    "twice, with a comma at the end": lambda text: f"{text[:-1]},}}{text}",
+}
+
+
+@given(
+    st.lists(st.sampled_from(PIECES), min_size=1, max_size=4).map("".join), st.booleans(), st.sampled_from([*FAULTS])
+)
+def test_a_call_with_a_fault_is_read_as_it_was_meant_or_not_at_all(script: str, as_list: bool, fault: str) -> None:
+    call = {"command": ["bash", "-lc", script] if as_list else script, "workdir": "a\n", "timeout": 5}
+    assert meant(FAULTS[fault](json.dumps(call))) in (call, None)
