@@ -8,11 +8,13 @@ from contextlib import suppress
 from typing import Final
 
 MOST_CHARS: Final = 1 << 18  # repairing takes 10 µs a character
+MOST_LEVELS: Final = 64  # a model that loops writes thousands, and repairing takes the square of them
 _ESCAPES = re.compile(r'(?:\\u[0-9a-fA-F]{4})+|\\[nrtbf"/\\]')
 # Arguments one of which is a text with anything in it: {"command": ["bash", "-lc", TEXT], …} or {"command": TEXT, …}.
+# Few follow it: the end of the text is tried at every quote, and each try must be short.
 _ONE_TEXT = re.compile(
     r'\{(?P<before>\s*"\w+"\s*:\s*(?P<list>\[\s*"(?:/bin/)?(?:ba)?sh"\s*,\s*"-l?c"\s*,\s*)?)"(?P<text>.*)"'
-    r'(?P<after>\s*(?(list)\]\s*)(?:,\s*"\w+"\s*:\s*(?:\d+|"[^"\n]*")\s*)*)\}',
+    r'(?P<after>\s*(?(list)\]\s*)(?:,\s*"\w+"\s*:\s*(?:\d+|"[^"\n]*")\s*){0,8})\}',
     re.DOTALL,
 )
 # The end of a text or list and the next argument's name, of whose comma and colon one may be missing.
@@ -32,7 +34,7 @@ def meant(text: str) -> object:
         return _repaired(plain)
     rest = plain[end:].strip()
     if not rest.strip("]})\"'`,;. \n\t") or rest == plain[:end]:
-        return value
+        return value  # behind it are only spare brackets and quotes, or the same once more
     return None  # a second value: two calls in one, or something else
 
 
@@ -54,7 +56,10 @@ def _repaired(plain: str) -> object:
     from json_repair import repair_json  # a millisecond to import, and rarely needed
 
     # Unless it is told that more may come, it takes the line breaks that end a text away.
-    value = repair_json(plain, return_objects=True, stream_stable=True)
+    try:
+        value = repair_json(plain, return_objects=True, stream_stable=True)
+    except ValueError:  # it does not take it
+        return None
     if not isinstance(value, dict if plain.lstrip().startswith("{") else (list, str)):
         return None  # `{"command"` is the beginning of an object, and no list of one word
     if _runs_on(value):
@@ -91,7 +96,7 @@ def _runs_on(value: object) -> bool:
 
 
 def _cut_off(plain: str) -> bool:
-    """Whether the text ends inside a string, a list or a number, or before a value."""
+    """Whether the text ends inside a string, a list or a number, or before a value; or has more levels than any arguments have."""
     inside, escaped, depth = False, False, list[str]()
     before, is_key = "", False  # the last sign outside of strings; whether the newest string stands where a key does
     for letter in plain:
@@ -104,6 +109,8 @@ def _cut_off(plain: str) -> bool:
             inside, is_key = True, depth[-1:] == ["{"] and before in {"{", ","}
         elif letter in "[{":
             depth.append(letter)
+            if len(depth) > MOST_LEVELS:
+                return True
         elif letter in "]}" and depth:
             depth.pop()
         if not inside and letter != '"' and not letter.isspace():

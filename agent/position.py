@@ -41,7 +41,7 @@ REPEATS_AT_MOST = 8
 LONGEST_CYCLE = 3
 
 _EDIT_MARKS = re.compile(
-    r"^\s*\*\*\* Begin Patch\b|^diff --git |^--- \S.*\n\+\+\+ \S|^@@ -\d+(?:,\d+)? \+\d+(?:,\d+)? @@"
+    r"^[ \t]*\*\*\* Begin Patch\b|^diff --git |^--- \S.*\n\+\+\+ \S|^@@ -\d+(?:,\d+)? \+\d+(?:,\d+)? @@"
     r"|^<{7} SEARCH\b|apply_patch\s*<<"
     r"|\A\s*(?:```\w*\s*)?\{\s*\"(?:cmd|command|patch|tool|tool_calls|recipient_name)\"\s*:",  # a call's arguments
     re.MULTILINE,

@@ -14,6 +14,7 @@ from agent.batch.task import Task, is_url
 from agent.errors import UsageError
 from sandbox import plumbing, scratch
 from sandbox.errors import WorktreeError
+from sandbox.guest.removal import remove_tree
 
 # A folder of files becomes the same commit, wherever and whenever it is made.
 IDENTITY = {
@@ -120,10 +121,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def forget(place: Path) -> None:
-    """Remove a checkout that is no longer needed."""
-    try:
-        shutil.rmtree(place)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise WorktreeError(f"the checkout {place} cannot be removed: {error}") from error
+    """Remove a checkout that is no longer needed. Raises WorktreeError where something of it stays."""
+    remove_tree(str(place))
+    if place.exists():
+        raise WorktreeError(f"the checkout {place} cannot be removed; remove it yourself")

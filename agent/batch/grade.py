@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 import shlex
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from sandbox import docker, plumbing
 from sandbox import snapshot as snapshots
 from sandbox.base import Sandbox
 from sandbox.errors import DiffRefused, SandboxError, WorktreeError
+from sandbox.guest.removal import remove_tree
 from sandbox.open import SandboxOptions, open_sandbox
 from sandbox.snapshot import Snapshot
 from sandbox.worktree import Worktree
@@ -70,7 +70,7 @@ def grade(task: Task, patch: bytes, config: RunConfig, folder: Path) -> Grade:
         except (AgentError, SandboxError, DiffRefused, WorktreeError) as error:
             result = Grade(task.name, error=str(error), output=str(error))
     for scratch in SCRATCH:
-        shutil.rmtree(folder / scratch, ignore_errors=True)
+        remove_tree(str(folder / scratch))
     write_whole(folder / OUTPUT_NAME, result.output.encode("utf-8", "replace"))
     write_whole(folder / REPORT_NAME, json.dumps(report(task, result), indent=1).encode())
     return result
@@ -82,7 +82,7 @@ def _empty(folder: Path) -> None:
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     if any(name not in ours and not name.startswith(torn) for name in names):
         raise UsageError(f"{folder} exists and holds something other than a grade: name another --out")
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_tree(str(folder))
     folder.mkdir(parents=True)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import queue
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -24,6 +23,7 @@ from agent.batch.batch import AGAIN
 from agent.batch.cargo import pack_attempt, unpack_checkout
 from agent.batch.processes import Processes
 from agent.config import RunConfig, load
+from sandbox.guest.removal import remove_tree
 
 STOPS = "the batch stops"
 Report = Progress | Literal["ask", "end"]
@@ -95,8 +95,8 @@ class Seat:
     def forget(self, job: Job, batch: str) -> None:
         """Remove the attempt from this machine: its result has arrived."""
         folder = _folder(load().config, batch, job)
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(folder.with_name(f"{folder.name}.checkout"), ignore_errors=True)
+        remove_tree(str(folder))
+        remove_tree(str(folder.with_name(f"{folder.name}.checkout")))
 
 
 def _folder(config: RunConfig, batch: str, job: Job) -> Path:

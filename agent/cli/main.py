@@ -152,6 +152,7 @@ def _fill_closed_descriptors() -> None:
     while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
         continue
     os.close(handle)
+    sys.stdin = sys.stdin or os.fdopen(0, encoding="utf-8", closefd=False)
     sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
 

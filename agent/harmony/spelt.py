@@ -23,8 +23,10 @@ _CONTROLS: Final[Mapping[str, int]] = {
     "<|call|>": CALL, "<|return|>": RETURN,
 }  # fmt: skip
 _CONTROL = re.compile("(" + "|".join(map(re.escape, _CONTROLS)) + ")")
-_BEGINNING = re.compile(  # a header as far as its channel, and one marker more
-    rf"\s*(?:<\|start\|>)?\s*(?:assistant)?(?:\s*to={NAME})?\s*(?:<\|channel\|>)?\s*(?:analysis|commentary|final)\b"
+# A header as far as its channel, and one marker more: "<|channel|>commentary to=container.exec <|constrain|>". Each part brings
+# the space after it: were spaces allowed before and after parts that may be missing, a thousand of them took minutes.
+_BEGINNING = re.compile(
+    rf"\s*(?:<\|start\|>\s*)?(?:assistant\s*)?(?:to={NAME}\s*)?(?:<\|channel\|>\s*)?(?:analysis|commentary|final)\b"
     rf"(?:\s*to={NAME})?(?:\s*(?:code|json))?\s*<\|(?:channel|constrain|message)\|>"
 )
 

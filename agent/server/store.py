@@ -35,10 +35,10 @@ class Bounded(Generic[Value]):
 
     def put(self, key: str, value: Value, size_bytes: int) -> None:
         """Keep a value; one that is larger than everything together may be is not kept."""
-        self.drop(key)
-        if size_bytes > self._most_bytes:
-            return
         with self._lock:
+            self._drop(key)
+            if size_bytes > self._most_bytes:
+                return
             self._entries[key] = (value, size_bytes)
             self._bytes += size_bytes
             while len(self._entries) > self._most or self._bytes > self._most_bytes:
@@ -57,9 +57,12 @@ class Bounded(Generic[Value]):
     def drop(self, key: str) -> bool:
         """Forget a value; say whether it was there."""
         with self._lock:
-            found = self._entries.pop(key, None)
-            self._bytes -= found[1] if found else 0
-            return found is not None
+            return self._drop(key)
+
+    def _drop(self, key: str) -> bool:
+        found = self._entries.pop(key, None)
+        self._bytes -= found[1] if found else 0
+        return found is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -484,7 +485,7 @@ def test_nothing_escapes_for_any_text(recipient: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("levels", [300, 900, 1000, 100_000])
-@pytest.mark.parametrize("opening", ["[", '{"command":', '{"arguments":{"path":', '{"plan":['])
+@pytest.mark.parametrize("opening", ["[", "{", '{"command":', '{"arguments":{"path":', '{"plan":['])
 def test_nothing_escapes_however_deep_a_body_is_nested(opening: str, levels: int) -> None:
     closing = "".join({"[": "]", "{": "}"}[sign] for sign in reversed(opening) if sign in "[{")
     for text in (opening * levels, opening * levels + "1" + closing * levels):
@@ -511,6 +512,13 @@ def test_nothing_escapes_for_any_json_and_any_cut_of_it(value: object, cut: int)
     for name in TOOLS:
         assert isinstance(resolve(name, text, TOOLS), Resolved)
         assert isinstance(resolve(name, text[:cut], TOOLS), Resolved)
+
+
+def test_arguments_that_a_looping_model_repeats_are_read_in_time() -> None:
+    text = '{"command": "ls' + '", "a": "b' * 10_000
+    began = time.process_time()
+    assert resolve("container.exec", text, TOOLS).text == text
+    assert time.process_time() - began < 3
 
 
 PIECES = ['"', '\\"', ", ", ": ", "echo a", '"b, c"', "{", "}", "[1]", "\\d", "\n", 'print("x", y)', '"], "n": 1']

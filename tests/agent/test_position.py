@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -117,6 +119,12 @@ def test_stalls_are_counted_in_a_row_only() -> None:
 )
 def test_a_call_in_a_final_message_is_seen(text: str, written: bool) -> None:
     assert writes_a_call(text) is written
+
+
+def test_a_message_of_empty_lines_is_looked_at_in_time() -> None:
+    began = time.process_time()
+    assert not writes_a_call("\n" * 100_000 + "Done.")
+    assert time.process_time() - began < 3
 
 
 @pytest.mark.parametrize(

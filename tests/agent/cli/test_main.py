@@ -239,6 +239,13 @@ def test_closed_descriptors_are_no_end_and_no_file_is_mistaken_for_one(closed: s
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+def test_a_closed_standard_input_is_an_empty_one(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    command = f'exec "$0" -m agent fix --repo {tmp_path} - <&-'
+    done = subprocess.run(["sh", "-c", command, sys.executable], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.partition(".")[0]) == (2, "agent: The text is empty")
+
+
 def test_an_interrupt_while_the_program_loads_ends_quietly() -> None:
     code = (
         "import os, signal, sys, agent.__main__ as m\n"

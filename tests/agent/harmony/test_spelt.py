@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 
 import pytest
 from hypothesis import given
@@ -52,6 +53,13 @@ def test_it_is_read_as_its_ids_are(codec, name: str, before: str) -> None:
 )
 def test_what_a_final_message_says_of_harmony_is_text(text: str) -> None:
     assert read_spelt(text, NAMES, whole=True) is None
+
+
+@pytest.mark.parametrize("before", ["", "<|start|>assistant", "commentary", "to=a"])
+def test_spaces_are_read_in_time(before: str) -> None:
+    began = time.process_time()
+    assert read_spelt(f"{before}{' ' * 500}Done.", NAMES, whole=True) is None
+    assert time.process_time() - began < 3
 
 
 def test_a_call_that_was_cut_does_not_run() -> None:

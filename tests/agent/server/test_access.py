@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import threading
 import time
 from typing import Any
@@ -255,6 +256,27 @@ def test_the_store_forgets_what_was_not_used_for_longest() -> None:
     assert not store.drop("e")
     store.put("g", "g", 100)
     assert store.get("g") == "g"
+
+
+def test_the_store_counts_what_several_threads_keep_under_one_name() -> None:
+    store: Bounded[int] = Bounded(3, 100)
+
+    def keep() -> None:
+        for number in range(2000):
+            store.put("a", number, 10)
+
+    before, threads = sys.getswitchinterval(), [threading.Thread(target=keep) for _ in range(4)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    store.put("a", 0, 10)
+    store.put("b", 0, 90)
+    assert store.get("a") == 0
 
 
 def test_small_events_are_not_held_back_by_the_socket() -> None:
