@@ -33,7 +33,7 @@ def _leave(code: int) -> None:
     The end of the interpreter would abort the process while such a thread is in C++ (torch's).
     """
     if any(thread.daemon for thread in threading.enumerate()):
-        atexit._run_exitfuncs()
+        atexit._run_exitfuncs()  # not in the documentation; there is no other way to run them before os._exit
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):  # its reader went away, or it was closed
                 stream.flush()

@@ -84,7 +84,7 @@ def sweep_unbegun(runs_dir: Path) -> list[str]:
 
 
 def _is_unbegun(folder: Path) -> bool:
-    """Whether a folder is a run's that has said nothing, and nobody writes its log. Others' folders are none of ours."""
+    """Whether a folder is of a run whose log is empty or missing, with no process writing it."""
     if not RUN.fullmatch(folder.name):
         return False
     log = folder / LOG_NAME

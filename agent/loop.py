@@ -194,7 +194,7 @@ def _sample(
         for event in answer:
             yield event
             empty = empty and not isinstance(event, MessageAdded)
-            if isinstance(event, Sampled):
+            if isinstance(event, Sampled):  # _stall asks how the answer ended
                 state = step(state, event)
             if isinstance(event, Delta | Retried) and _is_late(limits, world):
                 yield world.finish(state, Outcome.LIMIT, OUT_OF_TIME)

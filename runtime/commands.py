@@ -28,7 +28,7 @@ from runtime.request import Request, Sampling
 from runtime.scheduler import Limits
 
 PAGE_TOKENS = 64
-MOST_DIGITS = 20  # of an id: Python makes no number of thousands
+MOST_DIGITS = 20  # of an id: int() raises for thousands of digits
 GIB = 1 << 30
 
 

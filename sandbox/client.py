@@ -134,6 +134,7 @@ class Client:
         if "too_large" in reply.status:
             limit = MAX_DIFF_BYTES >> 20
             raise DiffRefused(
-                f"{reply.status['too_large']}: the changes are more than {limit} MiB or {MAX_DIFF_FILES} files; ignore or remove what was built"
+                f"{reply.status['too_large']}: the changes are more than {limit} MiB or {MAX_DIFF_FILES} files; "
+                "ignore or remove what was built"
             )
         return reply

@@ -155,10 +155,7 @@ def build_from_dockerfile(client: DockerClient, dockerfile: Path, tag: str) -> s
     except BuildError as error:
         said = "".join(str(line.get("stream", "")) for line in error.build_log)[-2000:]
         raise ImageUnavailable(f"the image {tag} could not be built: {error}\n{said}") from error
-    except (
-        DockerException,
-        OSError,
-    ) as error:  # OSError: a file beside it that cannot be read, an engine that went away
+    except (DockerException, OSError) as error:  # a file beside it cannot be read, or the engine went away
         raise ImageUnavailable(f"the image {tag} could not be built from {dockerfile}: {error}") from error
     return str(image.id)
 

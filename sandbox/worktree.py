@@ -28,9 +28,8 @@ if TYPE_CHECKING:
     from git import Git
 
 BOT = ("gpt-oss-agent", "agent@gpt-oss-agent.invalid")
-CRUD = " .,:;<>\"\\'" + "".join(
-    map(chr, range(32))
-)  # git takes it off names, and refuses those of which nothing is left
+# git takes these off both ends of a name, and refuses one of which nothing is left.
+CRUD = " .,:;<>\"\\'" + "".join(map(chr, range(32)))
 START_MESSAGE = "Uncommitted changes that the run started from"
 UNPACK_LIMIT = 100  # objects that come over one by one; more stay a pack, as in git fetch
 # A commit as we mean it: nobody's key is asked for, no template or background work, and the message in UTF-8.

@@ -75,7 +75,9 @@ def is_header(segments: Sequence[Segment]) -> bool:
 
 def is_header_piece(text: str, recipients: Collection[str]) -> bool:
     """Whether text after a ``<|message|>`` is the rest of a header, because that marker came too early."""
-    piece = re.sub(rf"\s*(?:{'|'.join(TYPES)})$", "", text.strip())
+    piece = text.strip()
+    ending = next((kind for kind in TYPES if piece.endswith(kind)), "")
+    piece = piece.removesuffix(ending).rstrip()
     return (
         piece in _PIECES
         or re.fullmatch(rf"to\s*=\s*{NAME}", piece) is not None

@@ -52,9 +52,8 @@ _IDS = Capabilities(raw=True, ids_in=True, ids_out=True)
 _CAPABILITIES: Mapping[Dialect, Capabilities] = {
     Dialect.IDS: _IDS,
     Dialect.LLAMA: _IDS,
-    Dialect.SGLANG: replace(
-        _IDS, seed=False
-    ),  # it accepts one, and honours it only if it was started to be deterministic
+    # It accepts a seed, and honours it only if it was started to be deterministic.
+    Dialect.SGLANG: replace(_IDS, seed=False),
     Dialect.TEXT: replace(_IDS, ids_out=False),
     Dialect.OLLAMA: Capabilities(raw=True, cached_tokens=False),
 }

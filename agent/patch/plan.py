@@ -15,7 +15,8 @@ from agent.patch.place import cut, rewrite
 def plan(patch: Patch, files: Mapping[str, bytes], elsewhere: Collection[str] = ()) -> Plan:
     """Return what the patch does to ``files`` (path → content, for those of ``patch.paths`` that exist).
 
-    ``elsewhere`` are other files of the repository, to name one of them where a path is wrong. Operations follow each other, as written. Raises PatchError (FILE or CONTEXT); then nothing is to be changed.
+    ``elsewhere`` are other files of the repository, to name one of them where a path is wrong. Operations follow each
+    other, as written. Raises PatchError (FILE or CONTEXT); then nothing is to be changed.
     """
     now: dict[str, bytes | None] = {path: files.get(path) for path in patch.paths}
     known = (*files, *elsewhere)

@@ -151,9 +151,7 @@ def _item(item: Fields, said: _Input, outputs: Mapping[str, deque[str]], previou
             said.call_ids[len(said.messages)] = call_id
             said.recipients[call_id] = recipient
             said.messages.append(Message(Role.ASSISTANT, arguments, Channel.COMMENTARY, recipient, "json"))
-            if outputs.get(
-                call_id
-            ):  # right after its call, wherever the client put it: harmony knows no parallel calls
+            if outputs.get(call_id):  # right after its call, wherever it was put: harmony knows no parallel calls
                 said.messages.append(Message(Role.TOOL, outputs[call_id].popleft(), name=recipient))
         case "function_call_output":
             _late_output(item, said, outputs, previous)

@@ -77,7 +77,7 @@ class Places:
 class Kept:
     """A stored response as JSON, whose size is known, and what its continuation starts from.
 
-    That are messages (its instructions are not among them), the names of its calls by their ids, and places.
+    These are its messages (without its instructions), the names of its calls by their ids, and places.
     """
 
     document: bytes

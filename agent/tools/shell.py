@@ -35,7 +35,7 @@ PARAMETERS: dict[str, Any] = {
     "required": ["command"],
 }
 
-MOST_MS = 1e12  # a whole number of hundreds of digits is none that can be divided
+MOST_MS = 1e12  # dividing an integer of hundreds of digits raises OverflowError
 
 # bash where there is one, else sh. Not as a login shell: /etc/profile would reset PATH and lose a virtual environment.
 _SCRIPT = 'cd -- "$1" && if command -v bash >/dev/null 2>&1; then exec bash -c "$0"; else exec sh -c "$0"; fi'

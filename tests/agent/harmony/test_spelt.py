@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from agent.conversation import Channel, Message
 from agent.harmony.codec import recipients
+from agent.harmony.header import is_header_piece
 from agent.harmony.parser import Parser
 from agent.harmony.spelt import apart, read_spelt, together
 from agent.harmony.tokens import OPENING
@@ -53,6 +54,12 @@ def test_it_is_read_as_its_ids_are(codec, name: str, before: str) -> None:
 )
 def test_what_a_final_message_says_of_harmony_is_text(text: str) -> None:
     assert read_spelt(text, NAMES, whole=True) is None
+
+
+def test_spaces_before_a_stray_marker_are_read_in_time() -> None:
+    began = time.process_time()
+    assert not is_header_piece(f"text{' ' * 40_000}text", NAMES)
+    assert time.process_time() - began < 3
 
 
 @pytest.mark.parametrize("before", ["", "<|start|>assistant", "commentary", "to=a"])
