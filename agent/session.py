@@ -201,6 +201,7 @@ class _Session:
         self._config, self._log, self._show = config, log, show
         self._snapshot, self._model, self._telemetry = snapshot, model, telemetry
         self._state = State()
+        self._over = False  # the log's last word is its end
         self._unsaved = False  # the work is in the sandbox alone: this machine could not take it
         self._more = False  # a run that met a limit and is resumed by the person may use as much again
 
@@ -208,6 +209,7 @@ class _Session:
         """Write an event to the disk, then let it count, then show it."""
         self._log.append(event)
         self._state = step(self._state, event)
+        self._over = isinstance(event, RunEnded)
         self._telemetry(event)
         self._show(event)
 
@@ -252,7 +254,8 @@ class _Session:
             begin()
             self._loop(shop)
         except BaseException as error:
-            self._end(error, shop)
+            if not self._over:  # else the result is on the disk, and stays what it is
+                self._end(error, shop)
             if isinstance(error, UsageError) or not isinstance(error, tuple(ENDS)):
                 raise
         finally:
@@ -288,6 +291,7 @@ class _Session:
         """Write down what ended the run, and save the work first, as far as the sandbox still gives it."""
         paths: tuple[str, ...] = ()
         with contextlib.suppress(SandboxError, DiffRefused, WorktreeError, OSError):
+            shop.withdraw()
             if shop.sandbox.done() and shop.sandbox.exception() is None and self._state.mode == "fix":
                 self._save(shop)
                 paths = shop.salvage().paths

@@ -46,6 +46,7 @@ class Workshop:
     saver: Saver = field(init=False)
     _work: tuple[bytes, Applied] | None = None  # what has changed, until the next call
     _saved: bytes | None = None  # what the run's folder holds of it
+    _delivered: tuple[str, str] | None = None  # branch and commit
 
     def __post_init__(self) -> None:
         """Start the thread that saves."""
@@ -118,10 +119,15 @@ class Workshop:
         if applied.changes and self.config.deliver == "branch":
             with ThreadPoolExecutor(1) as beside:
                 beside.submit(self.sandbox.result().close)  # nothing more is asked of it, and its removal takes 0.1 s
-                branch, commit = deliver(
+                self._delivered = branch, commit = deliver(
                     self.config, self.snapshot, applied, state, claimed, reason, self.branch_suffix
                 )
         return RunEnded(outcome, reason, claimed, applied.paths, touched_tests(applied.paths), branch, commit)
+
+    def withdraw(self) -> None:
+        """Take a branch back that no end in the log tells of: `agent discard` would leave it. Raises WorktreeError."""
+        if self._delivered is not None:
+            Worktree(self.snapshot).discard(*self._delivered)
 
     def salvage(self) -> Applied:
         """Write the change into the run's folder, for `agent diff`, `agent apply` and resume. Raises DiffRefused."""

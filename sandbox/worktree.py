@@ -100,19 +100,22 @@ class Worktree:
         place = folder or self.folder
         with _quiet(self.snapshot.common_dir, self.snapshot.repository) as git:
             git.worktree("add", "--quiet", "--no-checkout", "--detach", str(place), start)
+            commit, ours = "", False
             try:
                 commit = self._commit(applied, message, place)
-                if not self._branch(git, branch, commit):
+                ours = self._branch(git, branch, commit)
+                if not ours:
                     commit = self._same(branch, applied, message)
-                if folder is not None:
+                if folder is None:
+                    git.worktree("remove", "--force", str(place))
+                else:
                     self._fill(place, branch)
+                    self._note.write_bytes(os.fsencode(place))
             except BaseException:
                 plumbing.attempt(["worktree", "remove", "--force", str(place)], self.snapshot.repository)
+                if ours:  # no run would know of it
+                    plumbing.attempt(["update-ref", "-d", f"refs/heads/{branch}", commit], self.snapshot.repository)
                 raise
-            if folder is None:
-                git.worktree("remove", "--force", str(place))
-            else:
-                self._note.write_bytes(os.fsencode(place))
         return commit
 
     def bring(self, applied: Applied) -> tuple[str, ...]:

@@ -147,12 +147,14 @@ def run_attempt(job: Job, may_ask: Callable[[], None], tell: Callable[[Progress]
 
 
 def load_attempt(folder: Path) -> Attempt | None:
-    """Return what the attempt in a folder came to, None where it has not ended."""
+    """Return what the attempt in a folder came to, None where it has not ended or its result is damaged.
+
+    Nothing is lost with it: the attempt is read from its log again.
+    """
     try:
-        data = json.loads((folder / RESULT_NAME).read_bytes())
-    except FileNotFoundError:
+        return from_record(dict(json.loads((folder / RESULT_NAME).read_bytes())))
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
-    return from_record(data)
 
 
 def from_record(data: Mapping[str, Any]) -> Attempt:

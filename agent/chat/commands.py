@@ -48,6 +48,8 @@ def obey(text: str, desk: Desk) -> bool:
         COMMANDS[name][1](desk, argument)
     except (AgentError, SandboxError, DiffRefused, WorktreeError) as error:
         desk.say(f"/{name}: {error}")
+    except KeyboardInterrupt:
+        desk.say(f"/{name}: stopped")
     return name != "exit"
 
 

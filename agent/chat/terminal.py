@@ -98,6 +98,7 @@ def _session(
 
 def _keys() -> KeyBindings:
     from prompt_toolkit.key_binding import KeyBindings
+    from prompt_toolkit.keys import Keys
 
     bindings = KeyBindings()
 
@@ -107,6 +108,10 @@ def _keys() -> KeyBindings:
     def new_line(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
+    def ignore(event: KeyPressEvent) -> None:
+        del event
+
+    bindings.add(Keys.Vt100MouseEvent)(ignore)  # nobody asked for a mouse: it is a colour in what was pasted
     bindings.add("enter")(send)
     bindings.add("escape", "enter")(new_line)
     bindings.add("c-j")(new_line)

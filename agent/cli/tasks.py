@@ -92,7 +92,9 @@ def run(
     with Results(out) as results:
         hold_to(out, _held(base) | {"attempts": attempts, "effort_ladder": list(plan.ladder)})
         governor = Governor(budget_tokens, requests_per_minute, spent_tokens(results.records))
-        done = sum(task.name in results.records for task in found)
+        done = sum(
+            results.records[task.name]["class"] not in plan.again for task in found if task.name in results.records
+        )
         watch = open_watch(sys.stderr, len(found), done, governor, _print if as_json else _silent)
         checkouts = Copies(out.absolute() / "checkouts", base.cache_dir)
         with _engine(engine, address, out, governor, min(jobs, len(found) * attempts)) as workers:

@@ -404,6 +404,39 @@ def test_an_interrupted_run_says_so_and_can_go_on(
     assert len(calls) == len(set(calls)), "no call is answered twice"
 
 
+def test_an_interrupt_after_the_end_leaves_the_result_as_it_is(repository: Path, configure: Configure) -> None:
+    config = configure([*FIX, DONE])
+
+    def interrupt(event: Event) -> None:
+        if isinstance(event, RunEnded):
+            raise KeyboardInterrupt
+
+    ended = fix(config, "x", repository, "fix", interrupt)
+    assert (ended.outcome, bool(ended.branch)) == (Outcome.PASSED, True)
+    assert sum(isinstance(event, RunEnded) for event in events_of(config)) == 1
+
+
+def test_an_interrupt_between_the_branch_and_the_end_takes_the_branch_back(
+    repository: Path, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure([*FIX, DONE])
+    append = Log.append
+
+    def interrupted(log: Log, event: Event) -> None:
+        if isinstance(event, RunEnded) and event.branch:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        append(log, event)
+
+    monkeypatch.setattr(Log, "append", interrupted)
+    ended = fix(config, "x", repository, "fix", lambda _: None)
+    assert (ended.outcome, ended.branch) == (Outcome.INTERRUPTED, None)
+    assert git(repository, "branch", "--list", "agent/*") == ""
+    resumed = resume(folder_of(config), lambda _: None)
+    assert resumed.outcome is Outcome.PASSED
+    assert git(repository, "branch", "--list", "agent/*").split() == [resumed.branch]
+
+
 def test_after_an_interrupt_the_work_is_restored_from_the_saved_copy(repository: Path, configure: Configure) -> None:
     config = configure(FIX)
     fix(config, "fix it", repository, "fix", stop_at(ToolFinished, 2))

@@ -188,6 +188,21 @@ def test_a_branch_is_never_overwritten_and_is_discarded_only_as_we_left_it(
     assert git(repository, "branch", "--list", "agent/*") == ""
 
 
+def test_what_goes_wrong_after_the_branch_was_made_takes_it_back(
+    repository: Path, snapshot: Snapshot, tmp_path: Path
+) -> None:
+    worktree = Worktree(snapshot)
+    applied = worktree.apply(made(snapshot, ("README", files.FILE, b"x\n")))
+    note = snapshot.git_dir.parent / "worktree.path"
+    note.mkdir()
+    with pytest.raises(IsADirectoryError):
+        worktree.keep(applied, "agent/b", "m", tmp_path / "kept")
+    assert git(repository, "for-each-ref", "refs/heads/agent") == ""
+    assert not (tmp_path / "kept").exists()
+    note.rmdir()
+    assert worktree.keep(applied, "agent/b", "m", tmp_path / "kept") == git(repository, "rev-parse", "agent/b").strip()
+
+
 def test_a_repository_without_commits_gets_its_first_ones(tmp_path: Path) -> None:
     folder = tmp_path / "fresh"
     folder.mkdir()

@@ -8,6 +8,7 @@ import pytest
 
 from agent.batch.attempt import (
     KINDS,
+    RESULT_NAME,
     Attempt,
     Gated,
     Kind,
@@ -74,6 +75,12 @@ def test_time_between_a_kill_and_the_next_start_is_not_work(tmp_path: Path) -> N
 
 def test_a_run_without_an_end_was_interrupted(tmp_path: Path) -> None:
     assert summed_up(log(started(), SAMPLED), tmp_path, 1).outcome == Outcome.INTERRUPTED
+    assert load_attempt(tmp_path) is None
+
+
+@pytest.mark.parametrize("data", ["", "{", "[]", "{}", '{"kind": "other"}', '{"kind": "done", "more": 1}', "\x00"])
+def test_a_damaged_result_is_none_and_the_attempt_is_read_from_its_log_again(tmp_path: Path, data: str) -> None:
+    (tmp_path / RESULT_NAME).write_text(data)
     assert load_attempt(tmp_path) is None
 
 

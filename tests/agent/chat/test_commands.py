@@ -145,3 +145,13 @@ def test_no_command_raises(name: str, argument: str) -> None:
     text = f"/{name} {argument}"
     if is_command(text) and not name.startswith("save"):
         Typist(talk_with([HELLO]))(text)
+
+
+def test_ctrl_c_stops_a_command_and_not_the_chat(typist: Typist) -> None:
+    def slow(config: RunConfig) -> Model:
+        raise KeyboardInterrupt
+
+    said: list[str] = []
+    assert obey("/model other", Desk(typist.talk, said.append, slow, None))
+    assert said == ["/model: stopped"]
+    assert typist("/model") == "scripted"

@@ -45,6 +45,10 @@ def test_what_is_pasted_keeps_its_lines(keyboard: PipeInput, tmp_path: Path) -> 
     assert what_is_typed(keyboard, tmp_path / "h", f"{pasted}\r\x04") == ["def f():\n    return 1\n"]
 
 
+def test_a_colour_in_what_is_pasted_as_keys_is_no_click_of_a_mouse(keyboard: PipeInput, tmp_path: Path) -> None:
+    assert what_is_typed(keyboard, tmp_path / "h", "a\x1b[31mb\r\x04") == ["ab"]
+
+
 def test_ctrl_c_drops_the_line_and_empty_ones_say_nothing(keyboard: PipeInput, tmp_path: Path) -> None:
     assert what_is_typed(keyboard, tmp_path / "h", "never\x03\r  \rwell\r\x04") == ["well"]
 

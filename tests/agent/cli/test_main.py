@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from agent.cli.exits import exit_code
 from agent.cli.main import COMMANDS, cli, run
+from agent.cli.signals import Interrupts
 from agent.errors import (
     AgentError,
     ConfigError,
@@ -292,3 +294,14 @@ def test_what_was_loaded_is_not_searched_for_garbage_at_the_end() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("Usage: agent")
     assert "searched" not in done.stdout
+
+
+def test_under_nohup_the_end_of_the_terminal_stops_nothing() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupts():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_IGN, signal.SIG_DFL)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
