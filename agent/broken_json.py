@@ -17,6 +17,7 @@ _ONE_TEXT = re.compile(
     r'(?P<after>\s*(?(list)\]\s*)(?:,\s*"\w+"\s*:\s*(?:\d+|"[^"\n]*")\s*){0,8})\}',
     re.DOTALL,
 )
+_END_OF_TEXT = re.compile(r'"\s*[\]}]')
 # The end of a text or list and the next argument's name, of whose comma and colon one may be missing.
 _NEXT_ARGUMENT = re.compile(r'"\s*(?:\]\s*)?(?:,\s*)*"\w+"\s*:|"\s*,\s*"\w+"\s+["\d\[{]')
 _BARE = re.compile(r'(\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})|["\\]')  # an escape, or what should have been one
@@ -33,9 +34,9 @@ def meant(text: str) -> object:
     except ValueError:
         return _repaired(plain)
     rest = plain[end:].strip()
-    if not rest.strip("]})\"'`,;. \n\t") or rest == plain[:end]:
+    if rest == plain[:end] or (not rest.strip("]})\"'`,;. \n\t") and not _END_OF_TEXT.search(rest)):
         return value  # behind it are only spare brackets and quotes, or the same once more
-    return None  # a second value: two calls in one, or something else
+    return None  # two calls in one, or a text whose quotes are not escaped went on, or something else
 
 
 def _repaired(plain: str) -> object:

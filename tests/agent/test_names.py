@@ -307,6 +307,8 @@ def test_a_tool_that_is_not_on_offer() -> None:
         ("container.exec", '{"command": "bash", "-lc", "ls"], "workdir": "src"}'),
         ("container.exec", '{"cmd": ["say "a", "b""], "workdir": "src"}'),
         ("container.exec", '["bash", -lc", "ls"]'),
+        ("container.exec", '["bash", "-lc", "echo "]"]'),
+        ("container.exec", '{"command": "echo "}"}'),
         ("container.exec", '{"command": ["ls"], "timeout": 60'),  # or 600
         ("container.exec", r'{"cmd": ["grep", "\\\\\"a"] "timeout": 5}'),
         ("container.exec", '{"command":["rg","-n","a", "b"", "c"", "src"]}'),  # which words?
