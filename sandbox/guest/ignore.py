@@ -122,6 +122,10 @@ def translate(glob: bytes, careful: bool) -> Optional[bytes]:
             if after - at >= 2 and opens and glob[after : after + 1] == b"/":
                 begin(_DEEP, b"(?:.*/)?")
                 after += 1
+            elif after - at >= 2 and opens and glob[after : after + 2] == b"\\/":
+                out.append(b"[^/]*/")  # git lets the stars stand for no folder only before a slash that is not quoted
+                begin(_DEEP, b"(?:.*/)?")
+                after += 2
             elif after - at >= 2 and opens and after == len(glob):
                 out.append(b".+" if at else b".*")
             else:

@@ -109,6 +109,7 @@ ATOMS += [
     "build",
     "pyc",
     "\\*",
+    "\\/",
     "\r",
     "\t",
     "[--c]",
@@ -152,6 +153,7 @@ def test_many_stars_take_no_time(line: str) -> None:
 @example(root="/d/**/a", below="!a")
 @example(root="**/e/**\n!d/e/", below="/a\n")
 @example(root="d/*\n!d/e", below="")
+@example(root="", below="**\\/**a")
 @example(root="[c-a][!a]", below="")  # a set has the start of a range that ends before it
 def test_what_git_ignores_we_ignore(folder: Path, root: str, below: str) -> None:
     (folder / ".gitignore").write_bytes(root.encode())
