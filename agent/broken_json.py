@@ -22,6 +22,7 @@ _END_OF_TEXT = re.compile(r'"\s*[\]}]')
 _NEXT_ARGUMENT = re.compile(r'"\s*(?:\]\s*)?(?:,\s*)*"\w+"\s*:|"\s*,\s*"\w+"\s+["\d\[{]')
 _BARE = re.compile(r'(\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})|["\\]')  # an escape, or what should have been one
 _SPARE_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[\]}])', re.DOTALL)  # or a text, which keeps its commas
+# Inside a text, what two of them have between them: `", "`, and `" "name":` of which a comma is missing.
 _TWO_TEXTS = re.compile(r"""(["'])\s*(?:,\s*\1|\1\w+\1\s*:)""")
 
 

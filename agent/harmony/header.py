@@ -21,11 +21,14 @@ BUILT_IN: Final = ("python", "browser")
 TYPES: Final = ("json", "code")
 
 _CHANNEL = re.compile(r"analysis|commentary|final")
+# What a channel's segment begins with, also written twice or after the role: "assistantcommentary", "analysisfinal".
 _CHANNELS = re.compile(rf"\s*(?:assistant)*(?:({_CHANNEL.pattern}))+")
 _PIECES = frozenset({"", "comment", "ary"})  # `commentary` is two tokens
+# " to=functions.x"; and all that is addressed, where the name may be in pieces: "to= functions. x code".
 _RECIPIENT = re.compile(rf"\s?to\s*=\s*({NAME})")
 _ADDRESSED = re.compile(r"to\s*=(.*)", re.DOTALL)
 _OTHERS = "user|system|developer|tool"
+# A role that is not the model's: "user", "user:name", "functions.x to=assistant" (a tool's answer).
 _FOREIGN = re.compile(rf"(?:{_OTHERS})(?::\S*)?(?:\s+to\s*=.*)?|\S+\s+to\s*=\s*assistant", re.DOTALL)
 _TYPE = re.compile(rf"(?<!\w)(?:{'|'.join(TYPES)})(?!\w)")
 

@@ -83,7 +83,7 @@ _PATH_LINES = re.compile(r"(\S+?):(\d+)(?:-(\d+))?")
 _CHECKBOX = re.compile(r"\s*(?:[-*]|\d+[.)])\s*(?:\[(.?)\]\s*)?(.+)")
 _PATCH_COMMAND = re.compile(
     r"\s*(?:cd\s+(?P<folder>'[^'\n]*'|\"[^\"$`\n]*\"|[^\s'\"$`;&|]+)\s*&&\s*)?apply_?patch\s*"
-    r"<<-?\s*(?P<quote>['\"]?)(?P<word>\w+)(?P=quote)[ \t]*\n(?P<patch>.*?)\n[ \t]*(?P=word)[ \t]*\s*",
+    r"<<-?\s*(?P<quote>['\"]?)(?P<word>\w+)(?P=quote)[ \t]*\n(?P<patch>.*?)\n[ \t]*(?P=word)\s*",
     re.DOTALL,
 )
 _PATCH_PATH = re.compile(r"^(\*\*\* (?:Add File|Delete File|Update File|Move to): )(.+)$", re.MULTILINE)

@@ -523,6 +523,13 @@ def test_arguments_that_a_looping_model_repeats_are_read_in_time() -> None:
     assert time.process_time() - began < 3
 
 
+def test_a_patch_command_with_many_spaces_behind_it_is_read_in_time() -> None:
+    text = f"apply_patch <<EOF\n*** Begin Patch\nEOF{' ' * 40_000}x"
+    began = time.process_time()
+    assert isinstance(resolve("python", text, TOOLS), Resolved)
+    assert time.process_time() - began < 3
+
+
 PIECES = ['"', '\\"', ", ", ": ", "echo a", '"b, c"', "{", "}", "[1]", "\\d", "\n", 'print("x", y)', '"], "n": 1']
 
 
