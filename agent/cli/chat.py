@@ -150,12 +150,22 @@ def _tell(text: str) -> None:
 
 def _starter(config: RunConfig, run: str, repository: Path | None, opened: ExitStack) -> Callable[[], Sandbox]:
     """Return what opens a sandbox over a copy of the repository, or over an empty workspace outside of one."""
+    from agent.landing import remove_containers
     from agent.session import sandbox_options
     from sandbox import plumbing, scratch
     from sandbox import snapshot as snapshots
     from sandbox.open import open_sandbox
 
+    begun = False
+
+    def clean() -> None:
+        """Remove what Ctrl-C left of a container that was starting: nobody was given it to close."""
+        if begun and config.sandbox == "docker":
+            remove_containers(run)
+
     def start() -> Sandbox:
+        nonlocal begun
+        begun = True
         folder = opened.enter_context(scratch.folder("chat"))
         source = repository
         if source is None:
@@ -165,6 +175,7 @@ def _starter(config: RunConfig, run: str, repository: Path | None, opened: ExitS
         snapshot = snapshots.take(source, folder / "state", config.include_uncommitted)
         return open_sandbox(sandbox_options(config, run, _tell), snapshot)
 
+    opened.callback(clean)  # before the sandbox's own end is registered, so that it comes after it
     return start
 
 
