@@ -250,7 +250,10 @@ def _connect(
     try:
         wire = AttachWire(client.api.attach_socket(container, params=streams))
     except APIError as error:
-        raise SandboxLost(f"the container ended before it could be reached: {error.explanation or error}") from error
+        why = error.explanation or error
+        if error.status_code not in (404, 409):  # the engine's own trouble: the container may hold a run's work
+            raise SandboxError(f"the container cannot be reached: {why}; try again") from error
+        raise SandboxLost(f"the container ended before it could be reached: {why}") from error
     try:
         if begin:
             client.api.start(container)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from docker import APIClient, DockerClient
+from docker.errors import APIError
+from requests import Response
 
 from sandbox import docker as containers
 from sandbox import snapshot as snapshots
@@ -274,6 +276,24 @@ def test_a_container_that_ends_while_it_is_taken_over_is_gone(
 ) -> None:
     monkeypatch.setattr(APIClient, "containers", lambda *_, **__: [{"Id": "0" * 64}])  # listed a moment ago
     assert attach(SandboxOptions(run_name), snapshot) is None
+
+
+def test_an_engine_in_trouble_is_not_a_container_that_is_gone(
+    snapshot: Snapshot, run_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trouble(*_: object, **__: object) -> None:
+        response = Response()
+        response.status_code = 500
+        raise APIError("no more memory", response=response)
+
+    killed(snapshot, run_name, 60.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(APIClient, "attach_socket", trouble)
+        with pytest.raises(SandboxError, match=r"cannot be reached: .*try again"):
+            attach(SandboxOptions(run_name), snapshot)
+    box = attach(SandboxOptions(run_name), snapshot)
+    assert box is not None, "it holds the run's work"
+    box.close()
 
 
 def test_a_run_that_nobody_takes_over_leaves_nothing(snapshot: Snapshot, run_name: str, engine: DockerClient) -> None:
