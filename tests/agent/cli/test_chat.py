@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from sandbox import docker
 from tests.servers import document, event, head, serving
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -264,3 +265,26 @@ def test_ctrl_c_stops_an_answer_and_sigterm_leaves_nothing_behind(tmp_path: Path
     while list(scratch.iterdir()) and time.monotonic() < until_s:
         time.sleep(0.1)
     assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.docker
+def test_ctrl_c_while_the_sandbox_starts_leaves_no_container(tmp_path: Path, home: dict[str, str]) -> None:
+    played = script(tmp_path, [COMPUTE, [{"text": "It is 42."}]])
+    with on_a_terminal([*played, "-p", "--image", "host"], home, tmp_path) as terminal:
+        terminal.wait_for(PROMPT)
+        terminal.type("compute\r")
+        terminal.wait_for("python: x")
+        time.sleep(0.1)
+        terminal.type("\x03")
+        terminal.wait_for(PROMPT)
+        terminal.type("/save c.jsonl\r")
+        terminal.wait_for("saved")
+        terminal.wait_for(PROMPT)
+        terminal.type("\x04")
+        assert terminal.running.wait(timeout=30) == 0
+    run = json.loads((tmp_path / "c.jsonl").read_text().splitlines()[0])["run"]
+    client = docker.engine()
+    try:
+        assert run not in [name for name, _ in docker.orphans(client)]
+    finally:
+        client.close()
