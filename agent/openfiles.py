@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 
 
 def allow_files(wanted: int) -> int:
@@ -14,6 +15,7 @@ def allow_files(wanted: int) -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if resource.RLIM_INFINITY != soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-        return most
+        with suppress(ValueError, OSError):  # macOS names no hard limit, and refuses more than its kernel's own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+            return most
     return wanted if soft == resource.RLIM_INFINITY else soft

@@ -281,6 +281,18 @@ def test_as_many_files_as_the_limits_need_may_be_open() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows knows no such bound")
+def test_a_kernel_that_refuses_more_open_files_leaves_what_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    import resource
+
+    def refuse(_which: int, _limits: tuple[int, int]) -> None:
+        raise ValueError("current limit exceeds maximum limit")  # as on macOS
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, resource.RLIM_INFINITY))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    assert allow_files(100_000) == 256
+
+
 class Noting(Store):
     """Notes which threads read requests."""
 
