@@ -6,12 +6,14 @@ import asyncio
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from agent.server import sse
 from agent.server.faults import Refusal
 
 _MOST_WAITING = 2048
+_HEAD_BYTES = 65536
+_PAUSE_S = 0.1
 _PATIENCE_S = 5.0  # for a request's head, and for a client to take the answer
 _LOADING = Refusal(
     503, "The model is being loaded. Try again shortly.", kind="server_error", code="loading", retry_after_s=5
@@ -36,22 +38,46 @@ def loading(listener: socket.socket) -> Iterator[None]:
 
 
 async def _turn_all_away(listener: socket.socket, done: asyncio.Event) -> None:
-    server = await asyncio.start_server(_turn_away, sock=listener, backlog=_MOST_WAITING)
+    # Not asyncio.start_server: what that has just accepted when the loop ends stays open.
+    loop = asyncio.get_running_loop()
+    tasks = set[asyncio.Task[None]]()
+
+    def take() -> None:
+        try:
+            connection, _ = listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):  # it is gone again
+            return
+        except OSError:  # no file left for it
+            loop.remove_reader(listener)
+            loop.call_later(_PAUSE_S, loop.add_reader, listener, take)
+            return
+        connection.setblocking(False)
+        task = loop.create_task(_turn_away(connection))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+        task.add_done_callback(lambda _: connection.close())  # also of a task that never began
+
+    listener.setblocking(False)
+    listener.listen(_MOST_WAITING)
+    loop.add_reader(listener, take)
     await done.wait()
-    server.close()
+    loop.remove_reader(listener)
 
 
-async def _turn_away(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    try:
+async def _turn_away(connection: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    with suppress(OSError, TimeoutError):
         async with asyncio.timeout(_PATIENCE_S):
-            head = await reader.readuntil(b"\r\n\r\n")
-            writer.write(_answer(head))
-            writer.close()
-            await writer.wait_closed()
-    except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-        return
-    finally:
-        writer.transport.abort()
+            head = b""
+            while b"\r\n\r\n" not in head:
+                piece = await loop.sock_recv(connection, _HEAD_BYTES)
+                head += piece
+                if not piece or len(head) > _HEAD_BYTES:
+                    return
+            await loop.sock_sendall(connection, _answer(head))
+            connection.shutdown(socket.SHUT_WR)
+            while await loop.sock_recv(connection, _HEAD_BYTES):  # a body cut off may cost the client the answer
+                pass
 
 
 def _answer(head: bytes) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import signal
 import socket
@@ -78,6 +79,7 @@ def test_while_a_model_loads_every_request_is_told_to_come_back() -> None:
                 client.responses.create(model="m", input="x")
             half = connected(url)
             half.sendall(HEAD)
+            httpx2.get(f"{root(url)}/health")  # connections are taken in their order: the half one is taken too
         with half:  # which does not hold up what follows
             assert is_closed(half)
         service = Service(scripted())
@@ -92,6 +94,18 @@ def test_while_a_model_loads_every_request_is_told_to_come_back() -> None:
 
         serve(service, listener, ready)
     assert answered == [200]
+
+
+def test_what_connects_as_loading_ends_is_not_left_hanging() -> None:
+    gc.disable()  # which would close in time what is left behind
+    try:
+        for _ in range(100):
+            with listen("127.0.0.1", 0) as listener, loading(listener):
+                half = connected(url_of(listener))
+            with half:
+                assert is_closed(half)
+    finally:
+        gc.enable()
 
 
 def test_the_line_with_the_url_comes_once_the_model_is_there(tmp_path: Path) -> None:
