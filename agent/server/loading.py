@@ -66,7 +66,7 @@ async def _turn_all_away(listener: socket.socket, done: asyncio.Event) -> None:
 
 async def _turn_away(connection: socket.socket) -> None:
     loop = asyncio.get_running_loop()
-    with suppress(OSError, TimeoutError):
+    with suppress(OSError):  # a TimeoutError is one
         async with asyncio.timeout(_PATIENCE_S):
             head = b""
             while b"\r\n\r\n" not in head:
