@@ -203,7 +203,7 @@ def once(name: str, kind: str, given: argparse.Namespace) -> dict[str, float]:
             "requests": len(requests),
             "first s": requests[0]["arrived"] - started,
             "gap ms": statistics.median(gaps) * 1000 if gaps else 0.0,
-            "gap of last 10 ms": statistics.median(gaps[-10:]) * 1000 if gaps else 0.0,
+            "gap, last 10 turns, ms": statistics.median(gaps[-10:]) * 1000 if gaps else 0.0,
             "sent KiB": sum(request["bytes"] for request in requests) / 1024,
         }
 

@@ -140,8 +140,8 @@ def on_the_cpu(cache_dir: Path) -> int:
     for recipient, masks in kinds.items():
         percentiles(f"mask, {recipient}", masks)
     percentiles("mask, all calls", [each for masks in kinds.values() for each in masks])
-    percentiles("token taken", taken)
-    percentiles("8 masks behind a guess", guesses)
+    percentiles("consuming a token", taken)
+    percentiles("8 masks for a draft", guesses)
     if wrong:
         print(f"{wrong} tokens of recorded calls would have been forbidden")
     return int(wrong > 0)
@@ -290,8 +290,8 @@ def compared(
     what = f"batch {batch}, {'guesses' if guesses else 'no guesses'}"
     show(f"{what}: no mask", plain, "tokens/s")
     show(f"{what}: a guide, in free text", free, "tokens/s")
-    show(f"{what}: a patch, no grammar", made, "tokens/s")
-    show(f"{what}: a patch, held", held, "tokens/s")
+    show(f"{what}: a forced patch, no grammar", made, "tokens/s")
+    show(f"{what}: a forced patch, masked by the grammar", held, "tokens/s")
     # With guesses a patch is faster than noise: there the patch without its grammar is what to compare with.
     inside = 1 - statistics.median(held) / statistics.median(made if guesses else plain)
     outside = 1 - statistics.median(free) / statistics.median(plain)

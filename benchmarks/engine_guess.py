@@ -61,7 +61,7 @@ def kinds() -> dict[str, list[Text]]:
     return {
         "patches of the sample tasks": task_texts(),
         "patches of this history": patches,
-        "files written anew": rewrites,
+        "files rewritten whole": rewrites,
     }
 
 

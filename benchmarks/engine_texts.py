@@ -38,7 +38,7 @@ def task_texts() -> list[Text]:
 
 
 def history_texts(repository: Path = ROOT, commits: int = 150) -> tuple[list[Text], list[Text]]:
-    """Commits of a history that change a few files and create none: the patch, and the first file written anew."""
+    """Commits of a history that change a few files and create none: the patch, and the first file rewritten whole."""
     log = _git(repository, "log", "--no-merges", f"-{commits}", "--format=%h").split()
     patches, rewrites = [], []
     for commit in log:

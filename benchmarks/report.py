@@ -54,7 +54,7 @@ def main() -> None:
         batch = write_batch(Path(folder, "batch"), records, runs=False)
         page = browser.page()
         print(f"load {os.getloadavg()[0]:.1f}; the run's log has {(run / LOG_NAME).stat().st_size / 1e6:.1f} MB\n")
-        print("| page of | size | made in | opened in (7 times) |")
+        print("| page of | size | time to write | time to open (7 times) |")
         print("|---|---|---|---|")
         print(row(page, "a run of 200 turns", lambda: run_page(run), run / "report.html"))
         peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10

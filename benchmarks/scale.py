@@ -229,7 +229,7 @@ def main() -> int:
     world = World()
     print(f"{asked.tasks} tasks, start {asked.start_s} s, turn {asked.turn_s} s, {world}\n")
     print(
-        "| model | endpoints | workers | hours | endpoints busy | tokens/s of one | a request | machines for workers |"
+        "| model | endpoints | workers | hours | endpoints busy | tokens/s per endpoint | time per request | machines for workers |"
     )
     print("|---|---|---|---|---|---|---|---|")
     plans = (

@@ -1,7 +1,7 @@
 """What `agent serve` adds to its backend, and what it stands.
 
     python -m benchmarks.server latency              # 16 streams: to the first token, and per token
-    python -m benchmarks.server many                 # 200 streams at a time, 5,000 requests after each other
+    python -m benchmarks.server many                 # 200 concurrent streams, 5,000 requests one after another
     python -m benchmarks.server beside [URL MODEL]   # a chat completions server directly, and through us
 
 The latency is taken from a backend whose every piece carries the time at which it was made, read by a client in a process
@@ -223,7 +223,7 @@ def latency() -> None:
         cpu = sorted(cpu_s for cpu_s, _, _, _ in rounds)
         added = statistics.median(pace_s for _, _, _, pace_s in rounds) - Clockwork.pause_s
         print(
-            f"{path}: {STREAMS} streams of {TOKENS} tokens; made to read: first {_ms([s for r in rounds for s in r[1]])}; "
+            f"{path}: {STREAMS} streams of {TOKENS} tokens; latency: first token {_ms([s for r in rounds for s in r[1]])}; "
             f"later {_ms([s for r in rounds for s in r[2]])}; from token to token {added * 1e6:.0f} µs above the backend's pause; "
             f"server CPU {cpu[0] * 1e6:.0f} [{cpu[-1] * 1e6:.0f}] µs a token, the backend's own included"
         )
@@ -254,7 +254,7 @@ def many() -> None:
     try:
         began_s = time.monotonic()
         asyncio.run(at_once())
-        print(f"200 streams of 50 tokens at a time: {time.monotonic() - began_s:.1f} s, none lost or mixed")
+        print(f"200 concurrent streams of 50 tokens: {time.monotonic() - began_s:.1f} s, none lost or mixed up")
         for count in (1000, 1000, 1000, 1000, 1000):
             began_s = time.monotonic()
             asyncio.run(many_requests(url, count))
