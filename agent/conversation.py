@@ -1,4 +1,4 @@
-"""What is said between a person, a model and its tools: plain frozen data, free of any wire format."""
+"""Messages between a user, a model and its tools: plain frozen data, independent of any wire format."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Role(StrEnum):
-    """Who wrote a message, in falling authority (harmony's five roles)."""
+    """Who wrote a message, in descending order of authority (harmony's five roles)."""
 
     SYSTEM = "system"
     DEVELOPER = "developer"
@@ -44,11 +44,11 @@ class ToolSpec:
 class Message:
     """One message. An assistant message with a recipient is a *call*.
 
-    ``name`` is the tool that speaks, for role TOOL. ``content_type`` is the bare word (``json``, ``code``), without
-    harmony's marker. ``tokens`` are the ids the message was sampled as, verbatim, header and end token included; empty
-    for what the harness wrote or a wire without ids delivered. The ``tokens`` of the consecutive messages of one
-    completion concatenate exactly to the opening that the prompt ended in (``<|start|>assistant``, or a longer prefill)
-    and that completion, so that concatenating them is all it takes to continue.
+    ``name`` is the tool that answers, for role TOOL. ``content_type`` is the bare word (``json``, ``code``), without
+    harmony's marker. ``tokens`` are the ids the message was sampled as, verbatim, including header and end token; empty
+    if we wrote the message or it came over a wire without ids. Concatenated, the ``tokens`` of the messages of one
+    completion are exactly the opening that the prompt ended in (``<|start|>assistant``, or a longer prefill) and that
+    completion; so the next prompt can be made by concatenation.
     """
 
     role: Role
@@ -74,8 +74,8 @@ class Message:
 class Conversation:
     """Everything a model is shown: instructions, declared tools and messages. All analysis is kept.
 
-    What of it is rendered is the codec's rule. ``effort`` is harmony's reasoning effort (low, medium or high), which
-    belongs to the system message and therefore to the prefix.
+    The codec decides how much of it is rendered. ``effort`` is harmony's reasoning effort (low, medium or high), which
+    is part of the system message and therefore of the prefix.
     """
 
     instructions: str = ""
@@ -89,5 +89,5 @@ class Conversation:
 
     @property
     def last(self) -> Message | None:
-        """The newest message, or None when nothing was said."""
+        """The latest message, or None if there is none."""
         return self.messages[-1] if self.messages else None

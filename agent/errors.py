@@ -1,21 +1,21 @@
-"""The error tree. Everything the product raises on purpose is one of these; each carries the exit code it ends a run with.
+"""The error tree. Every error that this package raises on purpose is one of these; each carries the exit code it leads to.
 
 ::
 
     AgentError                    1  something here is broken
     ├── UsageError                2  flags, configuration or input that cannot be used
     │   └── ConfigError           2  a configuration key or value is wrong (names the key and the file)
-    ├── ModelError                3  the model could not be asked
-    │   ├── EndpointUnreachable   3  nobody answers, or answers stop, after all retries
-    │   ├── EndpointRefused       3  the endpoint answered with a refusal that asking again does not cure (400, 401, 404 …)
-    │   ├── ContextOverflow       3  the prompt does not fit the model's window (the loop compacts and asks again)
-    │   ├── ModelUnfit            3  the endpoint answers, but not with what a run needs
-    │   ├── Cancelled             3  whoever asked does not want the answer any more
+    ├── ModelError                3  the model gave no answer
+    │   ├── EndpointUnreachable   3  the endpoint does not answer, or breaks off, after all retries
+    │   ├── EndpointRefused       3  the endpoint refused the request, and a retry would not help (400, 401, 404 …)
+    │   ├── ContextOverflow       3  the prompt does not fit the model's window (the loop compacts and retries)
+    │   ├── ModelUnfit            3  the endpoint answers, but lacks something that a run needs
+    │   ├── Cancelled             3  the caller cancelled the answer
     │   └── ScriptEnded           4  the script of a scripted model has no more answers, and the run needs one
-    ├── PatchError              2|5  the text is no patch, or does not fit the files (in agent/patch/model.py)
+    ├── PatchError              2|5  the text is not a patch, or does not fit the files (in agent/patch/model.py)
     ├── LogError                  1  a run's log cannot be read or written
     ├── ServiceError              3  GitHub or GitLab (`agent ci publish`) cannot be reached, or refuses
-    └── PolicyRefused             7  the run may not begin so, or its result may not leave
+    └── PolicyRefused             7  a policy forbids the run to begin, or its result to leave
 
 ``sandbox.errors.SandboxError`` and ``runtime.errors.RuntimeFault`` are not in this tree, because those packages never
 import this one; the session translates them.
@@ -45,7 +45,7 @@ class LogError(AgentError):
 
 
 class PolicyRefused(AgentError):
-    """A policy forbids it: to begin with what this process holds, or to let the result leave."""
+    """A policy forbids the run to begin (with the secrets this process holds, say), or its result to leave."""
 
     exit_code = 7
 
@@ -61,17 +61,17 @@ class ServiceError(AgentError):
 
 
 class ModelError(AgentError):
-    """The model could not be asked. The only error a Model raises."""
+    """The model gave no answer. The only error a Model raises."""
 
     exit_code = 3
 
 
 class EndpointUnreachable(ModelError):
-    """Nobody answers, or answers stop, after all retries."""
+    """The endpoint does not answer, or breaks off, after all retries."""
 
 
 class EndpointRefused(ModelError):
-    """The endpoint refused in a way that asking again does not cure."""
+    """The endpoint refused the request, and a retry would not help."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
@@ -83,14 +83,14 @@ class ContextOverflow(ModelError):
 
 
 class ModelUnfit(ModelError):
-    """The endpoint answers, but not with what a run needs."""
+    """The endpoint answers, but lacks something that a run needs."""
 
 
 class Cancelled(ModelError):
-    """Whoever asked does not want the answer any more, and said so from another thread."""
+    """The caller cancelled the answer from another thread."""
 
 
 class ScriptEnded(ModelError):
-    """A scripted model has no more answers. A limit like others, and no fault of an endpoint."""
+    """A scripted model has no more answers. This counts as a limit, not as a fault of an endpoint."""
 
     exit_code = 4

@@ -1,4 +1,4 @@
-"""Events are the run: State is a pure fold over them; log, screen, resume and report read the same list."""
+"""The events of a run. State is a pure fold over them; log, screen, resume and report all read the same list."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class PlanStep:
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """What a tool gave back. ``ok`` is False for whatever the model did wrong; a tool never raises for it.
+    """The result of a tool call. ``ok`` is False when the model made a mistake; a tool never raises for one.
 
-    ``text`` is what the model reads, already bounded; ``cut_bytes`` says how much was left out of it.
+    ``text`` is what the model reads, already truncated; ``cut_bytes`` is how much was left out of it.
     """
 
     text: str
@@ -44,16 +44,16 @@ class ToolResult:
     changed_paths: tuple[str, ...] = ()
 
 
-NO_VERDICT = ("skipped", "xfailed")  # states of a test that says nothing of the change: not run, or expected to fail
-TEST_STATES = ("failed", "error", "passed", *NO_VERDICT)  # in the order in which people look at them
+NO_VERDICT = ("skipped", "xfailed")  # test states that say nothing about the change: not run, or expected to fail
+TEST_STATES = ("failed", "error", "passed", *NO_VERDICT)  # in the order of interest to a reader
 
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """What one check command did. ``tests`` maps a test's id to one of ``TEST_STATES``, where it is known."""
+    """The result of one check command. ``tests`` maps test ids to one of ``TEST_STATES``, as far as they are known."""
 
     command: str
-    exit_code: int | None  # None: it ran out of time
+    exit_code: int | None  # None: it timed out
     duration_s: float
     output: str
     tests: Mapping[str, str] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class CheckResult:
 
 @dataclass(frozen=True, slots=True)
 class RunStarted:
-    """The first event: everything the run was asked to do, so that the log alone can resume it."""
+    """The first event: everything the run was asked to do, so that it can be resumed from the log alone."""
 
     run: str
     task: str
@@ -74,7 +74,7 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """A killed run continues. ``note`` says what was found: the same sandbox, or a restored copy."""
+    """A killed run continues. ``note`` says in what: the sandbox it left, or a restored copy."""
 
     note: str = ""
 
@@ -90,7 +90,7 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Retried:
-    """The request is retried, and what had arrived is dropped."""
+    """The request is retried; everything received so far for it is discarded."""
 
     reason: str
     attempt: int
@@ -126,7 +126,7 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True)
 class ToolStarted:
-    """A call is about to have an effect. ``call`` is the index of its message in the conversation."""
+    """A call is about to run and may have effects. ``call`` is the index of its message in the conversation."""
 
     call: int
     tool: str
@@ -144,14 +144,14 @@ class ToolFinished:
 
 @dataclass(frozen=True, slots=True)
 class PlanChanged:
-    """The model's plan as it now stands."""
+    """The model's current plan."""
 
     steps: tuple[PlanStep, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Compacted:
-    """The window filled: ``messages`` replace the conversation's messages from here on."""
+    """The context window was nearly full: from here on ``messages`` replace the messages of the conversation."""
 
     messages: tuple[Message, ...]
     reason: str
@@ -169,10 +169,10 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class RunEnded:
-    """The last event. ``claimed`` is the model's final text; the outcome is what was observed.
+    """The last event. ``claimed`` is the model's final text; ``outcome`` is what was observed.
 
-    ``changed_paths`` and ``test_paths`` (those of them that are tests) come from the diff. ``commit`` is what ``branch``
-    was made at, so that a branch that has moved since is not discarded.
+    ``changed_paths`` and ``test_paths`` (those of them that are tests) come from the diff. ``commit`` is the commit that
+    ``branch`` pointed to when it was made, so that `agent discard` does not delete a branch that has moved since.
     """
 
     outcome: Outcome
@@ -206,7 +206,7 @@ CALL_TEXT_CHARS = 400
 
 @dataclass(frozen=True, slots=True)
 class CallRecord:
-    """What is remembered of a finished call when its messages are compacted away (``text``: the head of its body)."""
+    """What State keeps of a finished call, so that it survives compaction. ``text`` is the beginning of its body."""
 
     tool: str
     text: str
@@ -217,7 +217,7 @@ class CallRecord:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Where a run stands: everything the loop needs to know, and nothing that is not in the events."""
+    """The state of a run: everything the loop needs to know, all of it derived from the events."""
 
     run: str = ""
     task: str = ""
@@ -226,15 +226,15 @@ class State:
     base_commit: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     conversation: Conversation = field(default_factory=Conversation)
-    pending: ToolStarted | None = None  # a call that started and has not finished: its effect is unknown after a crash
+    pending: ToolStarted | None = None  # a call that started and did not finish: after a crash its effect is unknown
     plan: tuple[PlanStep, ...] = ()
     checks_before: tuple[CheckResult, ...] | None = None
-    checks_after: tuple[CheckResult, ...] | None = None  # of the work as it stands: void once something is said
-    checks_latest: tuple[CheckResult, ...] = ()  # the newest that were seen, before or after
+    checks_after: tuple[CheckResult, ...] | None = None  # of the current work: reset by every new message
+    checks_latest: tuple[CheckResult, ...] = ()  # the most recent results, before or after
     calls: tuple[CallRecord, ...] = ()  # every finished call of the run, oldest first
     turns: int = 0
-    finish: str = ""  # how the newest answer ended
-    prompt_tokens: int = 0  # of the newest answer; 0: not known, as after a compaction
+    finish: str = ""  # how the latest answer ended
+    prompt_tokens: int = 0  # of the latest answer; 0: unknown, for example after a compaction
     completion_tokens: int = 0  # over the whole run
     total_tokens: int = 0  # prompt and completion over the whole run
     repairs: Mapping[str, int] = field(default_factory=dict)
@@ -242,7 +242,7 @@ class State:
 
 
 def step(state: State, event: Event) -> State:
-    """Return the state after an event. Total and pure: every event has a meaning in every state."""
+    """Return the state after an event. Pure and total: every event is valid in every state."""
     match event:
         case RunStarted():
             return State(
@@ -303,7 +303,7 @@ def step(state: State, event: Event) -> State:
 
 
 def fold(events: Iterable[Event], state: State | None = None) -> State:
-    """Fold events over a state (the empty one by default): this is resume."""
+    """Fold events over a state (by default the empty one). Resuming a run is this fold over its log."""
     result = State() if state is None else state
     for event in events:
         result = step(result, event)

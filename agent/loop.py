@@ -1,12 +1,12 @@
-"""The loop: State in, events out. It looks at the last message, keeps nothing, and so continues from any event.
+"""The agent loop: State in, events out. It decides by the last message and has no state of its own, so it can resume after any event.
 
 ::
 
     a call of unknown effect → ToolFinished (it says so)
     an open call             → Checked{before} once · ToolStarted → ToolFinished
-    a final answer           → Checked{after} → RunEnded, or one more chance with what was observed
+    a final answer           → Checked{after} → RunEnded, or another chance with feedback on what was observed
     a limit reached          → RunEnded
-    a window about to fill   → Compacted
+    a nearly full window     → Compacted
     otherwise                → Delta… · MessageAdded… · Sampled
 """
 
@@ -66,9 +66,9 @@ CHECK_CHANCES = 2
 
 
 def run(state: State, model: Model, params: SamplingParams, world: World, limits: Limits) -> Iterator[Event]:
-    """Yield the events of a run from ``state`` to its RunEnded. Whoever asks for the next has kept the one before.
+    """Yield the events of a run from ``state`` to its RunEnded. The caller must store each event before it asks for the next.
 
-    Raises ModelError (except ContextOverflow, which compaction cures) and what the world raises.
+    Raises ModelError (except ContextOverflow, which compaction handles) and what ``world`` raises.
     """
     while state.ended is None:
         for event in _turn(state, model, params, world, limits):
@@ -113,7 +113,7 @@ def _limit(state: State, limits: Limits, world: World) -> str | None:
 
 
 def _act(state: State, call: int, world: World) -> Iterator[Event]:
-    """Run an open call. The checks see the workspace before the first one does."""
+    """Run an open call. Before the first call, run the checks on the untouched workspace."""
     if state.mode == "fix" and state.checks_before is None:
         yield Checked("before", world.check("before"))
     action = world.resolve(state.conversation.messages[call])
@@ -138,7 +138,7 @@ def _answer(state: State, started: ToolStarted, result: ToolResult) -> ToolFinis
 
 
 def _conclude(state: State, world: World, last_chance: bool) -> Iterator[Event]:
-    """End by what is observed, not by what the final message claims; but say first what was observed, and ask again."""
+    """End the run by what is observed, not by what the final message claims; before failing, tell the model and let it try again."""
     final = state.conversation.messages[-1].text
     if state.mode == "ask":
         yield world.finish(state, Outcome.ANSWERED, "the question was answered")
@@ -169,7 +169,7 @@ def _stall(state: State, world: World) -> Iterator[Event]:
 
 
 def _tell(text: str, kind: str) -> Iterator[Event]:
-    """Say something to the model, then count it: a crash in between grants one chance more, but never a standstill."""
+    """Tell the model something, then count it. A crash between the two gives one chance too many, but never an endless loop."""
     yield MessageAdded(Message(Role.USER, text))
     yield Repaired(kind)
 
@@ -186,7 +186,7 @@ def _compact(state: State, world: World, limits: Limits, reason: str) -> Iterato
 def _sample(
     state: State, model: Model, params: SamplingParams, world: World, limits: Limits
 ) -> Generator[Event, None, None]:
-    """Ask the model. What it said so far is dropped when the time is up in the middle of its answer."""
+    """Sample the model's next answer. If the deadline passes in the middle of it, the partial answer is dropped."""
     empty = True
     left_s = None if limits.deadline_s is None else max(limits.deadline_s - world.now_s(), 0.0)
     answer = model.sample(state.conversation, replace(params, timeout_s=left_s))
@@ -194,7 +194,7 @@ def _sample(
         for event in answer:
             yield event
             empty = empty and not isinstance(event, MessageAdded)
-            if isinstance(event, Sampled):  # _stall asks how the answer ended
+            if isinstance(event, Sampled):  # _stall needs to know how the answer ended
                 state = step(state, event)
             if isinstance(event, Delta | Retried) and _is_late(limits, world):
                 yield world.finish(state, Outcome.LIMIT, OUT_OF_TIME)

@@ -1,4 +1,4 @@
-"""How a run ends, and the exit code that says so. A module of its own, so that `agent --help` loads no more than this."""
+"""The outcomes of a run and their exit codes. A module of its own, so that `agent --help` need not load more."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Outcome(StrEnum):
 
     PASSED = "passed"  # a change was made and nothing that passed before fails
     ANSWERED = "answered"  # `agent ask`: there is an answer, and nothing was to be changed
-    UNVERIFIED = "unverified"  # a change was made and there is no check to observe
+    UNVERIFIED = "unverified"  # a change was made and there is no check to run
     INTERNAL = "internal"
     ENDPOINT = "endpoint"
     LIMIT = "limit"

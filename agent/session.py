@@ -1,4 +1,4 @@
-"""One run from end to end: sandbox, model and prompt made ready side by side, the loop, the result, and resume."""
+"""One run from start to end: sandbox, model and prompt are prepared in parallel, then the loop, then the result; and resume."""
 
 from __future__ import annotations
 
@@ -72,8 +72,9 @@ MARKER_BYTES = 1 << 20
 GRACE_S = 900.0
 CLOSE_TIMEOUT_S = 5.0
 
-# What ends a run in an orderly way, and as what. An error that is not here is a defect: it is logged and raised. So is a
-# UsageError, which only opening the model comes to here (which of several it is was not said): the exit code is for what was given.
+# Errors that end a run in an orderly way, with their outcomes. Any other error is a defect: it is logged and raised. A UsageError
+# is logged and raised too, so that the exit code is the one for wrong input; here it can only come from opening the model
+# (several models are served and none was named).
 ENDS: Mapping[type[BaseException], Outcome] = {
     ScriptEnded: Outcome.LIMIT,
     ModelError: Outcome.ENDPOINT,
@@ -107,11 +108,11 @@ def fix(
     *,
     through: Through = lambda model: model,
 ) -> RunEnded:
-    """Do a run (``mode`` fix or ask) and return how it ended; the folder ``runs_dir/<run>`` keeps its log and result.
+    """Do a run (``mode`` is fix or ask) and return how it ended; the folder ``runs_dir/<run>`` keeps its log and result.
 
-    ``show`` is given every event once it is on the disk, and the deltas in between; ``say`` what was chosen where the
-    configuration left it open. ``through`` may put something between the loop and the model. Raises UsageError, ModelUnfit,
-    PolicyRefused and WorktreeError where a run could not even begin.
+    ``show`` is called with every event once it is on disk, and with the deltas in between; ``say`` with what was chosen where
+    the configuration left it open. ``through`` may wrap the model. Raises UsageError, ModelUnfit, PolicyRefused and
+    WorktreeError if the run cannot begin.
     """
     config = policy.admit(config, repository)
     run = new_run_id()
@@ -146,9 +147,9 @@ def fix(
 
 
 def resume(folder: Path, show: Show, say: Say = lambda _: None, *, through: Through = lambda model: model) -> RunEnded:
-    """Go on with the run in ``folder`` from its log, in the sandbox it left or in a restored copy.
+    """Continue the run in ``folder`` from its log, in the sandbox it left or in a restored copy.
 
-    Raises LogError when the log cannot be read or another process is working on it, UsageError when the run is done.
+    Raises LogError if the log cannot be read or another process is using it, UsageError if the run has ended for good.
     """
     with Log(folder / LOG_NAME) as log:
         state = fold(entry.event for entry in log.entries)
@@ -164,7 +165,7 @@ def resume(folder: Path, show: Show, say: Say = lambda _: None, *, through: Thro
         telemetry = open_telemetry(config, state.run, state.mode, say, resumed=True)
         model = _begin(lambda: through(_open_model(config, say)))
         session = _Session(config, log, show, snapshot, model, telemetry)
-        # Until a call was started the checks may have been cut off, and what they left behind is not the model's work.
+        # No call was made yet: the checks may have been killed halfway, and the files they left are not the model's work.
         touched = bool(state.calls) or state.pending is not None
         if not touched and config.sandbox == "docker":
             remove_containers(state.run)
@@ -179,9 +180,9 @@ def resume(folder: Path, show: Show, say: Say = lambda _: None, *, through: Thro
 
 
 def _was_landing(folder: Path) -> bool:
-    """Whether the last thing that a run without an end did was to take its change out whole: nothing of it is lost then.
+    """Whether a run without a RunEnded had already saved its complete change as its last step; then nothing of it is lost.
 
-    The times may be equal: file systems count them in steps of a few milliseconds.
+    The two times may be equal: file systems store them in steps of a few milliseconds.
     """
     patch = folder / PATCH_NAME
     return patch.exists() and patch.stat().st_mtime_ns >= (folder / LOG_NAME).stat().st_mtime_ns
@@ -193,7 +194,7 @@ def new_run_id() -> str:
 
 
 class _Session:
-    """What is open while a run goes: log, screen, sandbox, model, telemetry."""
+    """What is open during a run: log, screen, sandbox, model, telemetry."""
 
     def __init__(
         self, config: RunConfig, log: Log, show: Show, snapshot: Snapshot, model: Future[Model], telemetry: Telemetry
@@ -201,12 +202,12 @@ class _Session:
         self._config, self._log, self._show = config, log, show
         self._snapshot, self._model, self._telemetry = snapshot, model, telemetry
         self._state = State()
-        self._over = False  # the log's last word is its end
-        self._unsaved = False  # the work is in the sandbox alone: this machine could not take it
-        self._more = False  # a run that met a limit and is resumed by the person may use as much again
+        self._over = False  # the last event in the log is RunEnded
+        self._unsaved = False  # the work exists in the sandbox only: it could not be saved on this machine
+        self._more = False  # a run that reached a limit and is resumed by the user may use as much again
 
     def keep(self, event: Event) -> None:
-        """Write an event to the disk, then let it count, then show it."""
+        """Write an event to disk, then apply it to the state, then show it."""
         self._log.append(event)
         self._state = step(self._state, event)
         self._over = isinstance(event, RunEnded)
@@ -214,7 +215,7 @@ class _Session:
         self._show(event)
 
     def take_up(self, lost: bool, note: str) -> None:
-        """Say in the log and to the model that the run continues, and what it lost. Calls of a lost sandbox are answered."""
+        """Record the resume, tell the model what was lost, and answer the calls that were open in a lost sandbox."""
         state = self._state
         before = state.ended
         self._more = before is not None and before.outcome is Outcome.LIMIT
@@ -238,9 +239,9 @@ class _Session:
         self.keep(ToolFinished(call, name, ToolResult(LOST, ok=False), message))
 
     def go(self, state: State, start: Callable[[], Sandbox], begin: Callable[[], None]) -> RunEnded:
-        """Start the sandbox, ``begin``, and run the loop to its end.
+        """Start the sandbox, call ``begin``, and run the loop to its end.
 
-        Whatever ends it is in the log before this returns or raises.
+        Whatever ends the run is in the log before this returns or raises.
         """
         self._state = state
         checks = tuple(state.config["checks"])
@@ -254,7 +255,7 @@ class _Session:
             begin()
             self._loop(shop)
         except BaseException as error:
-            if not self._over:  # else the result is on the disk, and stays what it is
+            if not self._over:  # otherwise the result is on disk already and stays as it is
                 self._end(error, shop)
             if isinstance(error, UsageError) or not isinstance(error, tuple(ENDS)):
                 raise
@@ -283,12 +284,12 @@ class _Session:
         lands = self._state.mode == "fix" and config.deliver == "branch"
         for event in loop(self._state, opened, params, shop, limits):
             self.keep(event)
-            if lands:  # the model has been asked: GitPython, which the end needs, is loaded while it answers
+            if lands:  # the model is answering: load GitPython now, which is needed at the end of the run
                 _begin(lambda: identity(self._snapshot.repository))
                 lands = False
 
     def _end(self, error: BaseException, shop: Workshop) -> None:
-        """Write down what ended the run, and save the work first, as far as the sandbox still gives it."""
+        """Record the error that ended the run; first save the work, if the sandbox still works."""
         paths: tuple[str, ...] = ()
         with contextlib.suppress(SandboxError, DiffRefused, WorktreeError, OSError):
             shop.withdraw()
@@ -302,7 +303,7 @@ class _Session:
         self.keep(RunEnded(outcome, said, last_words(self._state), paths, touched_tests(paths)))
 
     def _save(self, shop: Workshop) -> None:
-        """Save the work. What this machine cannot take (its disk is full, say) stays in the container, which outlives us."""
+        """Save the work. If that fails here (the disk is full, say), the work stays in the container, which outlives this process."""
         try:
             shop.save()
         except (WorktreeError, OSError):
@@ -311,9 +312,9 @@ class _Session:
 
 
 def new_folder(folder: Path) -> int:
-    """Make a folder among the runs and hold it (sandbox/scratch.py); what killed processes left there is removed.
+    """Make a run's folder and lock it (see sandbox/scratch.py); leftovers of killed processes are removed.
 
-    It holds what is in the repository: nobody else on the machine may read it. Raises UsageError.
+    It will contain the repository's content, so no other user of the machine may read it. Raises UsageError.
     """
     sweep_unbegun(folder.parent)
     try:
@@ -326,7 +327,7 @@ def new_folder(folder: Path) -> int:
 
 
 def admit_delivery(config: RunConfig, snapshot: Snapshot) -> None:
-    """Raise UsageError where the change could not go where the person wants it: before the run, not after it."""
+    """Raise UsageError if the change cannot be delivered where the user wants it. Checked before the run, not after it."""
     if config.deliver == "apply" and not os.access(snapshot.repository, os.W_OK | os.X_OK):
         raise UsageError(f"--apply: {snapshot.repository} cannot be written; take the change as a patch: --output FILE")
     if config.deliver != "branch":
@@ -343,7 +344,7 @@ def admit_delivery(config: RunConfig, snapshot: Snapshot) -> None:
 
 
 def _started(config: RunConfig, run: str, task: str, mode: str, snapshot: Snapshot) -> RunStarted:
-    """Return the first event: the prompt is made here and never again."""
+    """Return the first event. The prompt is built here, and never again."""
     checks = () if mode == "ask" else config.checks or _found_checks(snapshot)
     conversation = Conversation(
         instructions(mode, checks, _rules(config, snapshot), from_outside=config.policy == "ci"),
@@ -356,7 +357,7 @@ def _started(config: RunConfig, run: str, task: str, mode: str, snapshot: Snapsh
 
 
 def _rules(config: RunConfig, snapshot: Snapshot) -> str:
-    """Return the repository's own instructions: the checkout's, or the trusted commit's under a policy that believes no other."""
+    """Return the repository's own instructions: from the checkout or, under the policy ``ci``, from the trusted commit."""
     if config.policy == "ci":
         commit = config.trusted_commit or snapshot.commit
         return policy.trusted_text(snapshot.repository, commit, RULES_FILE)[:RULES_BYTES]
@@ -364,14 +365,14 @@ def _rules(config: RunConfig, snapshot: Snapshot) -> str:
 
 
 def _open_model(config: RunConfig, say: Say) -> Model:
-    """Open the model in a thread of its own: what it imports is a third of the time to the first request."""
+    """Open the model (called in a thread of its own: its imports are a third of the time to the first request)."""
     from agent.model.open import open_model
 
     return open_model(config, say)
 
 
 def _tools(config: RunConfig, mode: str) -> dict[str, Tool]:
-    """Return the tools of a run; a question gets those that change nothing."""
+    """Return the tools of a run; for ``ask``, only those that do not write."""
     return {name: tool for name, tool in open_tools(config).items() if mode != "ask" or not tool.writes}
 
 
@@ -382,7 +383,7 @@ def _found_checks(snapshot: Snapshot) -> tuple[str, ...]:
 
 
 def _read(repository: Path, name: str, most_bytes: int) -> str:
-    """Return the head of a file at the top of the repository as text, "" when it is not there or not a plain file."""
+    """Return the beginning of a file in the repository's root as text, "" if it is missing or not a regular file."""
     path = repository / name
     if path.is_symlink() or not path.is_file():
         return ""
@@ -391,7 +392,7 @@ def _read(repository: Path, name: str, most_bytes: int) -> str:
 
 
 def sandbox_options(config: RunConfig, run: str, say: Say) -> SandboxOptions:
-    """Return what a configuration says of the sandbox of a run; ``say`` is told what it found where that was left open."""
+    """Return the options of a run's sandbox; ``say`` is told what was chosen where the configuration left it open."""
     limits = docker.Limits(
         config.memory_bytes,
         config.disk_bytes,
@@ -406,27 +407,27 @@ def sandbox_options(config: RunConfig, run: str, say: Say) -> SandboxOptions:
 def _check_before(
     config: RunConfig, checks: Sequence[str], sandbox: Future[Sandbox], state: State
 ) -> tuple[CheckResult, ...]:
-    """Run the checks on the untouched workspace, while the model reads the task; nothing once a call was made.
+    """Run the checks on the untouched workspace while the model answers for the first time; do nothing once a call was made.
 
-    What they leave behind (and is not ignored) is undone: it is not the model's work.
+    Files that the checks leave behind (unless git ignores them) are removed: they are not the model's work.
     """
     if not checks or state.checks_before is not None or state.calls or state.pending is not None:
         return state.checks_before or ()
     opened = sandbox.result()
     results = run_checks(checks, opened, config.check_timeout_s)
-    with contextlib.suppress(DiffRefused, OSError):  # what cannot be cleaned up is seen in the result
+    with contextlib.suppress(DiffRefused, OSError):  # what could not be removed shows up in the resulting diff
         opened.undo()
     return results
 
 
 def _begin(work: Callable[[], T]) -> Future[T]:
-    """Do work in a thread that an exiting process does not wait for: a dead endpoint must not hold up an interrupt."""
+    """Do work in a daemon thread, which an exiting process does not wait for: a dead endpoint must not delay Ctrl-C."""
     future: Future[T] = Future()
 
     def do() -> None:
         try:
             result = work()
-        except BaseException as error:  # noqa: BLE001 - it is raised where the result is asked for
+        except BaseException as error:  # noqa: BLE001 - raised again by future.result()
             future.set_exception(error)
         else:
             future.set_result(result)
@@ -436,13 +437,13 @@ def _begin(work: Callable[[], T]) -> Future[T]:
 
 
 def _close(opening: Future[Open]) -> None:
-    """Close what was opened. What is still opening is given a moment, then closed when it comes.
+    """Close what was opened. If it is still opening, wait a moment; after that it is closed as soon as it is open.
 
-    A container whose agent is gone by then ends on its own.
+    A container whose agent has exited by then ends on its own.
     """
     try:
         opening.result(CLOSE_TIMEOUT_S).close()
     except TimeoutError:
         opening.add_done_callback(lambda done: None if done.exception() else done.result().close())
     except (SandboxError, AgentError, WorktreeError):
-        return  # it never opened, and the run has ended with that
+        return  # it failed to open, and that error has ended the run

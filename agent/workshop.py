@@ -1,4 +1,4 @@
-"""The real World of a run: its sandbox, its tools, its checks, and where the result goes."""
+"""The real World of a run: its sandbox, its tools, its checks, and the delivery of its result."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OBSERVED_CHARS = 4000
 
 @dataclass(slots=True)
 class Workshop:
-    """See World. ``sandbox`` and ``before`` (the checks before any change) may still be on their way."""
+    """See World. ``sandbox`` and ``before`` (the checks before any change) are futures: both may still be starting."""
 
     config: RunConfig
     folder: Path
@@ -42,18 +42,18 @@ class Workshop:
     tools: Mapping[str, Tool]
     sandbox: Future[Sandbox]
     before: Future[tuple[CheckResult, ...]]
-    branch_suffix: str = ""  # for a resumed run that made a branch already
+    branch_suffix: str = ""  # for a resumed run that has already made a branch
     saver: Saver = field(init=False)
-    _work: tuple[bytes, Applied] | None = None  # what has changed, until the next call
-    _saved: bytes | None = None  # what the run's folder holds of it
+    _work: tuple[bytes, Applied] | None = None  # the change so far, cached until the next call
+    _saved: bytes | None = None  # the diff that the run's folder holds
     _delivered: tuple[str, str] | None = None  # branch and commit
 
     def __post_init__(self) -> None:
-        """Start the thread that saves."""
+        """Start the saver's thread."""
         self.saver = Saver(self.save)
 
     def resolve(self, call: Message) -> Action:
-        """Return what a call means; see World."""
+        """Return the action for a call; see World."""
         meant = resolve(call.recipient or "", call.text, self.tools, self.config.tools)
         if isinstance(meant, Unknown):
             said = meant.answer
@@ -75,9 +75,9 @@ class Workshop:
         return run_checks(self.checks, self.sandbox.result(), self.config.check_timeout_s)
 
     def work(self) -> tuple[bytes, Applied]:
-        """Return the change that was made, as a diff that passed every rule for what may leave, and what it touches.
+        """Return the change so far: the diff, which passed every rule for leaving the sandbox, and the same diff applied.
 
-        Looked at once after each call: what the checks leave behind is not the model's work. Raises DiffRefused.
+        Computed once after each call, before the checks run: files they leave behind are not the model's work. Raises DiffRefused.
         """
         if self._work is None:
             diff = self.sandbox.result().diff()
@@ -88,7 +88,7 @@ class Workshop:
         return self._work
 
     def verdict(self, state: State) -> tuple[Outcome, str]:
-        """Say how the work stands; see World."""
+        """Judge the work; see World."""
         try:
             paths = self.work()[1].paths
         except DiffRefused as error:
@@ -100,7 +100,7 @@ class Workshop:
         found: dict[str, str] = {}
         try:
             paths = self.work()[1].paths[:HASHED_FILES]
-        except DiffRefused:  # said when the run is to end; until then the model may still undo it
+        except DiffRefused:  # reported at the end of the run; until then the model may still undo it
             return found
         for path in paths:
             try:
@@ -110,7 +110,7 @@ class Workshop:
         return found
 
     def finish(self, state: State, outcome: Outcome, reason: str) -> RunEnded:
-        """Take the result out of the sandbox: the patch into the run's folder, and the branch if one is wanted; see World."""
+        """Take the result out of the sandbox: write the patch into the run's folder, and make the branch if one is wanted; see World."""
         claimed = last_words(state)
         if state.mode == "ask" or outcome is Outcome.REFUSED:
             return RunEnded(outcome, reason, claimed)
@@ -118,14 +118,14 @@ class Workshop:
         branch = commit = None
         if applied.changes and self.config.deliver == "branch":
             with ThreadPoolExecutor(1) as beside:
-                beside.submit(self.sandbox.result().close)  # nothing more is asked of it, and its removal takes 0.1 s
+                beside.submit(self.sandbox.result().close)  # it is not needed any more, and its removal takes 0.1 s
                 self._delivered = branch, commit = deliver(
                     self.config, self.snapshot, applied, state, claimed, reason, self.branch_suffix
                 )
         return RunEnded(outcome, reason, claimed, applied.paths, touched_tests(applied.paths), branch, commit)
 
     def withdraw(self) -> None:
-        """Take a branch back that no end in the log tells of: `agent discard` would leave it. Raises WorktreeError."""
+        """Delete a branch that no RunEnded in the log names, because `agent discard` could not find it. Raises WorktreeError."""
         if self._delivered is not None:
             Worktree(self.snapshot).discard(*self._delivered)
 
@@ -140,11 +140,11 @@ class Workshop:
         return applied
 
     def now_s(self) -> float:
-        """Return a time that only goes forward; see World."""
+        """Return a monotonic time; see World."""
         return time.monotonic()
 
     def save(self) -> None:
-        """Save the work in the run's folder, so that it can continue if the sandbox is lost. What is saved is not written again."""
+        """Save the diff in the run's folder, so that the run can continue if the sandbox is lost. An unchanged diff is not written again."""
         known = self._work
         diff = self.sandbox.result().diff() if known is None else known[0]
         if diff != self._saved:
@@ -157,7 +157,7 @@ def deliver(
 ) -> tuple[str, str]:
     """Commit a change on the branch that the configuration asks for; return the branch and the commit.
 
-    Raises WorktreeError, which says where the change is all the same.
+    Raises WorktreeError, whose message says how to get the change anyway.
     """
     branch = (config.branch or branch_name(state.task, state.run)) + suffix
     folder = config.worktree.with_name(config.worktree.name + suffix) if config.worktree else None
@@ -171,16 +171,16 @@ def deliver(
 
 
 def last_words(state: State) -> str:
-    """Return the model's final message, "" when the last thing said is something else."""
+    """Return the model's final message, "" if the last message is not one."""
     last = state.conversation.last
     return last.text if last is not None and last.is_final else ""
 
 
 def commit_message(task: str, claimed: str, observed: str) -> str:
-    """Return the commit's message: what was asked, what the model says of it, and what was observed.
+    """Return the commit message: the task, what the model claims, and what was observed.
 
-    Whoever reads the log may read it on a terminal, and git takes no NUL. What was observed stays one paragraph, the last:
-    a test's name cannot add a line that git or a service obeys.
+    The text is cleaned because a terminal may show it and git accepts no NUL. What was observed is kept in one paragraph, the
+    last, so that a test's name cannot add a trailer that git or a hosting service obeys.
     """
     lines = [line.strip() for line in clean(task).split("\n") if line.strip()]
     subject = lines[0] if lines else "Change by gpt-oss-agent"

@@ -1,4 +1,4 @@
-"""The seam between the loop and everything around it, and the limits of a run."""
+"""The interface between the loop and everything around it, and the limits of a run."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from agent.events import CheckResult, Outcome, RunEnded, State, ToolResult
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Where a run ends at the latest. ``deadline_s`` is a time of the run's own clock; None is no limit.
+    """Limits of a run; None means no limit. ``deadline_s`` is a time of the clock ``World.now_s``.
 
-    ``window_tokens`` is what a prompt and its answer may be together; ``answer_tokens`` what one answer may be.
+    ``window_tokens`` bounds a prompt and its answer together; ``answer_tokens`` bounds one answer.
     """
 
     turns: int = 200
@@ -26,9 +26,9 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """A call, resolved: our name of the tool, what runs it, and the kinds of what had to be repaired to understand it.
+    """A resolved call: our name of the tool, the function that runs it, and the kinds of repair that were needed to understand it.
 
-    ``run`` raises SandboxError only.
+    ``run`` raises only SandboxError.
     """
 
     tool: str
@@ -37,29 +37,29 @@ class Action:
 
 
 class World(Protocol):
-    """What the loop needs of everything around it. The session is the one that is real."""
+    """Everything the loop needs from the outside. The real one is agent/workshop.py."""
 
     def resolve(self, call: Message) -> Action:
-        """Return what a call means. An unknown tool is an action whose result says which ones there are."""
+        """Return the action for a call. For an unknown tool, it is an action whose result lists the tools there are."""
         ...
 
     def check(self, when: str) -> tuple[CheckResult, ...]:
-        """Run the checks (``before`` or ``after``) and return what they did."""
+        """Run the checks (``when`` is ``before`` or ``after``) and return their results."""
         ...
 
     def verdict(self, state: State) -> tuple[Outcome, str]:
-        """Say how the work stands by what was observed: the outcome and its reason.
+        """Judge the work by what was observed: return the outcome and its reason.
 
-        NO_CHANGE and REFUSED need no Checked{after}; without it, all else is UNVERIFIED.
+        NO_CHANGE and REFUSED need no Checked{after}; without one, everything else is UNVERIFIED.
         """
         ...
 
     def digests(self) -> dict[str, str]:
-        """Return the changed files of the workspace, each with a short hash of its content ("" where it is gone)."""
+        """Return the changed files of the workspace, each with a short hash of its content ("" if it was deleted)."""
         ...
 
     def finish(self, state: State, outcome: Outcome, reason: str) -> RunEnded:
-        """Take the result out of the sandbox and say how the run ended."""
+        """Take the result out of the sandbox and return how the run ended."""
         ...
 
     def now_s(self) -> float:

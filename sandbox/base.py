@@ -1,4 +1,4 @@
-"""The seam to the place where the work happens."""
+"""The interface of a sandbox, where all work of a run happens."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class ExecResult:
-    """What a command did. A failing command is a value, not an error.
+    """The result of a command. A failing command is a value, not an error.
 
-    ``exit_code`` is None when the command ran out of time and was killed; a death by signal N is 128 + N.
-    ``output`` is standard output and standard error as they came, head and tail kept; ``truncated_bytes`` were left out
-    of the middle, where a line of its own states the cut.
+    ``exit_code`` is None if the command timed out and was killed; death by signal N is 128 + N.
+    ``output`` is standard output and standard error, interleaved as they arrived. Of a long output the head and the tail are
+    kept: ``truncated_bytes`` were left out of the middle, and a line there says so.
     """
 
     exit_code: int | None
@@ -25,14 +25,14 @@ class ExecResult:
 class Sandbox(Protocol):
     """A private copy of a repository, and commands that run in it.
 
-    Paths are relative to the workspace (or absolute inside the sandbox). Every verb raises SandboxError only when the
-    sandbox itself is broken; ``read`` of a path that is not there raises FileNotFoundError, of a folder
-    IsADirectoryError, as the builtin open would.
+    Paths are relative to the workspace (or absolute inside the sandbox). Every method raises SandboxError only if the
+    sandbox itself is broken; ``read`` raises FileNotFoundError for a missing path and IsADirectoryError for a folder, as
+    the builtin open would.
     """
 
     @property
     def workspace(self) -> str:
-        """Where the copy lives, seen from inside (``/workspace``)."""
+        """The path of the copy inside the sandbox (``/workspace``)."""
         ...
 
     def exec(
@@ -46,8 +46,8 @@ class Sandbox(Protocol):
     ) -> ExecResult:
         """Run a command in a process group of its own; at the timeout the whole group is killed.
 
-        A program that is not there is exit code 127, one that may not be executed 126. ``cwd`` is the workspace by
-        default; ``env`` adds to the sandbox's own small environment.
+        The exit code is 127 for a program that does not exist and 126 for one that may not be executed. ``cwd`` is the
+        workspace by default; ``env`` is added to the sandbox's own small environment.
         """
         ...
 
@@ -56,7 +56,7 @@ class Sandbox(Protocol):
         ...
 
     def write(self, path: str, data: bytes, executable: bool | None = None) -> None:
-        """Write a file whole (parents made, bits kept unless ``executable`` says otherwise)."""
+        """Write a whole file. Missing parent folders are created; mode bits are kept unless ``executable`` says otherwise."""
         ...
 
     def remove(self, path: str) -> None:
@@ -64,13 +64,13 @@ class Sandbox(Protocol):
         ...
 
     def diff(self) -> bytes:
-        """One unified diff (binary, modes, renames) from the copied state to now: untracked files in, ignored ones out."""
+        """Return one unified diff from the copied state to now, with binary files, modes and renames; untracked files are in it, ignored ones not."""
         ...
 
     def undo(self) -> None:
-        """Restore the workspace to the copied state, so that ``diff`` is empty; ignored files stay."""
+        """Restore the copied state of the workspace, so that ``diff`` is empty; ignored files stay."""
         ...
 
     def close(self, keep: bool = False) -> None:
-        """Remove the sandbox; with ``keep``, leave a container alone for a while, for ``attach``. May be called twice."""
+        """Remove the sandbox; with ``keep``, leave a container running for a while, for ``attach``. May be called twice."""
         ...

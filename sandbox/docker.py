@@ -1,4 +1,4 @@
-"""One container a run: no network unless asked, nothing of the host writable, no privilege, and limits on everything."""
+"""One container per run: no network unless asked for, nothing of the host writable, no privileges, and limits on every resource."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 WORKSPACE = "/workspace"
 HOME = "/tmp/home"  # noqa: S108 — a path inside the container, on a tmpfs of its own
-DATA = "/mnt/data"  # where gpt-oss was trained to keep files that are no part of the work
+DATA = "/mnt/data"  # where gpt-oss was trained to keep files that are not part of the repository
 LABEL = "gpt-oss-agent.run"
 START_TIMEOUT_S = 60.0
 LAST_WORDS_BYTES = 4096
@@ -33,15 +33,15 @@ VOLUME_BYTES = 10 << 30
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a container may use. ``memory_bytes`` is the whole of it: /tmp and /mnt/data are memory too, and the workspace where it fits.
+    """What a container may use. ``memory_bytes`` covers all memory: /tmp, /mnt/data and, if it fits, the workspace are in memory too.
 
-    On a tmpfs the limit holds on every storage driver, and writes are as fast as they get. A repository that would fill
-    more than half of it, or ``disk_bytes`` that memory cannot hold, get a volume of the engine instead.
+    A tmpfs enforces its size limit with every storage driver, and is fast. If the repository would fill more than half of it,
+    or ``disk_bytes`` exceeds what memory can hold, the workspace is a Docker volume instead.
     """
 
     memory_bytes: int = 4 << 30
     disk_bytes: int | None = (
-        None  # of the workspace; by default half the memory, or of a volume what its repository needs
+        None  # of the workspace; by default half the memory, or for a volume what the repository needs
     )
     pids: int = 512
     cpus: float | None = None  # all of them by default
@@ -49,7 +49,7 @@ class Limits:
     grace_s: float = 900.0  # how long the container outlives its agent
 
     def on_volume(self, needed_bytes: int) -> bool:
-        """Whether a repository of this size wants a volume."""
+        """Whether a repository of this size needs a volume."""
         in_memory_bytes = self.disk_bytes or self.memory_bytes // 2
         fits = in_memory_bytes + 2 * self.temporary_bytes < self.memory_bytes
         return not fits or needed_bytes > in_memory_bytes // 2
@@ -68,18 +68,18 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What container is wanted."""
+    """The container to start."""
 
     run: str
     image: str | None
     limits: Limits
     env: Mapping[str, str]
-    needed_bytes: int  # about what the repository takes
+    needed_bytes: int  # approximate size of the repository
     say: Callable[[str], None]
 
 
 def engine(timeout_s: float = 60.0) -> DockerClient:
-    """Return a client of the engine that answers here. Raises EngineUnavailable with what to install or start."""
+    """Return a client of the local Docker engine. Raises EngineUnavailable, which says what to install or start."""
     import docker
     from docker.errors import DockerException
 
@@ -122,7 +122,7 @@ def start(snapshot: Snapshot, order: Order) -> tuple[Client, list[str]]:
         base = images.choose(client, order.image, snapshot.repository, WORKSPACE)
         try:
             container = _create(client, base, order)
-        except ImageNotFound:  # `agent sandbox clean` removed it in between: no container used it yet
+        except ImageNotFound:  # `agent sandbox clean` has just removed it, because no container used it yet
             base = images.choose(client, order.image, snapshot.repository, WORKSPACE)
             container = _create(client, base, order)
     except APIError as error:
@@ -140,9 +140,9 @@ def start(snapshot: Snapshot, order: Order) -> tuple[Client, list[str]]:
 
 
 def attach(snapshot: Snapshot, run: str, grace_s: float) -> Client | None:
-    """Return the sandbox of a run whose agent died, as it is; None when it is gone.
+    """Return the sandbox of a run whose agent died, in its current state; None if it is gone.
 
-    What that agent was running is killed; what had been left in the background lives on. Raises EngineUnavailable.
+    The command that was running is killed; background processes live on. Raises EngineUnavailable.
     """
     client = engine()
     for found in client.api.containers(filters={"label": f"{LABEL}={run}"}):
@@ -150,7 +150,7 @@ def attach(snapshot: Snapshot, run: str, grace_s: float) -> Client | None:
             taken, whole = _connect(client, str(found["Id"]), snapshot, grace_s, begin=False)
             if whole:
                 return taken
-            taken.link.close()  # its agent died before all was copied in
+            taken.link.close()  # its agent died before the repository was copied in completely
         remove(client, str(found["Id"]))
     client.close()
     return None
@@ -163,22 +163,22 @@ def orphans(client: DockerClient) -> list[tuple[str, str]]:
 
 
 def remove(client: DockerClient, container: str) -> None:
-    """Remove a container of ours, whatever it does. One that is gone already is no error."""
+    """Remove a container of ours, even if it is running. It is no error if it is gone already."""
     from docker.errors import APIError
 
     try:
         client.api.remove_container(container, force=True, v=True)
     except APIError as error:
-        if error.status_code not in (404, 409):  # gone, or going: it removes itself when its helper ends
+        if error.status_code not in (404, 409):  # gone, or being removed: it removes itself when its helper ends
             raise SandboxError(
                 f"the container {container} could not be removed: {error.explanation or error}"
             ) from error
-    except OSError as error:  # of the connection: the engine was stopped, say
+    except OSError as error:  # the connection failed: the engine was stopped, say
         raise SandboxError(f"the container {container} could not be removed: {error}") from error
 
 
 def _create(client: DockerClient, base: images.Base, order: Order) -> str:
-    """Make the container; return its id. A volume is bounded where its driver can do that, and else it is said."""
+    """Create the container; return its id. A volume gets a size limit if its driver supports one; otherwise the user is told."""
     from docker.errors import APIError
 
     def create(bounded: bool) -> str:
@@ -210,7 +210,7 @@ def _create(client: DockerClient, base: images.Base, order: Order) -> str:
 
 
 def _give(client: DockerClient, container: str, base: images.Base) -> None:
-    """Make a container's new volume its user's, which nothing inside may do: another container does, and runs nothing else."""
+    """Give a container's new volume to its user. Nothing inside may do that, so another container does, and runs nothing else."""
     giver = client.containers.create(
         base.image,
         ["-I", "-S", "-c", f"import os; os.chown({WORKSPACE!r}, {base.user}, {base.user})"],
@@ -251,7 +251,7 @@ def _connect(
         wire = AttachWire(client.api.attach_socket(container, params=streams))
     except APIError as error:
         why = error.explanation or error
-        if error.status_code not in (404, 409):  # the engine's own trouble: the container may hold a run's work
+        if error.status_code not in (404, 409):  # the engine's own fault: the container may still hold a run's work
             raise SandboxError(f"the container cannot be reached: {why}; try again") from error
         raise SandboxLost(f"the container ended before it could be reached: {why}") from error
     try:
@@ -301,7 +301,7 @@ def _config(client: DockerClient, base: images.Base, order: Order, bounded: bool
     mounts = [
         Mount(inside, source, type="bind", read_only=True, propagation="rprivate") for source, inside in base.mounts
     ]
-    for mount in mounts:  # what is mounted below a folder would not become read-only with it
+    for mount in mounts:  # a mount below the folder would not become read-only with it
         mount["BindOptions"]["NonRecursive"] = True
     tmpfs = dict.fromkeys(("/tmp", DATA), f"size={limits.temporary_bytes},nr_inodes={MAX_INODES},mode=1777,{owner}")  # noqa: S108
     tmpfs |= {str(Path(link).parent): f"size=64k,nr_inodes=64,mode=0755,{owner}" for link in base.links}
@@ -310,7 +310,7 @@ def _config(client: DockerClient, base: images.Base, order: Order, bounded: bool
         driver = DriverConfig("local", {"size": str(size_bytes)}) if bounded else None
         mounts.append(
             Mount(WORKSPACE, None, type="volume", driver_config=driver)
-        )  # nameless: it goes with the container
+        )  # anonymous: removed with the container
         ulimits = [Ulimit(name="fsize", soft=size_bytes, hard=size_bytes)]
     else:
         tmpfs[WORKSPACE] = f"size={size_bytes},nr_inodes={MAX_INODES},mode=0755,{owner}"
@@ -350,7 +350,7 @@ def _config(client: DockerClient, base: images.Base, order: Order, bounded: bool
 class AttachWire:
     """The container's standard streams over the engine's attach connection (local, remote, TLS alike)."""
 
-    def __init__(self, attached: Any) -> None:  # noqa: ANN401 — a socket, or one in a wrapper, by the kind of the engine's address
+    def __init__(self, attached: Any) -> None:  # noqa: ANN401 — a socket or a wrapper of one, depending on the engine's address
         self._owner = attached
         self._socket = getattr(attached, "_sock", attached)
         self._buffer = bytearray()
@@ -374,7 +374,7 @@ class AttachWire:
         return b"".join(self._split()) or None
 
     def _split(self) -> Iterator[bytes]:
-        """Take the engine's frames apart: stream (1), padding (3), length (4), then so many bytes."""
+        """Split the engine's frames: stream (1 byte), padding (3), length (4, big-endian), then so many bytes."""
         while len(self._buffer) >= 8:
             end = 8 + int.from_bytes(self._buffer[4:8], "big")
             if len(self._buffer) < end:
@@ -391,7 +391,7 @@ class AttachWire:
         self._socket.sendall(data)
 
     def close(self) -> None:
-        """Hang up; see Wire."""
+        """Disconnect; see Wire."""
         self._closing.set()
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)

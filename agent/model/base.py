@@ -1,4 +1,4 @@
-"""The seam to a model, and the seam below it to a source of tokens."""
+"""The interface to a model, and the one below it to a source of tokens."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ ModelEvent = Delta | Retried | Repaired | MessageAdded | Sampled
 
 
 class Guide(Protocol):
-    """Which tokens of one answer may come next (runtime/request.py says what is asked when)."""
+    """Restricts which token may come next, for one answer (``Mask`` in runtime/request.py says when each method is called)."""
 
     def take(self, token: int) -> None:
         """Note the next sampled token."""
         ...
 
     def is_free(self, coming: Sequence[int | None]) -> bool:
-        """Whether any token may come next, and after each further one of ``coming``; None is one that is not known yet."""
+        """Whether any token is allowed next, and after each token of ``coming``; None stands for a token not known yet."""
         ...
 
     def allowed(self, draft: Sequence[int]) -> Sequence[bytes | None]:
-        """Return what may come next, and after each token of ``draft``: a bit for each token of the vocabulary, None: any."""
+        """Return the tokens allowed next, and after each token of ``draft``: a bit for each token of the vocabulary; None: any."""
         ...
 
 
@@ -34,11 +34,11 @@ class Guide(Protocol):
 class SamplingParams:
     """How to sample. Temperature and top_p are always sent explicitly: servers ship other defaults.
 
-    ``max_tokens`` bounds one answer (None: what is left of the window). ``seed`` None leaves the choice to the source.
-    ``opening`` are the ids that the answer must begin with, after ``<|start|>assistant``: only a model over a TokenSource
-    can do that. ``timeout_s`` is the time that the run has left for the answer: a server that is silent, or only keeps
-    its connection alive, does not hold it up for longer. ``cancel`` ends the answer from another thread, with Cancelled.
-    ``guide`` says which tokens may come next, for this one answer: only the runtime in this process takes one.
+    ``max_tokens`` bounds one answer (None: the rest of the window). ``seed`` None leaves the choice to the source.
+    ``opening`` are ids that the answer must begin with, after ``<|start|>assistant``: only a model over a TokenSource
+    supports that. ``timeout_s`` is the time that the run has left for the answer: a server that is silent, or only keeps
+    its connection alive, cannot delay it longer. ``cancel`` ends the answer from another thread, with Cancelled.
+    ``guide`` restricts the tokens of this one answer: only the runtime in this process supports one.
     """
 
     temperature: float = 1.0
@@ -56,7 +56,7 @@ class Chunk:
     """Newly sampled ids. ``finish`` is None until the last chunk, then stop, length or cancelled.
 
     The stop token that ended the answer is part of ``ids``. ``prompt_tokens`` and ``cached_tokens`` are set on the last
-    chunk where the source knows them.
+    chunk if the source knows them.
     """
 
     ids: tuple[int, ...]
@@ -86,7 +86,7 @@ class TokenSource(Protocol):
     def generate(self, prompt: Sequence[int], params: SamplingParams, stop: Sequence[int]) -> Iterator[Chunk | Retried]:
         """Continue ``prompt`` until one of ``stop`` was sampled or ``max_tokens`` are reached.
 
-        Closing the iterator stops the work. A Retried voids everything before it.
+        Closing the iterator stops the work. A Retried invalidates every chunk before it.
         Raises ModelError and nothing else.
         """
         ...
@@ -115,9 +115,9 @@ class Model(Protocol):
         ...
 
     def sample(self, conversation: Conversation, params: SamplingParams) -> Iterator[ModelEvent]:
-        """Answer: Delta as text arrives, then MessageAdded for each whole message, and at the end one Sampled.
+        """Answer: Delta as text arrives, then MessageAdded for each complete message, and at the end one Sampled.
 
-        Messages are yielded only once the whole answer has arrived, so a Retried never voids a MessageAdded.
+        Messages are yielded only once the whole answer has arrived, so a Retried never invalidates a MessageAdded.
         Closing the iterator stops the work. Raises ModelError and nothing else.
         """
         ...

@@ -1,7 +1,7 @@
 """A model over raw tokens: render, sample, parse as it streams, repair what can be repaired.
 
-One class serves every source of tokens (a completions server, the runtime in this process), because everything harmony
-is done on this side of the seam.
+One class serves every source of tokens (a completions server, the runtime in this process), because all work with the
+harmony format is done here, above the TokenSource interface.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from agent.harmony.tokens import OPENING, STOPS
 from agent.model.base import ModelEvent, SamplingParams, TokenSource
 from agent.model.capabilities import Capabilities
 
-MIN_ANSWER_TOKENS = 256  # less room than this is a window that is full …
-MIN_ANSWER_SHARE = 8  # … and so is less than one in 8 of its tokens, if as many are wanted
-THINKING_SHARE = 0.75  # of an answer's tokens; the rest is kept for acting
-CHECK_TOKENS = 256  # how often the stream is looked at for a loop
+MIN_ANSWER_TOKENS = 256  # with less room than this the window counts as full …
+MIN_ANSWER_SHARE = 8  # … and with less than 1/8 of the window, if the answer may be that long
+THINKING_SHARE = 0.75  # of an answer's tokens; the rest is reserved for a call or an answer
+CHECK_TOKENS = 256  # the stream is checked for a loop every so many tokens
 
 
 @dataclass(slots=True)
 class _Tally:
-    """What one answer cost, over all its samples."""
+    """Counters of one answer, over all its samples."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -40,7 +40,7 @@ class _Tally:
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """What one sample is asked for with; ``prompt`` ends in ``opening``."""
+    """The request for one sample; ``prompt`` ends in ``opening``."""
 
     prompt: list[int]
     opening: tuple[int, ...]
@@ -60,7 +60,7 @@ class _Heard:
 
 @dataclass(slots=True)
 class _Ear:
-    """Listens to one sample: a parser, the ids so far, and where they begin."""
+    """Parses one sample as it streams: a parser, the ids so far, and the opening before them."""
 
     codec: Codec
     names: frozenset[str]
@@ -77,7 +77,7 @@ class _Ear:
         return self.parser.feed(ids)
 
     def trouble(self, thinking_tokens: int | None) -> Kind | None:
-        """Why the stream should be cut here: it loops, or it thinks for too long."""
+        """Return why the stream should be cut here (it loops, or reasons for too long), or None."""
         if len(self.ids) - self.checked < CHECK_TOKENS:
             return None
         self.checked = len(self.ids)
@@ -102,9 +102,9 @@ class _Ear:
 
 
 class RawModel:
-    """The model over a TokenSource. See agent/harmony/ladder.py for what happens to a malformed answer.
+    """A model over a TokenSource. agent/harmony/ladder.py says what happens to a malformed answer.
 
-    ``guides`` hold its calls to their grammar, where the source can be told which tokens may come.
+    ``guides`` restrict its calls to their grammar, if the source supports masks.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class RawModel:
 
     @property
     def codec(self) -> Codec:
-        """What renders for this model; for those who sample without a conversation."""
+        """The codec of this model, for callers that sample without a conversation."""
         return self._codec
 
     @property
@@ -138,16 +138,16 @@ class RawModel:
 
     @property
     def context_tokens(self) -> int | None:
-        """The source's window in tokens, where it is known."""
+        """The source's window in tokens, if it is known."""
         return self._source.context_tokens
 
     @property
     def capabilities(self) -> Capabilities:
-        """The source's."""
+        """The source's capabilities."""
         return self._source.capabilities
 
     def sample(self, conversation: Conversation, params: SamplingParams) -> Iterator[ModelEvent]:
-        """Answer; the repairs given are those of what is kept, and one for each answer that was dropped.
+        """Answer; see Model. Repaired is yielded for each repair of the answer that is kept, and for each answer that is dropped.
 
         Raises ContextOverflow when the window leaves no room for an answer, and what the source raises.
         """
@@ -198,7 +198,7 @@ class RawModel:
         self._source.close()
 
     def _listen(self, request: _Request, tally: _Tally, began: float) -> Generator[ModelEvent, None, _Heard]:
-        """Take one sample from the source, up to its end or to where it is of no more use."""
+        """Take one sample from the source, to its end or to where it is cut."""
         ear = _Ear(self._codec, request.names, request.opening)
         finish, cut = "stop", None
         most = request.params.max_tokens
@@ -212,7 +212,7 @@ class RawModel:
                     yield chunk
                     continue
                 if chunk.ids and ear.parser.done:
-                    break  # a server that does not know our stop ids
+                    break  # the server ignores our stop ids
                 if chunk.ids and not tally.completion_tokens:
                     tally.first_token_s = self._clock() - began
                 tally.completion_tokens += len(chunk.ids)
@@ -228,7 +228,7 @@ class RawModel:
         return _Heard(ear.parsed(finish, cut), finish, len(ear.ids), cut)
 
     def _budget(self, prompt_tokens: int, max_tokens: int | None, kept: tuple[Message, ...]) -> int | None:
-        """How many tokens may be sampled now: what is left of the answer's bound and of the window."""
+        """Return how many tokens may be sampled now: what remains of the answer's limit and of the window."""
         left = []
         if self.context_tokens is not None:
             left.append(self.context_tokens - prompt_tokens)
@@ -246,7 +246,7 @@ class RawModel:
 
 
 def _nth(params: SamplingParams, budget: int | None, attempt: int, spent_s: float) -> SamplingParams:
-    """The params of one sample: a seed gives the same answer again, so each attempt has its own; the time is one for all."""
+    """Return the params of one attempt. Each has a seed of its own (the same one would give the same answer); all share one timeout."""
     seed = None if params.seed is None else params.seed + attempt
     left_s = None if params.timeout_s is None else max(params.timeout_s - spent_s, 0.0)
     return replace(params, max_tokens=budget, seed=seed, timeout_s=left_s)

@@ -1,4 +1,4 @@
-"""The seam to a tool."""
+"""The interface of a tool."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from sandbox.base import Sandbox
 
 
 class Tool(Protocol):
-    """Something the model can ask for.
+    """Something the model can call.
 
-    ``name`` is ours (shell, python, apply_patch, plan, open_file, …). How a tool is *declared* (trained or generic
-    names) and which spellings of names and arguments reach it is the business of agent/tools/names.py.
+    ``name`` is ours (shell, python, apply_patch, plan, open_file, …). agent/tools/open.py decides how a tool is *declared*
+    (trained or generic names), agent/tools/names.py which spellings of names and arguments reach it.
     """
 
     @property
     def name(self) -> str:
-        """Our name of the tool."""
+        """Our name for the tool."""
         ...
 
     @property
@@ -32,8 +32,8 @@ class Tool(Protocol):
         ...
 
     def run(self, text: str, sandbox: Sandbox) -> ToolResult:
-        """Run a call whose body is ``text``. What the model did wrong is a result with ok = False.
+        """Run a call whose body is ``text``. A mistake of the model gives a result with ok = False.
 
-        Raises SandboxError only when the sandbox itself is broken, and nothing else.
+        Raises SandboxError if the sandbox itself is broken, and nothing else.
         """
         ...
