@@ -23,7 +23,7 @@ from runtime.scheduler import Limits, Scheduler
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What the engine may use. ``cache_bytes`` None: nine tenths of what is free on the device after the weights."""
+    """What the engine may use. ``cache_bytes`` None: 90 % of the device memory that is free once the weights are loaded."""
 
     page_tokens: int = 64
     cache_bytes: int | None = None
@@ -34,7 +34,7 @@ class EngineOptions:
 def make_caches(
     layers: int, pages: int, shapes: Shapes, page_tokens: int, dtype: torch.dtype, device: torch.device
 ) -> list[LayerCache]:
-    """Return an empty cache for each layer: keys and values [pages, page, Nk, D]."""
+    """Return an empty cache per layer: keys and values [pages, page, Nk, D]."""
     shape = (pages, page_tokens, shapes.kv_heads, shapes.head_dim)
     return [
         LayerCache(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
@@ -50,12 +50,12 @@ def _pages_that_fit(options: EngineOptions, each_bytes: int, device: torch.devic
         budget = min(int(free * 0.9), free - workspace_bytes)
     else:
         budget = 2 << 30
-    # More than every sequence at its full window would only keep prefixes that nobody may ask for again.
+    # Beyond every sequence at its full window, pages would only keep prefixes that may never be used again.
     most = options.limits.sequences * -(-options.limits.context_tokens // options.page_tokens) + 1
     pages = min(budget // each_bytes, most)
     if pages < 2:
         raise DoesNotFit(
-            f"the cache may use {max(budget, 0) / 2**20:.0f} MiB and needs {2 * each_bytes / 2**20:.0f} MiB at the very least: "
+            f"the cache may use {max(budget, 0) / 2**20:.0f} MiB and needs at least {2 * each_bytes / 2**20:.0f} MiB: "
             "free memory on the device, give the cache more, or use a smaller model"
         )
     return int(pages)
@@ -64,9 +64,9 @@ def _pages_that_fit(options: EngineOptions, each_bytes: int, device: torch.devic
 class Engine:
     """Continuous batching over one model on one device. Not thread-safe: one thread owns it (runtime/worker.py).
 
-    ``new_cache(pages)`` gives one cache a layer; ``page_bytes`` is what one page takes over all layers. ``workspace_bytes``
-    stay free beside a cache whose size was left to the engine. ``sample`` picks tokens; ``record`` makes the graphs (None: there
-    are none).
+    ``new_cache(pages)`` returns one cache per layer; ``page_bytes`` is the size of one page over all layers. ``workspace_bytes``
+    stay free if the engine chooses the size of the cache. ``sample`` picks tokens; ``record`` records CUDA graphs (None: no
+    graphs).
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Engine:
             record=record,
         )
         self._launched: Launched | None = None
-        self._measured = False  # what guesses cost
+        self._measured = False  # whether the costs of speculation were measured
 
     @property
     def idle(self) -> bool:
@@ -105,8 +105,8 @@ class Engine:
         return self.scheduler.idle
 
     def add(self, request: Request) -> None:
-        """Queue a request; one without a seed gets one. Raises RequestRefused for one that could never run."""
-        # An id beyond the table would be an error on the CPU, but on a GPU the end of the process's CUDA context.
+        """Queue a request; without a seed, it gets a random one. Raises RequestRefused for a request that could never run."""
+        # On the CPU an id beyond the embedding table raises an error; on a GPU it destroys the CUDA context of the process.
         wrong = next((token for token in request.prompt if not 0 <= token < self.vocabulary), None)
         if wrong is not None:
             raise RequestRefused(
@@ -118,16 +118,16 @@ class Engine:
         self.scheduler.add(request)
 
     def abort(self, request_id: str) -> TokenOut | None:
-        """Drop a request; None when there is no such request (any more)."""
+        """Drop a request; return its last output, or None if there is no such request (any more)."""
         out = self.scheduler.abort(request_id)
         self._forget_void()
         return out
 
     def prepare(self) -> bool:
-        """Record one more graph that later steps are likely to want, in a tenth of a second; False when none is left.
+        """Record one more graph that later steps are likely to use (about 0.1 s); return False when none is left.
 
-        Only while the engine is idle, for whoever has nothing else to do: without it a prompt's kernels are launched one by
-        one, and what a guess costs is not known of this device and model.
+        To be called while the engine is idle. Optional: without it, the kernels of a prompt are launched one by one, and the
+        costs of speculation are not measured on this device and model.
         """
         if self.runner.prepare():
             return True
@@ -138,13 +138,13 @@ class Engine:
         return False
 
     def step(self) -> Sequence[TokenOut]:
-        """Plan, run, record. Returns the tokens of a step: one for each request that samples, more where a guess was right.
+        """Plan, run, record. Return the tokens of a step: one for each request that samples, more if a guess was right.
 
-        Where the next step can be planned before this one's tokens are known, it is launched first, so that the device
-        does not wait for the host. A sequence that turns out to have ended makes its share of that step void. A mask may
-        need to know the token before: it is asked, and its step sampled, while the device computes that step.
+        If the next step can be planned before the tokens of this one are known, it is launched first, so that the device
+        does not wait for the host. If a sequence turns out to have ended, its part of that step is discarded. A mask that
+        depends on the previous token is computed while the device runs the forward pass; the step is sampled after that.
         """
-        launched, self._launched = self._launched, None  # after a fault on the way everything is planned again
+        launched, self._launched = self._launched, None  # if this step raises, everything is planned again
         if launched is None:
             works = self.scheduler.plan()
             if not works:
@@ -159,7 +159,7 @@ class Engine:
         return outs
 
     def _forget_void(self) -> None:
-        """Drop the step under way where all who were in it have ended: nobody will sample it."""
+        """Drop the launched step if all its sequences have ended: nobody needs its tokens."""
         if self.scheduler.idle:
             self._launched = None
 
@@ -182,7 +182,7 @@ def open_engine(model: Transformer, options: EngineOptions) -> Engine:
         record=CudaRecorder(model.device) if _may_record(model, options) else None,
         options=replace(
             options,
-            # Nor beyond the table of rotations: a GPU would read what lies behind it.
+            # The context must not exceed the RoPE table: a GPU kernel would read past its end.
             limits=replace(
                 options.limits,
                 context_tokens=min(options.limits.context_tokens, config.context_tokens, len(model.rope)),

@@ -1,4 +1,4 @@
-"""Work that is recorded once and then run again as a whole, because a step is hundreds of launches otherwise."""
+"""CUDA graphs: a step's work is recorded once and replayed as a whole, instead of hundreds of launches."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ import torch
 
 
 class Graph(Protocol):
-    """Recorded work over fixed tensors: what it reads is changed in place before ``replay``.
+    """Recorded work over fixed tensors: its inputs are changed in place before ``replay``.
 
-    ``output`` holds the result until any graph of the same recorder is replayed or recorded: they share their memory.
+    ``output`` is valid until any graph of the same recorder is replayed or recorded, because they share memory.
     """
 
     @property
     def output(self) -> torch.Tensor:
-        """The tensor that the work returned, rewritten by each replay."""
+        """The tensor that the work returned, overwritten by each replay."""
 
     def replay(self) -> None:
-        """Run the work on what its tensors hold now."""
+        """Run the work on the current content of its tensors."""
 
 
 class Record(Protocol):
-    """Runs work that reads nothing back to the host, and records it. One at a time, on one stream."""
+    """Records work as graphs. The work must read nothing back to the host; one recording at a time, on one stream."""
 
     def __call__(self, work: Callable[[], torch.Tensor]) -> Graph:
         """Return ``work`` as a graph."""
 
     def has_room(self) -> bool:
-        """Whether the device has memory for graphs that nobody waits for."""
+        """Whether the device has memory to spare for optional graphs."""
 
 
-ROOM_BYTES = 384 << 20  # what a step may still need beside what it has needed so far
+ROOM_BYTES = 384 << 20  # memory that later steps may still need, kept free
 
 
 class _CudaGraph:
@@ -49,9 +49,9 @@ class _CudaGraph:
 
 
 class CudaRecorder:
-    """Records CUDA graphs on one device. They run one at a time in one stream's order, so all take one memory pool.
+    """Records CUDA graphs on one device. They run one at a time on one stream, so all share one memory pool.
 
-    What a graph holds on to beside the pool is its output, so that is kept small (tokens rather than logits) where it can be.
+    Beside the pool each graph keeps its output, which should therefore be small: tokens rather than logits, where possible.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -59,7 +59,7 @@ class CudaRecorder:
         self._pool: Any = None  # torch's handle of the pool that the graphs share
 
     def __call__(self, work: Callable[[], torch.Tensor]) -> Graph:
-        """Record ``work`` after running it twice, to compile and to allocate outside of the recording."""
+        """Run ``work`` twice, so that compilation and allocation happen before the recording; then record it."""
         current = torch.cuda.current_stream(self._device)
         side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         side.wait_stream(current)
@@ -74,5 +74,5 @@ class CudaRecorder:
         return _CudaGraph(graph, output)
 
     def has_room(self) -> bool:
-        """Whether enough memory is free to do without a graph's."""
+        """Whether enough memory is free for one more graph."""
         return torch.cuda.mem_get_info(self._device)[0] > ROOM_BYTES

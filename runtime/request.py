@@ -10,9 +10,9 @@ from runtime.errors import RequestRefused
 
 
 class Mask(Protocol):
-    """Which tokens of one request may come next. The engine's thread tells it each token that was sampled and asks it.
+    """Restricts which token one request may sample next. The engine's thread calls it, and reports each sampled token to it.
 
-    It is asked while the device computes the step that samples next, so what it does in less time than that costs nothing.
+    The calls are made while the device runs the forward pass of the step, so what takes less time than that costs nothing.
     """
 
     def take(self, token: int) -> None:
@@ -20,17 +20,17 @@ class Mask(Protocol):
         ...
 
     def is_free(self, coming: Sequence[int | None]) -> bool:
-        """Whether any token may come next, and after each further one of ``coming``; None is one that is not known yet.
+        """Whether every token is allowed next, and after each token of ``coming``; None stands for a token not known yet.
 
-        False where that is not sure. As long as it is true, a step costs what it costs without a mask.
+        False if that is uncertain. While it is True, a step costs no more than without a mask.
         """
         ...
 
     def allowed(self, draft: Sequence[int]) -> Sequence[bytes | None]:
-        """Return what may come next, and after each token of ``draft``: len(draft) + 1 masks; None: any may.
+        """Return the tokens allowed next, and after each token of ``draft``: len(draft) + 1 masks (None: every token is allowed).
 
-        Bit ``t % 8`` of byte ``t // 8`` stands for token ``t``; a mask must allow something. What is said after a token of
-        the draft that may not come itself is of no matter.
+        Bit ``t % 8`` of byte ``t // 8`` is 1 if token ``t`` is allowed; a mask must allow at least one. After a token of the
+        draft that is itself forbidden, the masks do not matter.
         """
         ...
 
@@ -40,8 +40,8 @@ class Sampling:
     """How to pick a token.
 
     ``temperature`` 0 is greedy. ``top_p`` keeps the smallest set of tokens whose probability reaches it. ``seed`` makes a
-    request repeatable whatever else is in the batch; None draws one. ``logprobs`` asks for the log-probability of each
-    picked token under the untempered distribution.
+    request reproducible, whatever else is in the batch; None draws one. ``logprobs`` asks for the log-probability of each
+    picked token at temperature 1.
     """
 
     temperature: float = 1.0
@@ -60,9 +60,9 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One continuation: ``prompt`` ids, until one of ``stop`` was sampled or ``max_tokens`` are reached.
+    """A prompt to continue until one of ``stop`` is sampled or ``max_tokens`` are reached.
 
-    ``mask`` makes what decides which tokens may come next, for one run of this request. It is called when that begins.
+    ``mask`` creates the request's Mask; it is called once, when the request is queued.
     """
 
     id: str
@@ -81,10 +81,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class TokenOut:
-    """One sampled token of one request. ``finish`` is None until the last: stop, length or cancelled.
+    """One sampled token of one request. ``finish`` is None until the last one: stop, length or cancelled.
 
-    A cancelled request's last TokenOut has no token. ``cached_tokens`` is how much of the prompt came from the prefix
-    cache.
+    The last TokenOut of a cancelled request has no token. ``cached_tokens`` is the part of the prompt that was found in the
+    prefix cache.
     """
 
     id: str
@@ -95,17 +95,17 @@ class TokenOut:
 
 
 class Streams(Protocol):
-    """Something that answers requests token by token; any number of threads may ask."""
+    """Something that answers requests token by token, for any number of threads."""
 
     @property
     def stopped(self) -> str | None:
-        """Why nothing will be answered any more, None while it is: closed, or ended by a fault that only a new start cures."""
+        """Why no request is answered any more (closed, or stopped by an error that needs a restart); None while it runs."""
         ...
 
     def stream(self, request: Request, unwanted: Callable[[], bool] = ...) -> Generator[TokenOut]:
         """Yield the request's tokens as they are sampled; closing the iterator cancels it. Raises RuntimeFault.
 
-        ``unwanted`` is asked once, when ``cancel`` can find the request: whether it came too late to.
+        ``unwanted`` is called once, as soon as ``cancel`` can find the request: True if it was cancelled before that.
         """
         ...
 
@@ -114,5 +114,5 @@ class Streams(Protocol):
         ...
 
     def close(self) -> None:
-        """End all streams, and the work. May be called twice."""
+        """End all streams and stop the work. May be called twice."""
         ...

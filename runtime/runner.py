@@ -1,4 +1,4 @@
-"""From a step's tensors to tokens: as a recorded graph where one of that size is there, else launch by launch."""
+"""Runs a step: from its tensors to tokens, by a CUDA graph if there is one of that size, otherwise kernel by kernel."""
 
 from __future__ import annotations
 
@@ -21,35 +21,37 @@ from runtime.sampler import SamplingInputs, logprob, pick
 from runtime.scheduler import Work
 
 Forward = Callable[[StepInputs, Sequence[LayerCache]], torch.Tensor]
-"""(a step's inputs, one cache a layer) -> fp32 logits [S, V]."""
+"""(a step's inputs, one cache per layer) -> fp32 logits [S, V]."""
 
 BATCHES = (1, 2, 4, 8, 16, 24, 32, 48, 64)
-"""Decode steps are padded up to one of these many sequences: one graph each."""
+"""A decode step is padded to the next of these numbers of sequences; each has a graph …"""
 
 CONTEXTS = (512, 1024, 2048, 4096, 131072)
-"""...and to one of these bounds of the context, because the bound chooses how attention is split over the chip. From 4096 on
-it is split no further."""
+"""… for each of these upper bounds of the context, because the bound decides over how many blocks attention is split. Above 4096
+the number of blocks does not grow."""
 
 GUESSES = (4, 8, 16, 32)
-"""A sequence that verifies a guess, alone, is padded up to one of these many tokens, its guess included."""
+"""A step in which a single sequence verifies a draft is padded to the next of these numbers of tokens, the token before the draft
+included."""
 
 PROMPTS = (*range(16, 64, 16), 64, 96, *range(128, 512, 64), *range(512, 2049, 128))
-"""A prompt, or a chunk of one, alone in its step, is padded up to one of these many tokens. Up to about 100 tokens a step takes as
-long as reading all experts does; above, padding costs 4 % on average (a token about 17 us: gpt-oss-20b on an H100)."""
+"""A prompt, or a chunk of one, alone in its step is padded to the next of these numbers of tokens. Up to about 100 tokens a step takes
+the time to read all experts; above, padding costs 4 % on average (about 17 us per token: gpt-oss-20b on an H100)."""
 
 MIXED = (8, 64)
-"""A step of prompts beside decode is padded up to one of these many sequences, and to one of ``PROMPTS`` tokens."""
+"""A step with several sequences and a prompt among them is padded to the next of these numbers of sequences, and of ``PROMPTS``
+tokens."""
 
-OFTEN = 6  # steps of one size with a prompt in them, before a graph of it is recorded that nobody prepared
+OFTEN = 6  # steps of one size with a prompt in them, before a graph is recorded for that size
 
-NOT_AHEAD_S = 150e-6  # that the device waits for the host before and after a step that no other is launched after
+NOT_AHEAD_S = 150e-6  # time the device waits for the host around a step when the next one cannot be launched ahead
 
 
 @dataclass(frozen=True, slots=True)
 class _Size:
-    """Which steps a graph stands for. It gives tokens where it ``picks``, else logits.
+    """The steps that a graph serves. Its output is tokens if it ``picks``, otherwise logits.
 
-    A prompt's never picks: one graph is there for prompts with and without a mask, and picking after it is one kernel more.
+    The graph of a single prompt never picks: so it serves prompts with and without a mask, and picking afterwards is one more kernel.
     """
 
     counts: Counts
@@ -61,13 +63,13 @@ class _Recorded:
     graph: Graph
     picks: bool
     laid: Layout
-    buffer: torch.Tensor  # what the graph reads: every step is copied into it
+    buffer: torch.Tensor  # the graph's input: every step is copied into it
     inputs: StepInputs
 
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """How a step samples, known on the host. ``inside``: so that a graph can do it; the rest is rare and done after it."""
+    """How a step samples, known on the host. ``inside``: a graph can do it; the other ways are rare and run after the graph."""
 
     nucleus: bool
     logprobs: bool
@@ -80,7 +82,7 @@ class _Choice:
 
 @dataclass(frozen=True, slots=True)
 class _Unsampled:
-    """What a step that was launched is to be sampled from."""
+    """What is needed to sample a launched step."""
 
     logits: torch.Tensor  # fp32 [S, V]
     sampling: SamplingInputs
@@ -88,7 +90,7 @@ class _Unsampled:
 
 
 class Launched:
-    """A step under way on the device: ``tokens`` waits for it. ``left``: it must be sampled first (``Runner.sample``)."""
+    """A step that runs on the device; ``tokens`` waits for it. While ``left`` is set, it is still to be sampled (``Runner.sample``)."""
 
     def __init__(self, works: Sequence[Work], left: _Unsampled | None = None) -> None:
         self.works = works
@@ -99,7 +101,7 @@ class Launched:
         self._done: torch.cuda.Event | None = None
 
     def sampled(self, picked: torch.Tensor, logprobs: torch.Tensor | None = None) -> Launched:
-        """Note what was sampled, and start its way to the host."""
+        """Set the sampled tokens and start their copy to the host."""
         self.left = None
         self.picked = picked
         self._picked = _to_host(picked)
@@ -110,7 +112,7 @@ class Launched:
         return self
 
     def tokens(self) -> tuple[list[int], list[float] | None]:
-        """Return a token for each sampled row, in order, and their log-probabilities if anybody asks for them."""
+        """Wait, then return a token for each sampled row, in order, and their log-probabilities if a request wants them."""
         if self._done is not None:
             self._done.synchronize()
         return self._picked.tolist(), None if self._logprobs is None else self._logprobs.tolist()
@@ -119,8 +121,8 @@ class Launched:
 class Runner:
     """Owns the caches and the graphs of one model on one device.
 
-    Sequences use all pages of ``caches`` but the last, which is for padding. ``record`` None: no graphs. All is launched on
-    one stream, in order: a page that is given to another sequence is written by it after all that was launched before.
+    Sequences use all pages of ``caches`` but the last, which is for padding. ``record`` None: no graphs. Everything is launched
+    on one stream, in order: a page can pass to another sequence at once, because that one writes it after all earlier work.
     """
 
     def __init__(
@@ -144,13 +146,13 @@ class Runner:
         self._sample = sample
         self._record = record
         self._recorded: dict[_Size, _Recorded] = {}
-        self._met: Counter[_Size] = Counter()  # sizes with a prompt in them that were not recorded
+        self._met: Counter[_Size] = Counter()  # how often sizes without a graph were met, of steps with a prompt
         self._spare_page = caches[0].keys.shape[0] - 1
 
     def launch(self, works: Sequence[Work], after: Launched | None = None) -> Launched:
-        """Start a step. ``after``: the step under way whose tokens, still unknown to the host, this one computes.
+        """Launch a step. ``after`` is the step whose sampled tokens, still unknown to the host, are the input of this one.
 
-        Steps are sampled with ``sample`` before the next is launched; a step where no mask can matter is sampled at once.
+        Call ``sample`` before the next launch. A step that no mask can affect is sampled here already.
         """
         with torch.inference_mode():
             counts = batch.exact(works, self._page_tokens)
@@ -168,14 +170,14 @@ class Runner:
             logits = self._forward(inputs, self._caches)
             if not counts.samples:
                 return Launched(works).sampled(logits.new_empty(0, dtype=torch.int64))
-            if self._device.type == "mps":  # has no float64
+            if self._device.type == "mps":  # MPS has no float64
                 buffer, logits = host, logits.cpu()
             return self._begun(works, _Unsampled(logits, batch.sampling_inputs(buffer, laid), choice))
 
     def sample(self, launched: Launched) -> None:
-        """Sample a step that was launched without, now that the tokens before it are known: ask the masks.
+        """Sample a launched step if that is not done yet. Computes its masks, so the tokens before it must be known.
 
-        Raises RequestRefused where a request's mask is unusable.
+        Raises RequestRefused if a request's mask is invalid.
         """
         if launched.left is not None:
             with torch.inference_mode():
@@ -192,7 +194,7 @@ class Runner:
         return launched.sampled(picked, logprob(logits, picked) if choice.logprobs else None)
 
     def _mask(self, works: Sequence[Work]) -> torch.Tensor | None:
-        """Ask the requests' masks: uint8 [S, ceil(V / 8)] on the host, or None where all may be sampled."""
+        """Return the masks of all rows, uint8 [S, ceil(V / 8)] on the host, or None if every token is allowed everywhere."""
         rows = [(work.sequence.request.id, allowed) for work in works for allowed in work.allowed()]
         if all(allowed is None for _, allowed in rows):
             return None
@@ -211,14 +213,14 @@ class Runner:
         )
 
     def _host_buffer(self, nbytes: int) -> torch.Tensor:
-        # Pinned, so that its copy to the device runs beside other work; torch gives it out again only after that.
+        # Pinned, so that its copy to the device is asynchronous; torch reuses the memory only after the copy.
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
 
     def _upload(self, host: torch.Tensor) -> torch.Tensor:
         return host.to(self._device, non_blocking=True)
 
     def prepare(self) -> bool:
-        """Record one more of the graphs that a conversation alone will want; False where none is left or memory runs short."""
+        """Record one more of the graphs that a single conversation needs; return False if none is left or memory is short."""
         if self._record is None or not self._record.has_room():
             return False
         sizes = (size for size in _wanted(self._page_tokens) if size.counts.tokens <= self._context_tokens)
@@ -229,10 +231,9 @@ class Runner:
         return size is not None
 
     def guess_costs(self) -> Costs | None:
-        """Time what ``prepare`` recorded: steps that verify a guess, in plain steps; None where no graphs are there.
+        """Measure what verifying a draft costs, in units of a plain decode step; None unless ``prepare`` has recorded the graphs.
 
-        The tokens are random, so they choose more different experts than those of a text do, and guesses seem dearer
-        than they are.
+        The tokens are random, so they use more different experts than those of a text do: the costs are upper bounds.
         """
         sizes = [_Size(_decode(1, CONTEXTS[-2], self._page_tokens), picks=True)]
         sizes += [_Size(_alone(tokens, tokens, self._page_tokens), picks=True) for tokens in GUESSES]
@@ -242,7 +243,7 @@ class Runner:
         return tuple((n, (seconds + NOT_AHEAD_S) / plain_s) for n, seconds in zip(GUESSES, guesses_s, strict=True))
 
     def _time_s(self, recorded: _Recorded, times: int = 4) -> float:
-        """Seconds a replay on random tokens takes, which go where padding goes."""
+        """Return the seconds of one replay on random tokens, whose keys and values go to the padding page."""
         with torch.inference_mode():
             recorded.buffer.copy_(self._pack([], recorded.laid))
             recorded.inputs.token_ids.random_(0, self._vocabulary)
@@ -254,9 +255,9 @@ class Runner:
             return max(time.perf_counter() - began, 1e-6) / times
 
     def _graph_for(self, works: Sequence[Work], counts: Counts, choice: _Choice) -> _Recorded | None:
-        """Return the graph that stands for such a step. One for decode or a guess is recorded when it is first needed.
+        """Return the graph for such a step, if there is one. A graph for decode or a draft is recorded when it is first needed.
 
-        One with a prompt in it costs what it saves in several uses, so that is only recorded here when it was met as often.
+        Recording one for a step with a prompt pays only after several uses, so that is done here only for sizes that were met often.
         """
         if self._record is None:
             return None
@@ -265,7 +266,7 @@ class Runner:
             return None
         is_prompt = any(work.samples != work.count for work in works)
         if len(works) > 1 and is_prompt and not choice.inside:
-            return None  # the logits of many rows would be kept for each such graph
+            return None  # each such graph would keep the logits of many rows in memory
         size = _Size(padded, choice.inside and (len(works) > 1 or not is_prompt))
         if size not in self._recorded and (not is_prompt or self._is_frequent(self._record, size)):
             self._recorded[size] = self._new_graph(self._record, size)
@@ -293,7 +294,7 @@ class Runner:
         if not rows:
             return Launched(works).sampled(output.new_empty(0, dtype=torch.int64))
         if found.picks:
-            # The next replay writes the output again: what outlives it is a copy.
+            # A copy, because the next replay overwrites the output.
             return Launched(works).sampled(output.clone())
         sampling = batch.sampling_inputs(found.buffer, found.laid)
         sampling = replace(
@@ -318,7 +319,7 @@ class Runner:
 
 
 def _padded(works: Sequence[Work], counts: Counts, page_tokens: int) -> Counts | None:
-    """Return the counts of the graph that stands for such a step; None: no graph does."""
+    """Return the counts of the graph that serves such a step; None: there is none."""
     if counts.max_context_len > CONTEXTS[-1]:
         return None
     if counts.max_query_len == 1 and counts.samples == counts.sequences <= BATCHES[-1]:
@@ -340,22 +341,22 @@ def _at_least(count: int, sizes: Sequence[int]) -> int:
 
 
 def _decode(sequences: int, context: int, page_tokens: int) -> Counts:
-    """One new token for each sequence."""
+    """Return the counts of a decode step: one new token per sequence."""
     return Counts(sequences, sequences, -(-context // page_tokens), sequences, 1, context)
 
 
 def _alone(tokens: int, samples: int, page_tokens: int) -> Counts:
-    """Some new tokens of one sequence. Where they are many, attention is not split by the context, so one bound does."""
+    """Return the counts of a step of one sequence with several new tokens. Their attention does not depend on the bound, so one is enough."""
     return Counts(tokens, 1, -(-CONTEXTS[-1] // page_tokens), samples, tokens, CONTEXTS[-1])
 
 
 def _mixed(tokens: int, sequences: int, page_tokens: int) -> Counts:
-    """Prompts beside decode, or several prompts: whichever of the sequences has how many of the tokens."""
+    """Return the counts of a step of several sequences with a prompt among them, however the tokens are distributed."""
     return Counts(tokens, sequences, -(-CONTEXTS[-1] // page_tokens), sequences, tokens, CONTEXTS[-1])
 
 
 def _wanted(page_tokens: int) -> Iterator[_Size]:
-    """Sizes that a conversation alone meets, those it meets most first."""
+    """Yield the sizes that a single conversation needs, the most frequent first."""
     for context in CONTEXTS:
         yield _Size(_decode(1, context, page_tokens), picks=True)
     for tokens in PROMPTS:
@@ -366,7 +367,7 @@ def _wanted(page_tokens: int) -> Iterator[_Size]:
 
 
 def _choice(works: Sequence[Work]) -> _Choice:
-    """Say how a plan's rows are sampled."""
+    """Return how the rows of a plan are sampled."""
     requests = [work.sequence.request for work in works if work.samples]
     return _Choice(
         nucleus=any(request.sampling.top_p < 1 for request in requests),
@@ -376,7 +377,7 @@ def _choice(works: Sequence[Work]) -> _Choice:
 
 
 def _checked(request_id: str, allowed: bytes, vocabulary: int) -> NDArray[np.uint8]:
-    """Return a mask as it is to be copied. A token that does not exist may be allowed: nobody looks at its bit."""
+    """Return a mask as an array. Bits beyond the vocabulary are ignored. Raises RequestRefused for an invalid mask."""
     width = -(-vocabulary // 8)
     if len(allowed) != width:
         raise RequestRefused(
@@ -389,7 +390,7 @@ def _checked(request_id: str, allowed: bytes, vocabulary: int) -> NDArray[np.uin
 
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:
-    """Start a copy to the host, pinned so that it runs beside the device's next work."""
+    """Start a copy to pinned host memory, so that it overlaps with the device's next work."""
     if not tensor.is_cuda:
         return tensor
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)

@@ -1,11 +1,11 @@
-"""Who computes what in the next step. Policy without tensors: tested on any laptop.
+"""Decides which tokens the next step computes. Policy without tensors, so it is tested without a GPU.
 
-A sequence is a list of tokens of which the first ``computed`` are in the cache. A step computes some of the rest; when it
-reaches the last one, the step also samples. Prefill, a chunk of a prefill and decode are the same plan with other counts.
+A sequence is a list of tokens of which the first ``computed`` are in the cache. A step computes some of the rest; if it
+reaches the last one, it also samples. Prefill, chunked prefill and decode are the same plan with different counts.
 
-A step may also compute tokens that are only guessed (a draft) and sample after each of them. Those that the samples agree
-with are kept, and the first sample that differs takes the place of the guess. As a guess is certain of itself, this is
-rejection sampling (Leviathan et al. 2023, arXiv 2211.17192) with the same random numbers as without it: the same tokens.
+A step may also compute guessed tokens (a draft) and sample after each of them. Guesses that equal their sample are kept; the
+first sample that differs replaces its guess. The draft is deterministic, so this is rejection sampling (Leviathan et al. 2023,
+arXiv 2211.17192) with the random numbers that decoding without a draft would use: it gives the same tokens.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ from runtime.request import Mask, Request, TokenOut
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A request under way."""
+    """A request that waits or runs."""
 
     request: Request
     tokens: list[int]
     computed: int = 0  # tokens whose keys and values are in the cache
-    pages: array[int] = field(default_factory=lambda: array("i"))  # 32 bits each: a row of a step's page table
-    published: int = 0  # leading pages that the pool was told of
+    pages: array[int] = field(default_factory=lambda: array("i"))  # int32, because it is a row of a step's page table
+    published: int = 0  # leading pages that were published to the pool
     prefix: int = ROOT  # the pool's key of those pages
-    cached_tokens: int = 0  # of the prompt, taken from the prefix cache when the request first ran
+    cached_tokens: int = 0  # prompt tokens found in the prefix cache when the request first ran
     started: bool = False
-    running: bool = False  # has a place in the steps; otherwise it waits, or it has ended
+    running: bool = False  # otherwise it waits, or has ended
     ended: bool = False
     lookup: Lookup | None = None
     mask: Mask | None = None
 
     @property
     def sampled(self) -> int:
-        """How many tokens were sampled so far."""
+        """How many tokens have been sampled so far."""
         return len(self.tokens) - len(self.request.prompt)
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One sequence's share of a step: compute ``count`` tokens from position ``start``, the last of them ``draft``.
+    """One sequence's part of a step: compute ``count`` tokens from position ``start``; the last of them are ``draft``.
 
-    The step samples after each of the last ``samples`` tokens: none, one, or one more than the draft has. ``index`` counts
-    the tokens that the sequence sampled before the first of these.
+    The step samples after each of the last ``samples`` tokens: 0, 1 or len(draft) + 1. ``index`` is how many tokens the
+    sequence has sampled before those.
     """
 
     sequence: Sequence
@@ -61,13 +61,13 @@ class Work:
 
     @property
     def is_free(self) -> bool:
-        """Whether any token may be sampled in all of its places, as far as is known by now."""
+        """Whether the mask allows every token at all its samples, as far as can be known now."""
         mask = self.sequence.mask
         unknown = (None,) * (self.index - self.sequence.sampled)
         return mask is None or not self.samples or mask.is_free((*unknown, *self.draft))
 
     def allowed(self) -> Seq[bytes | None]:
-        """Return a mask for each sample, once the tokens before are known; None: any token may come."""
+        """Return a mask for each sample (None: every token is allowed). The tokens before them must be known."""
         mask = self.sequence.mask
         if mask is None or not self.samples or self.sequence.ended:
             return (None,) * self.samples
@@ -76,16 +76,16 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a step and the engine can carry."""
+    """Limits of a step and of the engine."""
 
     step_tokens: int = 2048  # tokens computed in one step, over all sequences
-    sequences: int = 64  # sequences running at a time
+    sequences: int = 64  # sequences that run at the same time
     context_tokens: int = 131072  # the model's window
     speculation: Speculation = field(default_factory=Speculation)
 
 
 class Scheduler:
-    """First come, first served; decoding before prefilling; the youngest gives way when pages run out."""
+    """First come, first served; decode before prefill; when pages run out, the youngest sequence is preempted."""
 
     def __init__(self, pool: PagePool, limits: Limits) -> None:
         self.pool = pool
@@ -107,7 +107,7 @@ class Scheduler:
             raise RequestRefused(f"a request with the id {request.id!r} is already running")
         if length >= window:
             raise RequestRefused(
-                f"the prompt has {length} tokens and the window {window}: nothing is left to answer in"
+                f"the prompt has {length} tokens and the window {window}: no room is left for an answer"
             )
         capacity = self.pool.total * self.pool.page_tokens
         if length >= capacity:
@@ -119,7 +119,7 @@ class Scheduler:
         self.waiting.append(Sequence(request, list(request.prompt), mask=mask))
 
     def abort(self, request_id: str) -> TokenOut | None:
-        """Drop a request and give its pages back; None when there is no such request (any more)."""
+        """Drop a request and release its pages; return its last output, or None if there is no such request (any more)."""
         for sequence in (*self.running, *self.waiting):
             if sequence.request.id == request_id:
                 self._drop(sequence)
@@ -127,12 +127,12 @@ class Scheduler:
         return None
 
     def plan(self) -> list[Work]:
-        """Choose the next step's work and take the pages it needs. Empty only when idle."""
+        """Choose the work of the next step and take the pages it needs. Empty only when idle."""
         budget = self.limits.step_tokens
         works: list[Work] = []
-        # Those one token short of sampling first: a decode step must not wait behind somebody's long prompt.
+        # Sequences that decode come first: they must not wait behind another one's long prompt.
         for sequence in sorted(self.running, key=lambda s: len(s.tokens) - s.computed > 1):
-            if budget and sequence.running:  # an earlier one may have made it give way
+            if budget and sequence.running:  # an earlier one may have preempted it
                 work = self._work(sequence, budget, works)
                 if work is not None:
                     works.append(work)
@@ -148,10 +148,10 @@ class Scheduler:
         return works
 
     def ahead(self, works: Seq[Work]) -> list[Work]:
-        """Plan the step after ``works`` before their tokens are known; empty where that can't be done or would be unwise.
+        """Plan the step after ``works`` before their tokens are known; empty if that is impossible or unwise.
 
-        Every running sequence must be about to sample, none may be sure to end with that token, nobody may be waiting for a
-        place, and there must be pages for all. The tokens to compute are then those that ``works`` sample.
+        Every running sequence must sample in ``works``, none may be certain to end with that token, no request may wait for
+        a place, and there must be pages for all. The tokens to compute are then the ones that ``works`` sample.
         """
         if not works or len(works) < len(self.running):
             return []
@@ -170,13 +170,13 @@ class Scheduler:
             ):
                 return []
         if len(works) == 1 and (works[0].draft or self._guess(works[0].sequence)):
-            return []  # a guess needs to know what came before it
+            return []  # a draft can only be made once the token before it is known
         return [Work(w.sequence, len(w.sequence.tokens), 1, 1, w.index + 1) for w in works]
 
     def record(self, works: Seq[Work], tokens: Seq[int], logprobs: Seq[float] | None = None) -> list[TokenOut]:
-        """Take in what a step computed; ``tokens`` are those sampled, ``samples`` for each work, in order.
+        """Record what a step computed. ``tokens`` are the sampled ones, ``samples`` per work, in order.
 
-        Work for a sequence that ended meanwhile (an abort, or a stop while the next step was under way) is void.
+        Work for a sequence that has ended meanwhile (by an abort, or by a stop after the next step was launched) is ignored.
         """
         outs: list[TokenOut] = []
         first = 0
@@ -189,7 +189,7 @@ class Scheduler:
         return outs
 
     def _accept(self, work: Work, tokens: Seq[int], logprobs: Seq[float] | None) -> list[TokenOut]:
-        """Take one work's samples up to the first that its draft did not foresee."""
+        """Accept the samples of one work, up to and including the first that differs from the draft."""
         sequence = work.sequence
         sequence.computed = work.start + work.count - len(work.draft)
         outs: list[TokenOut] = []
@@ -204,7 +204,7 @@ class Scheduler:
         return outs
 
     def _take(self, sequence: Sequence, token: int, logprob: float | None) -> TokenOut:
-        """Add a sampled token to its sequence, which may end with it."""
+        """Append a sampled token to its sequence, which may end with it."""
         sequence.tokens.append(token)
         if sequence.mask is not None:
             sequence.mask.take(token)
@@ -221,11 +221,11 @@ class Scheduler:
 
     @property
     def _room(self) -> int:
-        """Tokens that one sequence can have: alone in the pool and out of pages is an end too, for nobody can give way."""
+        """The most tokens of one sequence. Having the whole pool and needing more ends it too, as no other can be preempted."""
         return min(self.limits.context_tokens, self.pool.total * self.pool.page_tokens)
 
     def _work(self, sequence: Sequence, budget: int, planned: Seq[Work]) -> Work | None:
-        """Work for a running sequence. Makes the youngest others give way for its pages; gives way itself if it is the youngest."""
+        """Plan a running sequence. For its pages the youngest other sequences are preempted, or it is itself if it is the youngest."""
         count = min(len(sequence.tokens) - sequence.computed, budget)
         if count == 1 and len(self.running) == 1 and not self.waiting:
             drafted = self._drafted(sequence)
@@ -242,7 +242,7 @@ class Scheduler:
         return Work(sequence, sequence.computed, count, samples, sequence.sampled)
 
     def _drafted(self, sequence: Sequence) -> Work | None:
-        """Decode work with a guess of what follows, or None where there is none or no room for it."""
+        """Return decode work with a draft, or None if there is no draft or no room for one."""
         draft = self._guess(sequence)
         length = len(sequence.tokens) + len(draft)
         if (
@@ -260,13 +260,13 @@ class Scheduler:
         return sequence.lookup.draft(sequence.tokens)
 
     def _admit(self, sequence: Sequence, budget: int) -> Work | None:
-        """Work for a waiting sequence, or None (with nothing held) when its first chunk doesn't fit now."""
+        """Plan a waiting sequence. Return None, without holding pages, if it does not fit now."""
         pages, sequence.prefix = self.pool.match(sequence.tokens)
         sequence.pages = array("i", pages)
         sequence.published = len(sequence.pages)
         sequence.computed = len(sequence.pages) * self.pool.page_tokens
         count = min(len(sequence.tokens) - sequence.computed, budget)
-        # Whole prompts only: a prompt that can't be finished would hold pages that those who decode need.
+        # Beside others only if the whole prompt fits: an unfinished one would hold pages that decoding sequences need.
         missing = self._pages_for(len(sequence.tokens)) - len(sequence.pages)
         if (self.running and missing > self.pool.available) or not self._grow(sequence, sequence.computed + count):
             self._release(sequence)
@@ -280,7 +280,7 @@ class Scheduler:
         return -(-tokens // self.pool.page_tokens)
 
     def _grow(self, sequence: Sequence, tokens: int) -> bool:
-        """Hold pages for ``tokens`` tokens, all or none."""
+        """Take the pages for ``tokens`` tokens, all of them or none; return whether they were there."""
         missing = self._pages_for(tokens) - len(sequence.pages)
         if missing > self.pool.available:
             return False
@@ -291,7 +291,7 @@ class Scheduler:
         return True
 
     def _publish(self, sequence: Sequence) -> None:
-        """Tell the pool of pages that became full."""
+        """Publish the pages that have become full, so that other prompts can find them."""
         size = self.pool.page_tokens
         while (sequence.published + 1) * size <= sequence.computed:
             index = sequence.published
@@ -300,7 +300,7 @@ class Scheduler:
             sequence.published += 1
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Give way: pages go back, the sequence waits at the head of the queue and is computed again later."""
+        """Release a sequence's pages and put it at the head of the queue; it is computed again later."""
         self.running.remove(sequence)
         sequence.running = False
         self._release(sequence)

@@ -1,20 +1,20 @@
-"""The legend of shapes, and the record of functions that a layer is made of.
+"""The names of dimensions used in all kernels, and the record of functions that make up a layer.
 
 ======  ==================================================================
 T       tokens in this step, over all sequences, in the order of the batch
 B       sequences in this step
-S       rows of which logits are wanted
+S       rows whose logits are needed
 H       hidden size (2880)
 V       vocabulary (201088)
 Nq, Nk  query heads (64), key/value heads (8)
 D       head dimension (64)
-E, K    experts (32 or 128), experts a token (4)
+E, K    experts (32 or 128), experts per token (4)
 I       intermediate size (2880)
 P       pages a sequence may have in this step (columns of the page table)
-page    tokens a page of the cache
+page    tokens per page of the cache
 ======  ==================================================================
 
-The record is cut where a fused kernel is cut, so that the plain and the fast path can be compared function by function
+Each function of the record is one fused kernel, so that the reference and the fast path can be compared function by function,
 and a layer is six launches: norm_qkv, attend, project, route, experts_up, experts_down.
 """
 
@@ -46,7 +46,7 @@ class Shapes:
 
 @dataclass(frozen=True, slots=True)
 class Mxfp4:
-    """A matrix of every expert in MXFP4, the checkpoint's own bytes.
+    """One matrix per expert in MXFP4, in the checkpoint's own bytes.
 
     ``blocks``: uint8 [E, out, in/32, 16], low nibble first. ``scales``: uint8 [E, out, in/32], value 2^(byte - 127).
     """
@@ -57,9 +57,9 @@ class Mxfp4:
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
-    """One step's tensors: a ragged batch of new tokens over paged context. Passed down, never global.
+    """One step's tensors: a ragged batch of new tokens over a paged context. Passed as an argument, never global.
 
-    A prompt, a chunk of a prompt, a decode step and any mix of them are the same thing with other counts.
+    A prompt, a chunk of one, a decode step and any mix of them differ only in the counts.
     """
 
     token_ids: torch.Tensor  # int64 [T]
@@ -70,7 +70,7 @@ class StepInputs:
     )  # int32 [B + 1], first row of each sequence in [T]; from the last entry on, rows are padding
     context_len: torch.Tensor  # int32 [B], tokens of each sequence after this step
     page_table: torch.Tensor  # int32 [B, P], page ids; unused entries are 0
-    sample_rows: torch.Tensor  # int64 [S], the rows of [T] whose logits are wanted
+    sample_rows: torch.Tensor  # int64 [S], the rows of [T] whose logits are needed
     max_query_len: int  # longest run of new tokens of one sequence in this step (1: pure decode)
     max_context_len: int  # upper bound of context_len, known on the host
 
@@ -84,20 +84,20 @@ class LayerCache:
 
 
 Sample = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""(logits fp32 [S,V], temperature fp32 [S], uniform fp64 [S] in [0, 1)) -> a token a row, int64 [S].
+"""(logits fp32 [S,V], temperature fp32 [S], uniform fp64 [S] in [0, 1)) -> one token per row, int64 [S].
 
-The token at which the running sum of exp(logit / temperature) exceeds ``uniform`` of the whole; at temperature 0 the most
-likely one, the lowest where several are. A row's token does not depend on other rows, and a token of logit -inf is never it.
+The first token at which the running sum of exp(logit / temperature) exceeds ``uniform`` times the total; at temperature 0 the
+most likely one, and of equal ones the lowest id. A row's token does not depend on other rows; a logit of -inf is never picked.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """The arithmetic of a layer. x is the residual stream [T, H]; every function returns fresh tensors.
+    """The functions of a layer. x is the residual stream [T, H]; every function returns new tensors.
 
-    ``attend`` also writes the new keys (after RoPE) and values into the cache, before it reads it. The normalised tokens
-    that ``route`` returns are what ``experts_up`` multiplies: its result and theirs are the record's own affair. In steps of
-    up to ``packed_tokens`` tokens they are packed activations (see mxfp4.py), otherwise in x's dtype and natural order.
+    ``attend`` also writes the new keys (after RoPE) and values into the cache, before it reads it. ``experts_up`` takes the
+    normalised tokens that ``route`` returns, ``experts_down`` takes what ``experts_up`` returns: the format of both is internal
+    to the record. In steps of up to ``packed_tokens`` tokens they are packed activations (see mxfp4.py), otherwise in x's dtype.
     """
 
     name: str
@@ -125,8 +125,8 @@ class Kernels:
     unembed: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Shapes], torch.Tensor]
     sample: Sample
     packed_tokens: int = 0
-    # Says which size of a model the kernels do not take, and what they take; None: they take them all.
+    # Says which size of a model the kernels do not support, and what they support; None: they support the model.
     refusal: Callable[[Shapes], str | None] = lambda _: None
-    # What is raised where a kernel cannot be compiled for a device, or a block of it has no room there.
+    # Errors raised if a kernel cannot be compiled for a device, or a block needs more resources than the device has.
     unfit: tuple[type[Exception], ...] = ()
-    recordable: bool = False  # into a CUDA graph: nothing is copied from the host or waited for on the way
+    recordable: bool = False  # as a CUDA graph: no copy from the host and no synchronization inside
