@@ -17,6 +17,8 @@ settings.load_profile("default")
 # Nor do a person's settings of git have a say: signed commits, say, or another name for the first branch.
 os.environ |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
 
-# A shell that is not a person's has what it starts in the background ignore Ctrl-C, and the tests are about it.
+# A script's shell has what it starts in the background ignore Ctrl-C, and nohup has everything ignore SIGHUP.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+for number in (signal.SIGHUP, signal.SIGTERM):
+    signal.signal(number, signal.SIG_DFL)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGHUP, signal.SIGTERM})
