@@ -46,7 +46,7 @@ class Kind(StrEnum):
     POLICY = "policy"  # the change may not leave the sandbox
     ENDPOINT = "endpoint"
     SANDBOX = "sandbox"
-    HARNESS = "harness"  # a defect here, or a worker that died
+    HARNESS = "harness"  # a full disk, a worker that died, or a defect here
 
 
 KINDS: Mapping[Outcome, Kind] = {
@@ -63,7 +63,7 @@ KINDS: Mapping[Outcome, Kind] = {
     Outcome.INTERRUPTED: Kind.HARNESS,
 }
 # An attempt that ended so has not had its chance: it is gone on with when it is run again.
-UNLUCKY = frozenset({Outcome.INTERRUPTED, Outcome.ENDPOINT, Outcome.SANDBOX})
+UNLUCKY = frozenset({Outcome.INTERRUPTED, Outcome.ENDPOINT, Outcome.SANDBOX, Outcome.INTERNAL})
 # From the best to the worst, for the choice among attempts.
 RANKS = (Outcome.PASSED, Outcome.UNVERIFIED, Outcome.CHECKS_FAILED, Outcome.LIMIT, Outcome.ENDPOINT, Outcome.SANDBOX)
 
@@ -78,6 +78,7 @@ class Job:
     repository: str
     folder: str  # of this attempt alone
     config: Mapping[str, Any]
+    restarted: bool = False  # its worker died a moment ago: a defect that it met would be met again
 
     @property
     def name(self) -> str:
@@ -130,7 +131,8 @@ def run_attempt(job: Job, may_ask: Callable[[], None], tell: Callable[[Progress]
         return known
     run, entries = _begun(folder)
     state = fold(entry.event for entry in entries)
-    if state.ended is None or state.ended.outcome in UNLUCKY:
+    met_a_defect = job.restarted and state.ended is not None and state.ended.outcome is Outcome.INTERNAL
+    if state.ended is None or (state.ended.outcome in UNLUCKY and not met_a_defect):
         follow = _follower(state, tell)
         try:
             if run is None:

@@ -31,7 +31,7 @@ from agent.errors import AgentError
 from sandbox.errors import WorktreeError
 
 ENDPOINT_FAILURES = 5  # so many attempts in a row, and the endpoint is taken for gone
-AGAIN = (Kind.ENDPOINT, Kind.SANDBOX)
+AGAIN = (Kind.ENDPOINT, Kind.SANDBOX, Kind.HARNESS)  # no fault of the task or the model
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import agent
@@ -38,8 +38,8 @@ class Processes:
         folder = Path(job.folder)
         folder.mkdir(parents=True, exist_ok=True)
         code = 0
-        for _ in range(STARTS):
-            code = self._start(job, folder, tell)
+        for start in range(STARTS):
+            code = self._start(replace(job, restarted=start > 0), folder, tell)
             attempt = load_attempt(folder)
             if attempt is not None:
                 return attempt

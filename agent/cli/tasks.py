@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from agent.batch.governor import Governor
     from agent.batch.task import Task
 
-AGAIN = "endpoint,sandbox"
+AGAIN = "endpoint,sandbox,harness"
 # What decides what comes out of a batch: one is gone on with only under the same. Where the endpoint is does not.
 HELD = (
     "model", "effort", "temperature", "top_p", "seed", "context_tokens", "tools", "python", "constrain", "browser", "sandbox", "image", "network",

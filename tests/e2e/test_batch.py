@@ -173,15 +173,23 @@ def test_a_worker_that_is_killed_goes_on_and_harms_no_other(place: Place, script
     assert [record["outcome"] for record in lines(out)] == ["passed"] * 2
 
 
-def test_a_worker_that_always_dies_is_a_failure_of_its_own_task(place: Place, script: Script, tmp_path: Path) -> None:
+def test_a_task_that_failed_by_no_fault_of_its_own_is_run_again_by_the_same_command(
+    place: Place, script: Script, tmp_path: Path
+) -> None:
     path, out = make_tasks(tmp_path / "set", 1), tmp_path / "out"
-    flags = script([DONE])
+    flags = script([FIX, DONE])
+    good = Path(flags[-1]).read_text()
     Path(flags[-1]).write_text("no JSON")
-    done = place.agent("tasks", "run", str(path), "--out", str(out), *flags, *PLAIN)
+    command = ("tasks", "run", str(path), "--out", str(out), *flags, *PLAIN)
+    done = place.agent(*command)
     assert done.returncode == 0, done.stderr
     (record,) = lines(out)
     assert (record["class"], record["folder"]) == ("harness", "") or record["outcome"] == "internal"
     assert "is not JSON" in record["reason"]
+    Path(flags[-1]).write_text(good)
+    done = place.agent(*command)
+    assert done.returncode == 0, done.stderr
+    assert [record["class"] for record in lines(out)] == ["harness", "done"]
 
 
 def test_the_budget_holds_over_starts(place: Place, script: Script, tmp_path: Path) -> None:

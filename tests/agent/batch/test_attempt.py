@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,14 +15,19 @@ from agent.batch.attempt import (
     RESULT_NAME,
     Attempt,
     Gated,
+    Job,
     Kind,
+    Progress,
     from_record,
     load_attempt,
+    run_attempt,
     summed_up,
     to_record,
 )
+from agent.config import RunConfig, public
 from agent.conversation import Conversation, Message, Role
 from agent.events import Durable, Outcome, Repaired, Resumed, RunEnded, Sampled, ToolFinished, ToolResult
+from agent.log import LOG_NAME, read
 from agent.model.base import SamplingParams
 from agent.record import Entry
 from agent.runs import PATCH_NAME
@@ -82,6 +91,31 @@ def test_a_run_without_an_end_was_interrupted(tmp_path: Path) -> None:
 def test_a_damaged_result_is_none_and_the_attempt_is_read_from_its_log_again(tmp_path: Path, data: str) -> None:
     (tmp_path / RESULT_NAME).write_text(data)
     assert load_attempt(tmp_path) is None
+
+
+def test_what_a_full_disk_ended_is_gone_on_with_by_the_next_start_but_not_by_a_restarted_worker(tmp_path: Path) -> None:
+    repository, script, folder = tmp_path / "repository", tmp_path / "script.json", tmp_path / "out"
+    subprocess.run(["git", "init", "-q", repository], check=True)
+    look = {"recipient": "container.exec", "arguments": {"command": ["true"]}}
+    script.write_text(json.dumps({"turns": [[look], [{"text": "There is nothing to do."}], [{"text": "Nothing."}]]}))
+    config = RunConfig(wire="scripted", script=script, sandbox="none", cache_dir=tmp_path / "cache")
+    job = Job("a", 1, "fix it", str(repository), str(folder), public(config))
+
+    def tell(progress: Progress) -> None:
+        if progress.doing == "ToolFinished":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        run_attempt(job, lambda: None, tell)
+    restarted = run_attempt(replace(job, restarted=True), lambda: None, tell)
+    assert restarted is not None
+    assert (restarted.kind, "No space left" in restarted.reason) == (Kind.HARNESS, True)
+    (folder / RESULT_NAME).unlink()
+    again = run_attempt(job, lambda: None, lambda _: None)
+    assert again is not None
+    assert (again.outcome, again.run) == (Outcome.NO_CHANGE, restarted.run)
+    events = [type(entry.event) for entry in read(folder / again.run / LOG_NAME)]
+    assert (events.count(Resumed), events.count(ToolFinished)) == (1, 1)
 
 
 def test_a_model_behind_the_gate_is_asked_only_when_allowed() -> None:
