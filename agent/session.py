@@ -6,7 +6,6 @@ import contextlib
 import os
 import secrets
 import shutil
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from agent import policy
+from agent.background import in_background
 from agent.check import MARKER_FILES, find_checks, run_checks, touched_tests
 from agent.config import RunConfig, public, restore
 from agent.conversation import Conversation, Message, Role
@@ -60,7 +60,6 @@ class _Closes(Protocol):
     def close(self) -> None: ...
 
 
-T = TypeVar("T")
 Open = TypeVar("Open", bound=_Closes)
 Show = Callable[[Event], None]
 Say = Callable[[str], None]
@@ -71,6 +70,7 @@ RULES_BYTES = 1 << 16
 MARKER_BYTES = 1 << 20
 GRACE_S = 900.0
 CLOSE_TIMEOUT_S = 5.0
+LEFT = f"the sandbox was not removed within {CLOSE_TIMEOUT_S:g} s: `agent sandbox clean` removes what is left of it"
 
 # Errors that end a run in an orderly way, with their outcomes. Any other error is a defect: it is logged and raised. A UsageError
 # is logged and raised too, so that the exit code is the one for wrong input; here it can only come from opening the model
@@ -123,7 +123,7 @@ def fix(
     except UsageError:
         telemetry.close()
         raise
-    model = _begin(lambda: through(_open_model(config, say)))
+    model = in_background(lambda: through(_open_model(config, say)))
     try:
         snapshot = snapshots.take(repository, folder, config.include_uncommitted)
         if mode == "fix":
@@ -138,7 +138,7 @@ def fix(
         os.close(held)  # from here on the log is locked
     with log:
         started = _started(config, run, task, mode, snapshot)
-        session = _Session(config, log, show, snapshot, model, telemetry)
+        session = _Session(config, log, show, say, snapshot, model, telemetry)
         return session.go(
             fold([started]),
             lambda: open_sandbox(sandbox_options(config, run, say), snapshot),
@@ -163,8 +163,8 @@ def resume(folder: Path, show: Show, say: Say = lambda _: None, *, through: Thro
         snapshot = snapshots.load(folder)
         options = sandbox_options(config, state.run, say)
         telemetry = open_telemetry(config, state.run, state.mode, say, resumed=True)
-        model = _begin(lambda: through(_open_model(config, say)))
-        session = _Session(config, log, show, snapshot, model, telemetry)
+        model = in_background(lambda: through(_open_model(config, say)))
+        session = _Session(config, log, show, say, snapshot, model, telemetry)
         # No call was made yet: the checks may have been killed halfway, and the files they left are not the model's work.
         touched = bool(state.calls) or state.pending is not None
         if not touched and config.sandbox == "docker":
@@ -197,9 +197,10 @@ class _Session:
     """What is open during a run: log, screen, sandbox, model, telemetry."""
 
     def __init__(
-        self, config: RunConfig, log: Log, show: Show, snapshot: Snapshot, model: Future[Model], telemetry: Telemetry
-    ) -> None:
-        self._config, self._log, self._show = config, log, show
+        self, config: RunConfig, log: Log, show: Show, say: Say, snapshot: Snapshot, model: Future[Model],
+        telemetry: Telemetry,
+    ) -> None:  # fmt: skip
+        self._config, self._log, self._show, self._say = config, log, show, say
         self._snapshot, self._model, self._telemetry = snapshot, model, telemetry
         self._state = State()
         self._over = False  # the last event in the log is RunEnded
@@ -245,8 +246,8 @@ class _Session:
         """
         self._state = state
         checks = tuple(state.config["checks"])
-        sandbox = _begin(start)
-        before = _begin(lambda: _check_before(self._config, checks, sandbox, state))
+        sandbox = in_background(start)
+        before = in_background(lambda: _check_before(self._config, checks, sandbox, state))
         tools = _tools(self._config, state.mode)
         branches = sum(isinstance(e.event, RunEnded) and e.event.branch is not None for e in self._log.entries)
         suffix = f"-{branches + 1}" if branches else ""
@@ -263,7 +264,8 @@ class _Session:
             shop.saver.close()
             if self._unsaved:
                 sandbox.result().close(keep=True)
-            _close(sandbox)
+            if not _close(sandbox):
+                self._say(LEFT)
             _close(self._model)
             self._telemetry.close()
         assert self._state.ended is not None
@@ -285,7 +287,7 @@ class _Session:
         for event in loop(self._state, opened, params, shop, limits):
             self.keep(event)
             if lands:  # the model is answering: load GitPython now, which is needed at the end of the run
-                _begin(lambda: identity(self._snapshot.repository))
+                in_background(lambda: identity(self._snapshot.repository))
                 lands = False
 
     def _end(self, error: BaseException, shop: Workshop) -> None:
@@ -420,30 +422,17 @@ def _check_before(
     return results
 
 
-def _begin(work: Callable[[], T]) -> Future[T]:
-    """Do work in a daemon thread, which an exiting process does not wait for: a dead endpoint must not delay Ctrl-C."""
-    future: Future[T] = Future()
+def _close(opening: Future[Open]) -> bool:
+    """Close what was opened, or is still opening. Return whether that was done in time; if not, it continues in its thread.
 
-    def do() -> None:
-        try:
-            result = work()
-        except BaseException as error:  # noqa: BLE001 - raised again by future.result()
-            future.set_exception(error)
-        else:
-            future.set_result(result)
-
-    threading.Thread(target=do, name="session", daemon=True).start()
-    return future
-
-
-def _close(opening: Future[Open]) -> None:
-    """Close what was opened. If it is still opening, wait a moment; after that it is closed as soon as it is open.
 
     A container whose agent has exited by then ends on its own.
     """
+    closing = in_background(lambda: opening.result().close())
     try:
-        opening.result(CLOSE_TIMEOUT_S).close()
+        closing.result(CLOSE_TIMEOUT_S)
     except TimeoutError:
-        opening.add_done_callback(lambda done: None if done.exception() else done.result().close())
+        return False
     except (SandboxError, AgentError, WorktreeError):
-        return  # it failed to open, and that error has ended the run
+        return True  # it failed to open, and that error has ended the run
+    return True

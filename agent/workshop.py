@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agent.background import in_background
 from agent.check import run_checks, touched_tests, verdict
 from agent.config import RunConfig
 from agent.conversation import Message
@@ -117,11 +118,10 @@ class Workshop:
         applied = self.salvage()
         branch = commit = None
         if applied.changes and self.config.deliver == "branch":
-            with ThreadPoolExecutor(1) as beside:
-                beside.submit(self.sandbox.result().close)  # it is not needed any more, and its removal takes 0.1 s
-                self._delivered = branch, commit = deliver(
-                    self.config, self.snapshot, applied, state, claimed, reason, self.branch_suffix
-                )
+            in_background(self.sandbox.result().close)  # it is not needed any more, and its removal takes 0.1 s
+            self._delivered = branch, commit = deliver(
+                self.config, self.snapshot, applied, state, claimed, reason, self.branch_suffix
+            )
         return RunEnded(outcome, reason, claimed, applied.paths, touched_tests(applied.paths), branch, commit)
 
     def withdraw(self) -> None:

@@ -72,5 +72,8 @@ class Sandbox(Protocol):
         ...
 
     def close(self, keep: bool = False) -> None:
-        """Remove the sandbox; with ``keep``, leave a container running for a while, for ``attach``. May be called twice."""
+        """Remove the sandbox; with ``keep``, leave a container running for a while, for ``attach``.
+
+        May be called twice: the second call waits for the first.
+        """
         ...

@@ -29,6 +29,7 @@ class Client:
     snapshot: Snapshot
     end: Callable[[bool], None]
     _diffing: threading.Lock = field(default_factory=threading.Lock)
+    _closing: threading.Lock = field(default_factory=threading.Lock)
     _closed: bool = False
 
     def exec(
@@ -76,10 +77,11 @@ class Client:
 
     def close(self, keep: bool = False) -> None:
         """Take it down; see Sandbox."""
-        if not self._closed:
-            self._closed = True
-            self.link.close()
-            self.end(keep)
+        with self._closing:
+            if not self._closed:
+                self._closed = True
+                self.link.close()
+                self.end(keep)
 
     def fill(self, parts: Iterable[bytes], excludes: bytes, skip: Sequence[str]) -> None:
         """Copy the snapshot in. Raises SandboxError when it does not fit."""

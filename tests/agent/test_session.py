@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from agent import session
 from agent.config import RunConfig
 from agent.errors import LogError, UsageError
 from agent.events import (
@@ -36,6 +38,7 @@ from agent.session import LOST, RESTORED, fix, resume
 from agent.workshop import SNAPSHOT_NAME, Workshop, commit_message
 from sandbox import snapshot as snapshots
 from sandbox.base import Sandbox
+from sandbox.client import Client
 from sandbox.errors import WorktreeError
 from sandbox.open import SandboxOptions, open_sandbox
 from tests.servers import document, serving
@@ -544,6 +547,40 @@ def test_work_that_is_saved_needs_neither_its_sandbox_nor_room_on_the_disk(
     inode = (tmp_path / SNAPSHOT_NAME).stat().st_ino
     shop.save()
     assert (tmp_path / SNAPSHOT_NAME).stat().st_ino == inode
+
+
+@pytest.mark.parametrize("mode", ["fix", "ask"])
+def test_a_sandbox_that_cannot_be_removed_holds_up_no_result(
+    repository: Path, configure: Configure, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """As where the Docker engine hangs: the branch is there, the run ends, and the person is told what is left."""
+    engine_answers, opened = threading.Event(), list[Client]()
+
+    def open_in_a_hanging_engine(options: SandboxOptions, snapshot: snapshots.Snapshot) -> Sandbox:
+        box = open_sandbox(options, snapshot)
+        assert isinstance(box, Client)
+        end = box.end
+
+        def hang(keep: bool) -> None:
+            engine_answers.wait()
+            end(keep)
+
+        box.end = hang
+        opened.append(box)
+        return box
+
+    monkeypatch.setattr(session, "open_sandbox", open_in_a_hanging_engine)
+    monkeypatch.setattr(session, "CLOSE_TIMEOUT_S", 0.2)
+    said: list[str] = []
+    try:
+        ended = fix(configure(FIX), "fix it", repository, mode, lambda _: None, said.append)
+    finally:
+        engine_answers.set()
+        opened[0].close()
+    assert (ended.outcome, bool(ended.branch)) == (
+        (Outcome.PASSED, True) if mode == "fix" else (Outcome.ANSWERED, False)
+    )
+    assert "`agent sandbox clean` removes what is left" in said[-1]
 
 
 def test_killed_while_its_change_landed_it_lands_without_asking_the_model_again(
