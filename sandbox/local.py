@@ -42,8 +42,11 @@ class PipeWire:
 
     def write(self, data: bytes) -> None:
         """Write everything; see Wire."""
-        self._in.write(data)
-        self._in.flush()
+        try:
+            self._in.write(data)
+            self._in.flush()
+        except ValueError as error:  # closed by another thread
+            raise BrokenPipeError("the sandbox was closed") from error
 
     def close(self) -> None:
         """Hang up: at the end of its input the helper kills what runs, removes the copy and leaves."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from agent.server.responses import new_id
 from sandbox.base import Sandbox
-from sandbox.errors import SandboxError, SandboxLost
+from sandbox.errors import SandboxError, SandboxLost, WorktreeError
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ class Interpreters:
         if self._warm is not None:
             warm, self._warm = self._warm, None
             return warm
-        if len(self._taken) + len(self._idle) >= self._most:
+        if not self._has_room():
             if not self._idle:
                 return None
             self._trash.append(self._idle.popitem(last=False)[1])
@@ -167,8 +167,10 @@ class Interpreters:
         return doomed
 
     def _is_cold(self) -> bool:
-        room = len(self._taken) + len(self._idle) < self._most
-        return self._warm is None and room and time.monotonic() >= self._retry_s
+        return self._warm is None and self._has_room() and time.monotonic() >= self._retry_s
+
+    def _has_room(self) -> bool:
+        return len(self._taken) + len(self._idle) < self._most
 
     def _pause_s(self) -> float | None:
         """Until the next thing to do; None when only a change can bring one."""
@@ -183,16 +185,16 @@ class Interpreters:
         interpreter = Interpreter(self._start)
         try:
             interpreter.opened()
-        except SandboxError as error:
+        except (SandboxError, WorktreeError, OSError) as error:
             log.warning("no sandbox could be started in advance; --verbose says why")
             log.info("no sandbox could be started: %s", error)
             self._retry_s = time.monotonic() + RETRY_S
             return
         with self._changed:
-            if not self._closed:
+            if not self._closed and self._has_room():  # it may have been taken meanwhile
                 self._warm = interpreter
                 return
-        interpreter.close()
+        _close(interpreter)
 
 
 def _close(interpreter: Interpreter) -> None:

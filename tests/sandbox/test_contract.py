@@ -13,6 +13,7 @@ import pytest
 from sandbox import diff as diffs
 from sandbox import snapshot as snapshots
 from sandbox.base import Sandbox
+from sandbox.client import Client
 from sandbox.errors import DiffRefused, SandboxLost
 from sandbox.worktree import Worktree
 from tests.sandbox.conftest import KINDS, git, sh
@@ -135,6 +136,21 @@ def test_commands_run_side_by_side(sandbox: Sandbox) -> None:
     for thread in threads:
         thread.join()
     assert sorted(results) == [b"0\n", b"1\n", b"2\n", b"3\n"]
+
+
+def test_commands_that_end_as_others_begin_get_their_own_output(sandbox: Sandbox) -> None:
+    results: list[bytes] = []
+
+    def work(number: int) -> None:
+        for _ in range(50):  # the helper closes pipes and opens new ones of the same numbers all the time
+            results.append(sandbox.exec(["cat"], 60, stdin=b"%d" % number).output)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == [b"%d" % number for number in range(4) for _ in range(50)]
 
 
 def test_files_are_read_written_and_removed(sandbox: Sandbox) -> None:
@@ -270,6 +286,13 @@ def test_a_closed_sandbox_is_gone_and_closing_twice_is_fine(sandbox: Sandbox) ->
     sandbox.close()
     with pytest.raises(SandboxLost, match="closed"):
         sandbox.exec(["true"], 5)
+
+
+def test_what_is_written_as_another_thread_closes_meets_a_wire_that_is_gone(sandbox: Sandbox) -> None:
+    assert isinstance(sandbox, Client)
+    sandbox.link._wire.close()
+    with pytest.raises(OSError, match=r"."):
+        sandbox.link._wire.write(b"x")
 
 
 def test_closing_ends_every_process_that_the_sandbox_started(sandbox: Sandbox, run_name: str) -> None:

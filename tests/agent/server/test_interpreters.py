@@ -23,7 +23,7 @@ from agent.errors import UsageError
 from agent.server.equip import equipped
 from agent.server.interpreters import Interpreter, Interpreters
 from sandbox.base import Sandbox
-from sandbox.errors import SandboxError, SandboxLost
+from sandbox.errors import SandboxError, SandboxLost, WorktreeError
 from tests.agent.server.equipment import pool
 from tests.agent.server.served import until
 from tests.agent.server.test_clients import ROOT, environment
@@ -35,15 +35,15 @@ class Counter:
 
     opened: int = 0
     closed: list[int] = field(default_factory=list)
-    fails: bool = False
+    fails: Exception | None = None
     gate: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         self.gate.set()
 
     def start(self) -> Sandbox:
-        if self.fails:
-            raise SandboxError("no engine")
+        if self.fails is not None:
+            raise self.fails
         self.opened += 1
         number = self.opened
         self.gate.wait(10)
@@ -108,6 +108,17 @@ def test_the_one_that_was_idle_for_longest_makes_room() -> None:
         interpreters.give(three)
 
 
+def test_one_that_was_warmed_for_a_place_that_was_taken_meanwhile_is_closed() -> None:
+    with counted(most=2) as (counter, interpreters):
+        counter.gate.clear()
+        taken(interpreters)
+        until(lambda: counter.opened == 2)  # one is being warmed for the last place
+        assert interpreters.take(None) is not None
+        counter.gate.set()
+        until(lambda: counter.closed == [2])
+        assert interpreters.take(None) is None
+
+
 def test_idle_ones_are_closed_in_time() -> None:
     with counted(idle_s=0.2) as (counter, interpreters):
         first = taken(interpreters)
@@ -147,23 +158,24 @@ def test_one_that_is_closed_while_it_starts_is_closed_when_it_is_there() -> None
     assert (counter.closed, len(caught)) == ([1], 1)
 
 
-def test_an_engine_that_goes_away_is_no_end() -> None:
+@pytest.mark.parametrize("failure", [SandboxError("no engine"), WorktreeError("no git"), OSError("no space left")])
+def test_an_engine_that_goes_away_is_no_end(failure: Exception) -> None:
     with counted() as (counter, interpreters):
-        counter.fails = True
+        counter.fails = failure
         first = taken(interpreters)
         until(lambda: interpreters._retry_s > time.monotonic())  # it is left alone for a while
         second = interpreters.take(None)
         assert second is not None
-        with pytest.raises(SandboxError):
+        with pytest.raises(type(failure)):
             second.opened()
-        counter.fails = False
+        counter.fails = None
         second.opened()
         interpreters.give(first)
         interpreters.give(second)
 
 
 def test_an_engine_that_is_not_there_is_told_at_the_start() -> None:
-    counter = Counter(fails=True)
+    counter = Counter(fails=SandboxError("no engine"))
     interpreters = Interpreters(counter.start)
     with pytest.raises(SandboxError):
         interpreters.open()
