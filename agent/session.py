@@ -425,7 +425,6 @@ def _check_before(
 def _close(opening: Future[Open]) -> bool:
     """Close what was opened, or is still opening. Return whether that was done in time; if not, it continues in its thread.
 
-
     A container whose agent has exited by then ends on its own.
     """
     closing = in_background(lambda: opening.result().close())
