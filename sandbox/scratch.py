@@ -41,7 +41,8 @@ def beside(place: Path) -> Iterator[Path]:
 
 
 def make(what: str) -> tuple[Path, int]:
-    """Return a new temporary folder and the descriptor that holds it."""
+    """Return a new temporary folder and the descriptor that holds it; those that killed processes left for the same are removed."""
+    sweep(temporary(what))
     path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{what}-")).resolve()
     return path, hold(path)
 
@@ -62,9 +63,9 @@ def sweep(paths: Iterable[Path]) -> list[Path]:
     return gone
 
 
-def temporary() -> Iterator[Path]:
-    """Yield every temporary folder that is called as ours are."""
-    yield from Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*")
+def temporary(what: str = "*") -> Iterator[Path]:
+    """Yield the temporary folders whose names are like ours: of one kind, or of all."""
+    yield from Path(tempfile.gettempdir()).glob(f"{PREFIX}{what}-*")
 
 
 def abandoned(paths: Iterable[Path]) -> list[Path]:

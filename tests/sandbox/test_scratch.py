@@ -49,6 +49,9 @@ def test_only_what_nobody_holds_is_abandoned(own_folder: Path) -> None:
     with scratch.folder("apply") as held:
         age(held)
         assert scratch.abandoned(scratch.temporary()) == [left]
+        with scratch.folder("pack"):
+            assert not left.exists(), "the next for the same removes it"
+            assert held.exists()
 
 
 def test_what_a_killed_process_left_beside_a_place_is_removed_by_the_next(tmp_path: Path) -> None:
