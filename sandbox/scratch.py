@@ -28,10 +28,10 @@ def folder(what: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def beside(place: Path) -> Iterator[Path]:
-    """Give a new folder next to a place, for what is to be moved there whole; what killed processes left there is removed."""
-    sweep(place.parent.glob(".new-*"))
-    path = Path(tempfile.mkdtemp(dir=place.parent, prefix=".new-"))
+def staging(parent: Path) -> Iterator[Path]:
+    """Give a new folder in ``parent``, for what is made there and then renamed into it; what killed processes left is removed."""
+    sweep(parent.glob(".new-*"))
+    path = Path(tempfile.mkdtemp(dir=parent, prefix=".new-"))
     held = hold(path)
     try:
         yield path

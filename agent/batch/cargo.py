@@ -44,8 +44,8 @@ def pack_checkout(checkout: Path, max_bytes: int = MAX_CHECKOUT_BYTES) -> bytes:
 def unpack_checkout(data: bytes, place: Path) -> None:
     """Make the checkout at ``place``, which must not be there yet, whole or not at all."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    with scratch.beside(place) as beside:
-        fresh = beside / "checkout"
+    with scratch.staging(place.parent) as folder:
+        fresh = folder / "checkout"
         fresh.mkdir()
         _extract(data, fresh)
         plumbing.run(["reset", "-q", "--hard"], fresh, plumbing.ISOLATED)
@@ -70,7 +70,7 @@ def pack_attempt(folder: Path, max_bytes: int = MAX_ATTEMPT_BYTES) -> bytes:
 def unpack_attempt(data: bytes, folder: Path) -> None:
     """Put what ``pack_attempt`` gave into a folder; the result, which says that the attempt is done, comes last."""
     folder.mkdir(parents=True, exist_ok=True)
-    with scratch.beside(folder / RESULT_NAME) as fresh:
+    with scratch.staging(folder) as fresh:
         _extract(data, fresh)
         files = [path.relative_to(fresh) for path in fresh.rglob("*") if path.is_file()]
         for name in sorted(files, key=lambda name: (name.name == RESULT_NAME, name)):

@@ -65,7 +65,7 @@ def lay_out(task: Task, place: Path, cache: Path) -> Path:
     if place.is_dir():
         return place
     place.parent.mkdir(parents=True, exist_ok=True)
-    with scratch.beside(place) as folder:
+    with scratch.staging(place.parent) as folder:
         fresh = folder / "checkout"
         source = _mirror(task.repository, task.base_commit, cache) if is_url(task.repository) else Path(task.repository)
         if not source.is_dir():
@@ -105,7 +105,7 @@ def _mirror(url: str, commit: str | None, cache: Path) -> Path:
     mirror.parent.mkdir(parents=True, exist_ok=True)
     with _locked(mirror.with_suffix(".lock")):
         if not mirror.is_dir():
-            with scratch.beside(mirror) as folder:
+            with scratch.staging(mirror.parent) as folder:
                 plumbing.run(["clone", "-q", "--mirror", "--", url, f"{folder}/mirror"], mirror.parent)
                 (folder / "mirror").rename(mirror)
         elif commit is None or plumbing.attempt(["cat-file", "-e", f"{commit}^{{commit}}"], mirror).returncode:

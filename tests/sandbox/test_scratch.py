@@ -54,20 +54,20 @@ def test_only_what_nobody_holds_is_abandoned(own_folder: Path) -> None:
             assert held.exists()
 
 
-def test_what_a_killed_process_left_beside_a_place_is_removed_by_the_next(tmp_path: Path) -> None:
+def test_what_a_killed_process_was_staging_is_removed_by_the_next(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\nfrom pathlib import Path\nfrom sandbox import scratch\n"
-        "with scratch.beside(Path(sys.argv[1])) as new:\n (new / 'x').mkdir()\n os.kill(os.getpid(), signal.SIGKILL)"
+        "with scratch.staging(Path(sys.argv[1])) as new:\n (new / 'x').mkdir()\n os.kill(os.getpid(), signal.SIGKILL)"
     )
     place = tmp_path / "kept" / "place"
     place.mkdir(parents=True)
-    subprocess.run([sys.executable, "-c", code, str(place)], check=False)
+    subprocess.run([sys.executable, "-c", code, str(place.parent)], check=False)
     (left,) = place.parent.glob(".new-*")
-    with scratch.beside(place) as young:
+    with scratch.staging(place.parent) as young:
         assert left.exists()  # too new to be sure
         age(left)
         age(young)
-        with scratch.beside(place) as fresh:
+        with scratch.staging(place.parent) as fresh:
             assert sorted(place.parent.iterdir()) == sorted([young, fresh, place])  # the first is held
     assert list(place.parent.iterdir()) == [place]
 
