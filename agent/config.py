@@ -421,6 +421,15 @@ def debug_wanted(environ: Mapping[str, str] | None = None) -> bool:
     return bool((os.environ if environ is None else environ).get("AGENT_DEBUG"))
 
 
+def drop_relative_path() -> None:
+    """Take relative folders (``.``, or an empty entry) off PATH, for this process and what it starts.
+
+    With them, git started in a checkout could be a program of that name that the checkout contains.
+    """
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    os.environ["PATH"] = os.pathsep.join(filter(os.path.isabs, folders)) or os.defpath
+
+
 def public(config: RunConfig) -> dict[str, Any]:
     """The configuration as JSON values, for logs and screens: without the keys, whatever they are."""
     shown: dict[str, Any] = {}

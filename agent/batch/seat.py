@@ -22,7 +22,7 @@ from agent.batch.attempt import RESULT_NAME, Attempt, Job, Progress, load_attemp
 from agent.batch.batch import AGAIN
 from agent.batch.cargo import pack_attempt, unpack_checkout
 from agent.batch.processes import Processes
-from agent.config import RunConfig, load
+from agent.config import RunConfig, drop_relative_path, load
 from sandbox.guest.removal import remove_tree
 
 STOPS = "the batch stops"
@@ -46,6 +46,7 @@ class Seat:
         self._reports: queue.SimpleQueue[Report] = queue.SimpleQueue()
         self._grants: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._processes = Processes(self)
+        drop_relative_path()  # this process has the PATH that Ray was started with
 
     def place(self) -> tuple[str, str]:
         """Return which program is on this machine, and the machine's id in the cluster."""

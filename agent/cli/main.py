@@ -96,6 +96,9 @@ class LazyGroup(click.Group):
 @click.version_option(package_name="gpt-oss-agent", prog_name="agent", message="%(prog)s %(version)s")
 def cli() -> None:
     """The coding agent for open-weight models: it fixes bugs in a sandbox and hands back a checked branch."""
+    from agent.config import drop_relative_path
+
+    drop_relative_path()
 
 
 def run(arguments: Sequence[str]) -> int:

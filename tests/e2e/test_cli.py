@@ -167,6 +167,17 @@ def test_ask_prints_the_answer_alone_on_standard_output(place: Place, script: Ca
     assert done.stdout == "It is about titles.\n\\x1b]0;owned\\x07\n"
 
 
+def test_a_checkout_s_own_git_is_not_run_where_path_names_the_current_folder(place: Place) -> None:
+    """With "." or an empty entry on PATH, git started in a checkout would be the program of that name in it."""
+    program = place.repository / "git"
+    program.write_text('#!/bin/sh\ntouch "$HOME/owned"\nPATH=${PATH#.::} exec git "$@"\n')
+    program.chmod(0o755)
+    place.env["PATH"] = f".::{place.env['PATH']}"
+    done = place.agent("fix", "fix slugify", *SCRIPT, *PLAIN)
+    assert done.returncode == 0, done.stderr
+    assert not (place.home / "owned").exists()
+
+
 def test_the_text_may_come_from_standard_input_and_only_then_is_it_read(place: Place) -> None:
     done = place.agent("fix", "-", *SCRIPT, *PLAIN, "--json", stdin="slugify is wrong\n")
     events, _ = results(done.stdout)
