@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sandbox.errors import DiffRefused, SandboxError
+from sandbox.errors import DiffRefused, SandboxError, WorktreeError
 
 QUIET_S = 0.25
 AT_LATEST_S = 20.0
@@ -49,7 +49,7 @@ class Saver:
     def _work(self) -> None:
         while self._wait():
             # A safety net: without it the run continues, and a broken sandbox is met by the run itself.
-            with contextlib.suppress(SandboxError, DiffRefused, OSError):
+            with contextlib.suppress(SandboxError, DiffRefused, WorktreeError, OSError):
                 self._save()
 
     def _wait(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -48,6 +49,7 @@ class Workshop:
     _work: tuple[bytes, Applied] | None = None  # the change so far, cached until the next call
     _saved: bytes | None = None  # the diff that the run's folder holds
     _delivered: tuple[str, str] | None = None  # branch and commit
+    _saving: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         """Start the saver's thread."""
@@ -145,11 +147,12 @@ class Workshop:
 
     def save(self) -> None:
         """Save the diff in the run's folder, so that the run can continue if the sandbox is lost. An unchanged diff is not written again."""
-        known = self._work
-        diff = self.sandbox.result().diff() if known is None else known[0]
-        if diff != self._saved:
-            write_whole(self.folder / SNAPSHOT_NAME, diff)
-            self._saved = diff
+        with self._saving:  # the saver's thread saves too, and must not write what it saw before us over what we saw
+            known = self._work
+            diff = self.sandbox.result().diff() if known is None else known[0]
+            if diff != self._saved:
+                write_whole(self.folder / SNAPSHOT_NAME, diff)
+                self._saved = diff
 
 
 def deliver(

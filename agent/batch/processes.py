@@ -101,6 +101,9 @@ class Processes:
 
 def _order(worker: subprocess.Popen[str], line: str) -> None:
     assert worker.stdin is not None
-    with suppress(BrokenPipeError, ValueError):  # it is gone: its exit code says the rest
+    try:
         worker.stdin.write(line + "\n")
         worker.stdin.flush()
+    except (BrokenPipeError, ValueError):  # it is gone: its exit code says the rest
+        with suppress(BrokenPipeError):  # the line that is left in the buffer
+            worker.stdin.close()

@@ -511,10 +511,10 @@ def test_killed_with_sigkill_in_the_middle_of_a_command_it_goes_on(
         assert process.poll() is None
         logs = list(config.runs_dir.glob(f"*/{LOG_NAME}"))
         calls = [e for e in events_of(config) if isinstance(e, ToolStarted)] if logs else []
-        if len(calls) == 3 and (folder_of(config) / SNAPSHOT_NAME).exists():
+        saved = folder_of(config) / SNAPSHOT_NAME if logs else tmp_path / "none"
+        if len(calls) == 3 and saved.exists() and b"+once" in saved.read_bytes():
             break
         time.sleep(0.05)
-    time.sleep(0.5)
     process.send_signal(signal.SIGKILL)
     process.wait()
 
@@ -547,6 +547,36 @@ def test_work_that_is_saved_needs_neither_its_sandbox_nor_room_on_the_disk(
     inode = (tmp_path / SNAPSHOT_NAME).stat().st_ino
     shop.save()
     assert (tmp_path / SNAPSHOT_NAME).stat().st_ino == inode
+
+
+def test_work_that_is_saved_is_not_replaced_with_what_was_looked_at_before(
+    repository: Path, configure: Configure, tmp_path: Path
+) -> None:
+    """The saver's thread looks and writes; so does the run at its end, and its work is the newer."""
+    looked, go_on = threading.Event(), threading.Event()
+
+    class Changing:
+        def diff(self) -> bytes:
+            if looked.is_set():
+                return b"newer"
+            looked.set()
+            go_on.wait(60)
+            return b"older"
+
+    snapshot = snapshots.take(repository, tmp_path / "state")
+    box: Future[Sandbox] = Future()
+    box.set_result(Changing())  # type: ignore[arg-type]
+    shop = Workshop(configure([]), tmp_path, snapshot, (), {}, box, Future())
+    threads = [threading.Thread(target=shop.save) for _ in range(2)]
+    threads[0].start()
+    assert looked.wait(60)
+    threads[1].start()
+    threads[1].join(0.2)  # time to be the first to write
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    shop.saver.close()
+    assert (tmp_path / SNAPSHOT_NAME).read_bytes() == b"newer"
 
 
 @pytest.mark.parametrize("mode", ["fix", "ask"])

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
+from typing import Self
 
 import pytest
 
+from agent.batch import processes
 from agent.batch.attempt import Job, Kind
 from agent.batch.governor import Governor
 from agent.batch.processes import Processes
@@ -30,3 +34,23 @@ def test_a_worker_imports_nothing_of_the_folder_that_it_is_started_in(
     assert attempt.kind is Kind.HARNESS
     assert str(tmp_path / "nowhere") in attempt.reason, "the worker itself came to this end"
     assert not (tmp_path / "evil").exists()
+
+
+def test_a_worker_that_dies_before_it_is_told_its_job_is_a_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "PROGRAM", "raise SystemExit('no memory')")
+
+    class Late(subprocess.Popen[str]):
+        def __enter__(self) -> Self:
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+            return self
+
+    monkeypatch.setattr(subprocess, "Popen", Late)
+    job = Job("a", 1, "fix it", str(tmp_path), str(tmp_path / "out"), public(RunConfig()))
+    attempt = Processes(Governor()).run(job, lambda _: None)
+    assert attempt is not None
+    assert (attempt.kind, attempt.reason.partition(" (")[0]) == (
+        Kind.HARNESS,
+        "the worker ended with exit code 1, 3 times: no memory",
+    )
