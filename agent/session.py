@@ -18,7 +18,7 @@ from agent.background import in_background
 from agent.check import MARKER_FILES, find_checks, run_checks, touched_tests
 from agent.config import RunConfig, public, restore
 from agent.conversation import Conversation, Message, Role
-from agent.errors import AgentError, LogError, ModelError, PolicyRefused, ScriptEnded, UsageError
+from agent.errors import AgentError, LogError, ModelError, ModelUnfit, PolicyRefused, ScriptEnded, UsageError
 from agent.events import (
     CheckResult,
     Event,
@@ -73,8 +73,7 @@ CLOSE_TIMEOUT_S = 5.0
 LEFT = f"the sandbox was not removed within {CLOSE_TIMEOUT_S:g} s: `agent sandbox clean` removes what is left of it"
 
 # Errors that end a run in an orderly way, with their outcomes. Any other error is a defect: it is logged and raised. A UsageError
-# is logged and raised too, so that the exit code is the one for wrong input; here it can only come from opening the model
-# (several models are served and none was named).
+# or ModelUnfit of opening the model (several are served and none was named, say) is raised too: the run could not begin.
 ENDS: Mapping[type[BaseException], Outcome] = {
     ScriptEnded: Outcome.LIMIT,
     ModelError: Outcome.ENDPOINT,
@@ -139,11 +138,16 @@ def fix(
     with log:
         started = _started(config, run, task, mode, snapshot)
         session = _Session(config, log, show, say, snapshot, model, telemetry)
-        return session.go(
-            fold([started]),
-            lambda: open_sandbox(sandbox_options(config, run, say), snapshot),
-            lambda: session.keep(started),
-        )
+        try:
+            return session.go(
+                fold([started]),
+                lambda: open_sandbox(sandbox_options(config, run, say), snapshot),
+                lambda: session.keep(started),
+            )
+        except AgentError as error:
+            if _is_of(model, error):  # nothing was asked: this run has nothing to show or to resume
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 def resume(folder: Path, show: Show, say: Say = lambda _: None, *, through: Through = lambda model: model) -> RunEnded:
@@ -258,7 +262,8 @@ class _Session:
         except BaseException as error:
             if not self._over:  # otherwise the result is on disk already and stays as it is
                 self._end(error, shop)
-            if isinstance(error, UsageError) or not isinstance(error, tuple(ENDS)):
+            unusable = isinstance(error, UsageError | ModelUnfit) and _is_of(self._model, error)
+            if unusable or not isinstance(error, tuple(ENDS)):
                 raise
         finally:
             shop.saver.close()
@@ -420,6 +425,11 @@ def _check_before(
     with contextlib.suppress(DiffRefused, OSError):  # what could not be removed shows up in the resulting diff
         opened.undo()
     return results
+
+
+def _is_of(opening: Future[Model], error: BaseException) -> bool:
+    """Whether opening the model raised this error."""
+    return opening.done() and opening.exception() is error
 
 
 def _close(opening: Future[Open]) -> bool:

@@ -7,6 +7,7 @@ import secrets
 from dataclasses import replace
 from pathlib import Path
 
+from agent.batch.attempt import Kind
 from agent.batch.batch import Batch, Plan, Watch
 from agent.batch.checkout import InPlace
 from agent.batch.governor import Governor
@@ -50,7 +51,8 @@ def best_of(config: RunConfig, prompt: str, repository: Path, plan: Plan, watch:
         if record is None:
             raise ModelError(governor.stopped)
         if not record["folder"]:
-            raise AgentError(record["reason"])
+            lost = record["class"] == Kind.ENDPOINT
+            raise (ModelError if lost else AgentError)(record["reason"])
         kept = folder / record["folder"]
         run: Path = kept.rename(config.runs_dir / kept.name)
     finally:

@@ -18,7 +18,7 @@ import pytest
 
 from agent import session
 from agent.config import RunConfig
-from agent.errors import LogError, UsageError
+from agent.errors import AgentError, LogError, ModelUnfit, UsageError
 from agent.events import (
     Checked,
     Event,
@@ -41,7 +41,7 @@ from sandbox.base import Sandbox
 from sandbox.client import Client
 from sandbox.errors import WorktreeError
 from sandbox.open import SandboxOptions, open_sandbox
-from tests.servers import document, serving
+from tests.servers import Reply, document, head, serving
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTEST = f"{sys.executable} -m pytest -q -p no:hypothesispytest"
@@ -322,17 +322,41 @@ def test_a_worktree_that_cannot_be_made_is_said_before_the_run(
     assert not list(config.runs_dir.iterdir())
 
 
-def test_a_model_that_was_not_settled_is_a_mistake_of_what_was_given_and_no_defect(
-    repository: Path, configure: Configure
+TWO_MODELS = {"object": "list", "data": [{"id": f"gpt-oss-{size}", "object": "model"} for size in ("20b", "120b")]}
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "said"),
+    [
+        (document(TWO_MODELS), UsageError, "choose one with --model"),
+        ([head(200, "text/html"), b"<html>"], ModelUnfit, "is not a JSON object"),
+    ],
+)
+def test_a_model_that_cannot_be_had_is_no_run(
+    repository: Path, configure: Configure, answer: Reply, error: type[AgentError], said: str
 ) -> None:
-    models = {"object": "list", "data": [{"id": name, "object": "model"} for name in ("gpt-oss-20b", "gpt-oss-120b")]}
-    with serving([document(models)]) as server:
+    with serving([answer]) as server:
         config = configure(FIX, wire="auto", script=None, endpoint=server.url, model=None)
-        with pytest.raises(UsageError, match="choose one with --model"):
-            fix(config, "fix it", repository, "fix", lambda _: None)
-    ended = events_of(config)[-1]
-    assert isinstance(ended, RunEnded)
-    assert (ended.outcome, "choose one with --model" in ended.reason) == (Outcome.ENDPOINT, True)
+        events: list[Event] = []
+        with pytest.raises(error, match=said):
+            fix(config, "fix it", repository, "fix", events.append)
+    assert isinstance(events[-1], RunEnded)
+    assert not list(config.runs_dir.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "error"),
+    [("gone.json", None, UsageError), ("odd.json", "{", UsageError), ("cut.jsonl", "{}\n{}\n", LogError)],
+)
+def test_a_script_that_cannot_be_read_is_no_run(
+    repository: Path, configure: Configure, tmp_path: Path, name: str, text: str | None, error: type[AgentError]
+) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    config = configure(FIX, script=tmp_path / name)
+    with pytest.raises(error, match=name):
+        fix(config, "fix it", repository, "fix", lambda _: None)
+    assert not list(config.runs_dir.iterdir())
 
 
 def test_a_branch_that_cannot_be_made_at_the_end_loses_no_work(
