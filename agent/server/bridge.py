@@ -38,6 +38,7 @@ class Bridge(Generic[Item]):
         self._waiter: asyncio.Future[None] | None = None
         self._asleep = False
         self._closed = False
+        self._over = False
         self._ends_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._cancel = Cancel()
@@ -46,8 +47,8 @@ class Bridge(Generic[Item]):
 
     @property
     def done(self) -> bool:
-        """Whether the thread's work has ended and all it gave was taken."""
-        return self._future.done() and not self._items
+        """Whether the thread is free again, ``on_end`` was called, and all it gave was taken."""
+        return self._over and not self._items
 
     @property
     def error(self) -> BaseException | None:
@@ -57,7 +58,7 @@ class Bridge(Generic[Item]):
     async def take(self, timeout_s: float) -> list[Item]:
         """Return what has arrived; empty when the work ended, was closed, or when nothing came for ``timeout_s``."""
         with self._lock:
-            self._asleep = not self._items and not self._closed and not self._future.done()
+            self._asleep = not self._items and not self._closed and not self._over
             if self._asleep:
                 self._waiter = self._loop.create_future()
         if self._waiter is not None:
@@ -104,8 +105,12 @@ class Bridge(Generic[Item]):
     def _call(self, on_end: Callable[[], None]) -> None:
         """Tell the loop that the thread is free again. A loop that is gone needs no telling."""
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(on_end)
-            self._loop.call_soon_threadsafe(self._wake)
+            self._loop.call_soon_threadsafe(self._end, on_end)
+
+    def _end(self, on_end: Callable[[], None]) -> None:
+        self._over = True
+        on_end()
+        self._wake()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

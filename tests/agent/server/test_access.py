@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from typing import Any
 
 import httpx2
@@ -19,7 +22,7 @@ from agent.model.client import Client, Endpoint
 from agent.model.responses import responses_model
 from agent.server.answer import Ended
 from agent.server.app import Access
-from agent.server.bridge import MOST_WAITING
+from agent.server.bridge import MOST_WAITING, Bridge
 from agent.server.faults import Refusal
 from agent.server.gate import Limits
 from agent.server.responses import ResponseWriter
@@ -170,6 +173,33 @@ def test_cancelling_again_gives_the_cancelled_response() -> None:
         assert stream.recv(100)
 
 
+class Late(Future[None]):
+    """Tells of its end a while after it has ended, as where its thread has to wait for a processor."""
+
+    def add_done_callback(self, fn: Callable[[Future[None]], object]) -> None:
+        super().add_done_callback(lambda done: (time.sleep(0.1), fn(done)))
+
+
+class LateExecutor(Executor):
+    def submit(self, fn: Any, /, *args: Any, **options: Any) -> Any:
+        future = Late()
+        threading.Thread(target=lambda: (fn(*args), future.set_result(None))).start()
+        return future
+
+
+def test_an_answer_ends_once_its_slot_is_free_so_that_its_client_may_ask_again_at_once() -> None:
+    happened: list[str] = []
+
+    async def play() -> None:
+        bridge: Bridge[int] = Bridge(lambda _: iter(range(3)), LateExecutor(), lambda: happened.append("slot"))
+        while not bridge.done:
+            happened.extend(str(item) for item in await bridge.take(60))
+        happened.append("end")
+
+    asyncio.run(play())
+    assert happened == ["0", "1", "2", "slot", "end"]
+
+
 def test_a_client_that_does_not_read_holds_the_model_up() -> None:
     talker = Talker(pause_s=0.0, times=10_000)
     with serving(talker) as (url, service), open_stream(url):
@@ -199,34 +229,31 @@ def test_a_client_that_takes_its_answer_too_slowly_does_not_hold_its_slot_for_lo
         assert talker.closed.is_set()
 
 
-class Slow(Player):
-    """Says nothing for a while."""
-
-    def sample(self, conversation: Any, params: Any) -> Any:
-        time.sleep(1.3)
-        yield from super().sample(conversation, params)
-
-
 def test_a_silent_stream_is_kept_alive() -> None:
+    heard_of = threading.Event()
+
+    class Slow(Player):
+        def sample(self, conversation: Any, params: Any) -> Any:
+            assert heard_of.wait(20)
+            yield from super().sample(conversation, params)
+
     model = Slow([[Delta(Channel.ANALYSIS, "hm"), *said(final("ok"))[1:]]])
-    with serving(model, limits=Limits(keep_alive_s=0.1)) as (url, _):
-        answer = httpx2.post(f"{url}/chat/completions", json={**BODY, "stream": True})
-    assert b": keep-alive\n\n" in answer.content
-    assert answer.content.endswith(b"data: [DONE]\n\n")
+    with serving(model, limits=Limits(keep_alive_s=0.1)) as (url, _), open_stream(url) as stream:
+        heard_until(stream, b": keep-alive\n\n")
+        heard_of.set()
+        heard_until(stream, b"data: [DONE]\n\n")
 
 
 def test_a_shutdown_lets_short_answers_end_and_tells_the_others() -> None:
-    import asyncio
-
     with serving(Talker(), limits=Limits(shutdown_s=0.3)) as (url, service), open_stream(url) as stream:
-        until(lambda: service.slots.taken == 1)
-        draining = threading.Thread(target=lambda: asyncio.run(service.drain()))
-        draining.start()
+        until(lambda: len(service._flights) == 1)
+        (flight,) = service._flights.values()
+        draining = asyncio.run_coroutine_threadsafe(service.drain(), flight.bridge._loop)
         until(lambda: service.slots.closing)
         assert httpx2.get(url.removesuffix("/v1") + "/health").status_code == 503
         refused = httpx2.post(f"{url}/chat/completions", json=BODY)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
-        draining.join()
+        draining.result(20)
         heard_until(stream, b"shutting_down")
 
 
