@@ -384,10 +384,12 @@ def tune(model_name: str, *, quick: bool, out: Path | None, cache: Path | None, 
     sizes: Sizes = asdict(first)
     notes = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "model": model_name, "quick": quick, "torch": torch.__version__}
     kept = kept_at(gpu, cache or default_cache())
+    left = "nothing was kept, because no field was finished"
     try:
         for step, chosen in descend(sizes, candidates, trials, limit_s=LIMIT_S):
             sizes = chosen
             _keep((kept,) if out is None else (kept, out), sizes, gpu, notes)
+            left = f"the results so far are kept in {kept}"
             for line in told(step):
                 say(line)
         for line in table(trials, list(dict.fromkeys(chain(*works.values()))), asdict(first), sizes):
@@ -395,9 +397,9 @@ def tune(model_name: str, *, quick: bool, out: Path | None, cache: Path | None, 
     except Left as why:  # not a candidate, which is told of: the sizes to begin with
         raise RuntimeFault(f"the kernels do not run on this {gpu.name} with the sizes they start from: {why}") from why
     except RuntimeError as error:
-        raise RuntimeFault(f"{gpu.name} failed ({error}): the results so far are kept in {kept}") from error
+        raise RuntimeFault(f"{gpu.name} failed ({error}): {left}") from error
     except KeyboardInterrupt:
-        say(f"stopped: the results so far are kept in {kept}")
+        say(f"stopped: {left}")
         raise
     say(f"{time.monotonic() - began:.0f} s; kept in {kept}: engines on this GPU take these sizes from now on")
     return kept

@@ -293,6 +293,20 @@ def test_what_ends_it_early_leaves_what_was_chosen(
     assert (said[-1] == f"stopped: the results so far are kept in {kept_at(GPU, tmp_path)}") == (says is None)
 
 
+def test_what_ends_it_in_its_first_field_leaves_nothing_and_says_so(
+    made_up: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(self: Trials, field: str, sizes: dict[str, object]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trials, "prepare", stop)
+    said: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        tune.tune("20b", quick=True, out=None, cache=tmp_path, say=said.append)
+    assert said[-1] == "stopped: nothing was kept, because no field was finished"
+    assert not kept_at(GPU, tmp_path).exists()
+
+
 def test_kernels_that_do_not_run_at_all_are_said(
     made_up: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
