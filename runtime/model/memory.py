@@ -37,7 +37,8 @@ def free_bytes(device: torch.device) -> int | None:
         case "mps":
             return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
         case "cpu":
-            return _available_host_bytes()
+            known = [found for found in (_available_host_bytes(), control_group_bytes()) if found is not None]
+            return min(known, default=None)
         case _:
             return None
 
@@ -77,6 +78,36 @@ def _available_host_bytes() -> int | None:
     if "SC_AVPHYS_PAGES" in os.sysconf_names:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return None
+
+
+def control_group_bytes(own: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Return what the memory limits of this process's control groups (a container's, say) leave it; None without a limit.
+
+    A limit of any group above holds too. Versions 1 and 2: https://docs.kernel.org/admin-guide/cgroup-v2.html#memory
+    """
+    left = []
+    for line in own.read_text(encoding="utf-8").splitlines() if own.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            group, names = mount / path.lstrip("/"), ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            group = mount / "memory" / path.lstrip("/")
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        # A container sees its own group at the mount, whatever the path says: that is one of the parents here.
+        left += [found for folder in (group, *group.parents) if (found := _left_bytes(folder, *names)) is not None]
+    return min(left, default=None)
+
+
+def _left_bytes(group: Path, limit: str, usage: str, cached: str) -> int | None:
+    """Return what one control group leaves, with the pages of files that the kernel can drop; None where it has no limit."""
+    try:
+        most, used = (int((group / name).read_text()) for name in (limit, usage))
+        counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return most - used + int(counts[cached])
+    except (OSError, ValueError):  # no such group here, or "max"
+        return None
 
 
 def _gib(count: int) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from runtime.errors import DoesNotFit
 from runtime.model.config import gpt_oss_20b, gpt_oss_120b
-from runtime.model.memory import GIB, free_bytes, require_weights, weights_bytes, workspace_bytes
+from runtime.model.memory import GIB, control_group_bytes, free_bytes, require_weights, weights_bytes, workspace_bytes
 from runtime.model.random_weights import random_weights
 from runtime.model.tiny import tiny_config
 from runtime.model.weights import size_bytes
@@ -56,6 +58,51 @@ def test_the_host_says_what_is_free() -> None:
     assert free is not None
     assert 0 < free < 1 << 50
     assert free_bytes(torch.device("meta")) is None
+
+
+def groups(mount: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (mount / name).parent.mkdir(parents=True, exist_ok=True)
+        (mount / name).write_text(text)
+
+
+def version_2(group: str, limit: str, used: int) -> dict[str, str]:
+    stat = "anon 900\ninactive_file 100\nactive_file 50\n"
+    return {f"{group}memory.max": f"{limit}\n", f"{group}memory.current": f"{used}\n", f"{group}memory.stat": stat}
+
+
+def version_1(group: str, limit: int, used: int) -> dict[str, str]:
+    names = [f"memory/{group}memory.{name}" for name in ("limit_in_bytes", "usage_in_bytes", "stat")]
+    return dict(
+        zip(names, (f"{limit}\n", f"{used}\n", "cache 1\ninactive_file 7\ntotal_inactive_file 100\n"), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "left"),
+    [
+        ("0::/a/b\n", version_2("a/b/", "5000", 2000), 3100),
+        ("0::/a/b\n", version_2("a/b/", "max", 2000) | version_2("a/", "4000", 3000), 1100),  # the one above holds too
+        ("0::/a/b\n", version_2("a/b/", "5000", 2000) | version_2("a/", "4000", 3000), 1100),
+        ("0::/a\n", version_2("a/", "max", 2000), None),
+        ("0::/\n", version_2("", "5000", 2000), 3100),  # in a container: its own group is the mount
+        ("1:name=systemd:/x\n4:cpu,memory:/a\n0::/\n", version_1("a/", 5000, 2000), 3100),
+        ("4:memory:/docker/abc\n", version_1("", 5000, 2000), 3100),  # in a container, with the path outside of it
+        ("4:memory:/docker/abc\n", {}, None),
+        ("", {}, None),
+    ],
+)
+def test_a_control_group_says_what_it_leaves(tmp_path: Path, own: str, files: dict[str, str], left: int | None) -> None:
+    groups(tmp_path / "mount", files)
+    (tmp_path / "own").write_text(own)
+    assert control_group_bytes(tmp_path / "own", tmp_path / "mount") == left
+    assert control_group_bytes(tmp_path / "not Linux", tmp_path / "mount") is None
+
+
+def test_in_a_container_with_a_limit_its_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.model.memory.control_group_bytes", lambda: 1 << 20)
+    with pytest.raises(DoesNotFit, match=r"cpu has 0\.0 GiB free"):
+        require_weights(gpt_oss_20b(), CPU, torch.bfloat16)
 
 
 def test_random_weights_are_what_was_counted() -> None:
