@@ -28,6 +28,7 @@ from agent.batch.results import Record, Results
 from agent.batch.task import Task
 from agent.config import RunConfig, public
 from agent.errors import AgentError
+from agent.model.base import later_seed
 from sandbox.errors import WorktreeError
 
 ENDPOINT_FAILURES = 5  # so many attempts in a row, and the endpoint is taken for gone
@@ -230,8 +231,7 @@ class Batch:
         shown = public(self._configure(task, checkout))
         if plan.ladder:
             shown["effort"] = plan.ladder[entry.rung]
-        if shown["seed"] is not None:
-            shown["seed"] += number - 1
+        shown["seed"] = later_seed(shown["seed"], number - 1)
         return Job(task.name, number, task.prompt, str(checkout), str(self._folder(task) / str(number)), shown)
 
     def _settle(self, entry: _Entry, attempt: Attempt) -> None:

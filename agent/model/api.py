@@ -16,7 +16,7 @@ from agent.errors import ContextOverflow, EndpointRefused
 from agent.events import Delta, MessageAdded, Repaired, Sampled
 from agent.harmony.ladder import Take
 from agent.harmony.spelt import apart, read_spelt
-from agent.model.base import ModelEvent, SamplingParams
+from agent.model.base import ModelEvent, SamplingParams, later_seed
 from agent.model.capabilities import Capabilities
 from agent.model.client import Client, OpenAIResponse, persist
 from agent.model.faults import Garbled, Transient, refused_field
@@ -134,7 +134,8 @@ class ApiModel:
         self._client.close()
 
     def _attempt(self, asking: _Asking) -> Iterator[Delta | Repaired | MessageAdded | Sampled]:
-        params, clock, api = _nth(asking.params, asking.garbled), self._client.clock, self._api
+        params = replace(asking.params, seed=later_seed(asking.params.seed, asking.garbled))
+        clock, api = self._client.clock, self._api
         without = self._refused | ({api.limit} if asking.unlimited else set())
         model = self._client.endpoint.model
         body = api.body(model, asking.conversation, asking.functions, params, frozenset(without))
@@ -186,11 +187,6 @@ class _Asking:
     params: SamplingParams
     unlimited: bool = False
     garbled: int = 0  # answers that the server could not parse
-
-
-def _nth(params: SamplingParams, attempt: int) -> SamplingParams:
-    """Each attempt has a seed of its own: one seed gives the same answer again."""
-    return params if params.seed is None else replace(params, seed=params.seed + attempt)
 
 
 def _apart(conversation: Conversation) -> Conversation:

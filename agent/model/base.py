@@ -51,6 +51,13 @@ class SamplingParams:
     guide: Guide | None = field(default=None, repr=False, compare=False)
 
 
+def later_seed(seed: int | None, step: int) -> int | None:
+    """Return the seed of a later attempt, because the same seed gives the same answer. The largest, 2^63 - 1, is followed by 0."""
+    if seed is None:
+        return None
+    return seed + step if seed + step < 1 << 63 else seed + step - (1 << 63)
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """Newly sampled ids. ``finish`` is None until the last chunk, then stop, length or cancelled.

@@ -19,7 +19,7 @@ from agent.harmony.ladder import Resample, Take, Tries, decide, is_looping, take
 from agent.harmony.parser import Parsed, Parser
 from agent.harmony.repair import Kind, repaired
 from agent.harmony.tokens import OPENING, STOPS
-from agent.model.base import ModelEvent, SamplingParams, TokenSource
+from agent.model.base import ModelEvent, SamplingParams, TokenSource, later_seed
 from agent.model.capabilities import Capabilities
 
 MIN_ANSWER_TOKENS = 256  # with less room than this the window counts as full …
@@ -246,7 +246,6 @@ class RawModel:
 
 
 def _nth(params: SamplingParams, budget: int | None, attempt: int, spent_s: float) -> SamplingParams:
-    """Return the params of one attempt. Each has a seed of its own (the same one would give the same answer); all share one timeout."""
-    seed = None if params.seed is None else params.seed + attempt
+    """Return the params of one attempt. Each has a seed of its own; all share one timeout."""
     left_s = None if params.timeout_s is None else max(params.timeout_s - spent_s, 0.0)
-    return replace(params, max_tokens=budget, seed=seed, timeout_s=left_s)
+    return replace(params, max_tokens=budget, seed=later_seed(params.seed, attempt), timeout_s=left_s)

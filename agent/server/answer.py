@@ -18,7 +18,7 @@ from agent.compact import estimate
 from agent.conversation import Channel, Conversation, Message, Role
 from agent.errors import ModelError
 from agent.events import Delta, MessageAdded, Repaired, Retried, Sampled
-from agent.model.base import Model, SamplingParams
+from agent.model.base import Model, SamplingParams, later_seed
 from agent.model.client import closing_iterator
 from agent.model.functions import Functions
 from agent.server.ask import Ask
@@ -218,8 +218,7 @@ def _again(backend: Backend, ask: Ask, params: SamplingParams, tried: int) -> Sa
     if backend.codec is not None and ask.choice.mode == "required":
         codec, name = backend.codec, ask.choice.name
         opening = codec.built_in_opening(name or "") if ask.choice.built_in else codec.call_opening(name)
-    seed = None if params.seed is None else params.seed + 1_000_003 * (tried + 1)
-    return replace(params, opening=opening, seed=seed)
+    return replace(params, opening=opening, seed=later_seed(params.seed, 1_000_003 * (tried + 1)))
 
 
 def _calls(messages: list[Message], functions: Functions) -> Iterator[Called]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -65,11 +66,11 @@ def model(url: str, **options: Any) -> ApiModel:
 
 
 def ask(
-    replies: Sequence[Reply], conversation: Conversation = TASK, **options: Any
+    replies: Sequence[Reply], conversation: Conversation = TASK, params: SamplingParams = PARAMS, **options: Any
 ) -> tuple[list[ModelEvent], list[dict[str, Any]]]:
     with serving(replies) as server:
         found = model(server.url, **options)
-        result = list(found.sample(conversation, PARAMS))
+        result = list(found.sample(conversation, params))
         found.close()
         return result, server.posts()
 
@@ -261,12 +262,14 @@ def test_an_answer_that_did_not_arrive_whole_is_asked_again_and_the_half_dropped
     assert bodies[0] == bodies[1]
 
 
-def test_an_answer_that_the_server_cannot_parse_is_sampled_again_under_another_seed() -> None:
+@pytest.mark.parametrize("seeds", [[7, 8, 9], [2**63 - 2, 2**63 - 1, 0], [-1, 0, 1]])
+def test_an_answer_that_the_server_cannot_parse_is_sampled_again_under_another_seed(seeds: list[int]) -> None:
     error = {"message": "unexpected tokens remaining in message header: []", "type": "BadRequestError", "code": 400}
     garbled = stream([chunk({"reasoning": "Hm."}), {"error": error}])
-    events, bodies = ask([garbled, document({"error": "error parsing tool call: raw=''"}, 500), ANSWER])
+    replies = [garbled, document({"error": "error parsing tool call: raw=''"}, 500), ANSWER]
+    events, bodies = ask(replies, params=replace(PARAMS, seed=seeds[0]))
     assert [m.text for m in messages(events)] == ["Done."]
-    assert [body["seed"] for body in bodies] == [7, 8, 9]
+    assert [body["seed"] for body in bodies] == seeds
 
 
 def test_only_the_closing_event_missing_is_no_fault() -> None:
