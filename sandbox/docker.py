@@ -27,6 +27,7 @@ DATA = "/mnt/data"  # where gpt-oss was trained to keep files that are not part 
 LABEL = "gpt-oss-agent.run"
 START_TIMEOUT_S = 60.0
 LAST_WORDS_BYTES = 4096
+PIECE_BYTES = 1 << 20
 MAX_INODES = 2_000_000
 VOLUME_BYTES = 10 << 30
 
@@ -387,8 +388,9 @@ class AttachWire:
             del self._buffer[:end]
 
     def write(self, data: bytes) -> None:
-        """Write everything; see Wire."""
-        self._socket.sendall(data)
+        """Write everything; see Wire. Piece by piece: the reader's timeout, which the socket has, bounds each of them."""
+        for start in range(0, len(data), PIECE_BYTES):
+            self._socket.sendall(data[start : start + PIECE_BYTES])
 
     def close(self) -> None:
         """Disconnect; see Wire."""

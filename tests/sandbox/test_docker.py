@@ -321,6 +321,22 @@ def test_an_engine_that_is_gone_is_told_as_any_fault_of_a_sandbox() -> None:
     gone.close()
 
 
+def test_a_large_file_may_take_longer_than_a_socket_waits() -> None:
+    """Through a slow engine a gigabyte takes minutes: the time is that of each piece."""
+
+    class Attached:
+        def __init__(self) -> None:
+            self.sent: list[bytes] = []
+
+        def sendall(self, data: bytes) -> None:
+            self.sent.append(data)
+
+    attached, data = Attached(), os.urandom(5_000_001)
+    containers.AttachWire(attached).write(data)
+    assert b"".join(attached.sent) == data
+    assert max(map(len, attached.sent)) <= 1 << 20
+
+
 def test_a_container_that_dies_is_lost_and_says_so(box: Sandbox, engine: DockerClient, run_name: str) -> None:
     (container,) = engine.containers.list(filters={"label": f"{containers.LABEL}={run_name}"})
     container.kill()
