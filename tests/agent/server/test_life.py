@@ -238,7 +238,7 @@ def test_a_head_that_comes_byte_by_byte_is_ended_too() -> None:
 
 
 def test_a_body_that_goes_on_behind_its_refusal_is_ended() -> None:
-    with serving(scripted(), limits=Limits(head_s=0.3)) as (url, _), connected(url) as endless:
+    with serving(scripted(), limits=Limits(head_s=0.6)) as (url, _), connected(url) as endless:
         endless.sendall(HEAD.replace(b"json", b"text") + b"Transfer-Encoding: chunked\r\n\r\n")
         assert heard_until(endless, b"}}").startswith(b"HTTP/1.1 415 ")
         assert sent_until_closed(endless, b"5\r\nhello\r\n")
@@ -346,10 +346,14 @@ def test_a_client_that_would_like_another_protocol_is_answered_in_this_one(wante
 
 
 def test_a_stream_is_no_head_that_does_not_come() -> None:
-    with serving(Talker(), limits=Limits(head_s=0.1)) as (url, service), open_stream(url) as stream:
+    with serving(Talker(), limits=Limits(head_s=0.4)) as (url, service), open_stream(url) as stream:
         heard = b""
-        while heard.count(b"data: ") < 300:
-            heard += stream.recv(65536)
+        while (
+            heard.count(b"data: ") < 500
+        ):  # for a second at least, which is more than twice as long as a head may take
+            piece = stream.recv(65536)
+            assert piece, heard[-500:]
+            heard += piece
         assert service.slots.taken == 1
 
 
