@@ -79,8 +79,8 @@ class TransformersWorker:
         with self._lock:
             run = self._runs.get(request_id)
         if run is not None:
+            run.outs.put(TokenOut(request_id, None, "cancelled"))  # first: the model's end must not be heard before it
             run.unwanted.set()
-            run.outs.put(TokenOut(request_id, None, "cancelled"))
 
     def close(self) -> None:
         """End what runs and give the memory back. May be called twice."""

@@ -216,6 +216,22 @@ def test_a_closed_worker_says_so(tiny_checkpoints: dict[Layout, Path]) -> None:
         next(closing.stream(Request("r", PROMPT, 24)))
 
 
+def test_a_request_that_is_cancelled_ends_as_cancelled_however_soon_the_model_stops(worker: TransformersWorker) -> None:
+    stream = worker.stream(Request("soon", PROMPT, 400, sampling=GREEDY))
+    next(stream)
+    unwanted = worker._runs["soon"].unwanted
+    tell = unwanted.set
+
+    def tell_and_wait() -> None:
+        tell()
+        with worker._turn:  # which the request has until the model has stopped
+            pass
+
+    unwanted.set = tell_and_wait  # type: ignore[method-assign]
+    worker.cancel("soon")
+    assert list(stream)[-1].finish == "cancelled"
+
+
 def test_a_folder_that_it_cannot_load_says_why(tmp_path: Path, tiny_checkpoints: dict[Layout, Path]) -> None:
     for folder in (tmp_path, tiny_checkpoints[Layout.ORIGINAL]):
         with pytest.raises(CheckpointError, match="transformers cannot load"):
