@@ -1,12 +1,12 @@
-"""Attention over the paged cache: prompts, chunks, drafts and decode steps by one kernel.
+"""Attention over the paged cache: one kernel for prompts, chunks, drafts and decode steps.
 
-A block holds the query rows of a few tokens times all the query heads that share a key head, so a key is read once for
-eight heads. It walks from the oldest key its first token may see (the window skips, it does not mask) to the youngest its
-last one may. Long contexts are split: every part leaves an unnormalised sum, and the last block to finish adds them up,
-with the sink, in the same launch.
+A block holds the query rows of a few tokens, for all the query heads that share a key head, so a key is read once for
+eight heads. It iterates from the oldest key that its first token may see (keys before the window are skipped, not masked) to the
+newest one that its last token may see. Long contexts are split: each part writes an unnormalised sum, and the last block to
+finish combines them, with the sink, in the same launch.
 
-A decode step rotates its own key in registers, attends to it there and writes it to the cache on the way; steps with
-longer queries write all new keys first, by a kernel of its own.
+A decode step rotates its own key in registers, attends to it there and also writes it to the cache; steps with longer
+queries write all new keys first, in a separate kernel.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from runtime.kernels.base import LayerCache, Shapes, StepInputs
 from runtime.kernels.launch import Device, wait_and_release
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-PROMPT_STEPS = 8  # of keys, in a part of a prompt's context at least: writing and adding up its sums costs about one
+PROMPT_STEPS = 8  # least steps of keys in a part of a prompt's context: combining a part costs about one step
 
 
 @triton.jit
 def rotate(first, second, cos, sin, DTYPE: tl.constexpr):
-    """Rotate half-split pairs and round once, as the cache does."""
+    """Apply RoPE to half-split pairs and round once, to the dtype of the cache."""
     return (first * cos - second * sin).to(DTYPE), (second * cos + first * sin).to(DTYPE)
 
 
@@ -78,12 +78,12 @@ def load_keys(
     PAGE: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    """Load keys (their two halves, transposed) and values at positions ``at``…, where those lie in [low, high)."""
+    """Load keys (their two halves, transposed) and values at positions ``at``…, as far as they lie in [low, high)."""
     k = at + tl.arange(0, KEYS)
     there = (k < high) & (k >= low)
     page = tl.load(table + k // PAGE, mask=there, other=0).to(tl.int64)
     place = (page * PAGE + k % PAGE) * (KV_HEADS * DIM) + kv_head * DIM
-    # Masked, not only hidden later: what was never written may hold anything, and 0 times infinity is no number.
+    # Masked loads, because masking scores later is not enough: unwritten memory may hold infinity, and 0 * inf is NaN.
     k0 = tl.load(keys + place[None, :] + d[:, None], mask=there[None, :], other=0.0)
     k1 = tl.load(keys + place[None, :] + DIM // 2 + d[:, None], mask=there[None, :], other=0.0)
     v = tl.load(values + place[:, None] + all_d[None, :], mask=there[:, None], other=0.0)
@@ -92,12 +92,12 @@ def load_keys(
 
 @triton.jit
 def attend_tile(q0, q1, k0, k1, v, seen, top, weight, total, SCALE: tl.constexpr, PRECISION: tl.constexpr):
-    """Take one tile of keys into the running softmax: its highest score, the sum of weights, the weighted sum."""
+    """Add one tile of keys to the online softmax: highest score, sum of weights, weighted sum."""
     score = tl.dot(q0, k0, input_precision=PRECISION)
     score = tl.dot(q1, k1, score, input_precision=PRECISION) * SCALE
     score = tl.where(seen, score, float("-inf"))
     higher = tl.maximum(top, tl.max(score, axis=1))
-    # A row may have seen nothing yet: -inf minus -inf is no number.
+    # A row may have seen no key yet: -inf - -inf would be NaN.
     base = tl.where(higher == float("-inf"), 0.0, higher)
     p = tl.exp2(score - base[:, None])
     fade = tl.exp2(top - base)
@@ -165,7 +165,7 @@ def _attend_kernel(
         high = tl.minimum(high, first + span)
     table = page_table + sequence.to(tl.int64) * table_width
     if DECODE:
-        # Older keys were written by older steps: the first tile of them is fetched while the kernel before drains.
+        # Older keys were written in earlier steps: their first tile is loaded while the previous kernel still drains.
         there, k0, k1, v = load_keys(
             keys, values, table, first, low, high, kv_head, d, all_d, KV_HEADS, DIM, PAGE, KEYS
         )
@@ -190,8 +190,8 @@ def _attend_kernel(
         top = tl.full((ROWS,), float("-inf"), tl.float32)
         weight = tl.zeros((ROWS,), tl.float32)
         total = tl.zeros((ROWS, DIM), tl.float32)
-        if DECODE:  # noqa: SIM102 - the outer one is decided when the kernel is compiled
-            # The token's own key and value never touch the cache on their way here; the first part has them.
+        if DECODE:  # noqa: SIM102 - the outer condition is evaluated when the kernel is compiled
+            # The token's own key and value come from registers, not from the cache; the first part handles them.
             if part == 0:
                 own = qkv + start.to(tl.int64) * WIDTH + (QUERY_HEADS + kv_head) * DIM
                 own_turn = rope + (context - 1).to(tl.int64) * DIM + d
@@ -276,7 +276,7 @@ def attend(
     shapes: Shapes,
     device: Device,
 ) -> torch.Tensor:
-    """Rotate, write keys and values to the cache, and attend: -> [T, Nq * D]."""
+    """Apply RoPE, write keys and values to the cache, and attend: -> [T, Nq * D]."""
     tokens = qkv.shape[0]
     heads, kv_heads, width = shapes.query_heads, shapes.kv_heads, shapes.head_dim
     group = heads // kv_heads
@@ -294,7 +294,7 @@ def attend(
             width,
             **device.options(1),
         )
-    # Sixteen rows are the least that a matrix instruction takes; a hundred and twenty-eight feed it well.
+    # A matrix instruction needs at least 16 rows; 128 use it well.
     sizes = device.tuning
     per_block = max(1, 16 // group, min(sizes.prompt[2] // group, triton.next_power_of_2(inputs.max_query_len)))
     blocks = triton.cdiv(inputs.max_query_len, per_block)
@@ -346,10 +346,10 @@ def attend(
 
 
 def _splits(blocks: int, steps: int, window: int | None, device: Device, *, few: bool) -> int:
-    """Parts of a context: enough blocks to fill the device, none with too few steps, a power of two.
+    """Return into how many parts to split a context, a power of two: enough blocks to fill the device, none with too few steps.
 
-    The window is never split: its one or two steps take less time than adding parts up. A prompt's blocks are many, but a few
-    more than there are processors take twice as long as just as many, so after a long context they are split as well.
+    The window is never split: its one or two steps take less time than combining parts. A prompt has many blocks, but a few
+    more blocks than SMs take twice as long as exactly as many, so prompts after a long context are split too.
     """
     sizes = device.tuning
     least, waves = (1, sizes.decode_waves) if few else (PROMPT_STEPS, sizes.prompt_waves)

@@ -1,8 +1,8 @@
-"""Which sizes the kernels take on a GPU: those measured on it, or defaults that fit it.
+"""Chooses the kernels' sizes for a GPU: those measured on it, or defaults that fit it.
 
-`python -m runtime tune` measures and keeps its choice in a file, which also says what it was measured on. A file that says
-something else than what is here now (another GPU, another Triton, other kernels, sizes that no kernel takes) is not
-believed. The driver does not matter: Triton brings the compiler that makes machine code.
+`python -m runtime tune` measures and saves its choice in a file, which records what it was measured on. The file is ignored
+if that differs from this machine (another GPU, another Triton, changed kernels) or if it contains invalid sizes. The driver
+version does not matter: Triton ships its own compiler to machine code.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Unusable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """What sizes depend on. ``shared_bytes`` and ``registers`` are what one block can have at most."""
+    """The properties of a GPU that sizes depend on. ``shared_bytes`` and ``registers`` are the limits of one block."""
 
     name: str
     capability: tuple[int, int]
@@ -44,13 +44,13 @@ class Gpu:
 
     @property
     def same(self) -> dict[str, object]:
-        """What must be the same for sizes that were measured to hold, in JSON's terms."""
+        """The properties that must be equal for measured sizes to apply, as JSON."""
         return {"name": self.name, "capability": list(self.capability), "processors": self.processors}
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The sizes to take, and where they are from."""
+    """The sizes to use, and where they come from."""
 
     tuning: Tuning
     source: str
@@ -60,7 +60,7 @@ def look(device: torch.device) -> Gpu:
     """Describe a CUDA device."""
     properties = torch.cuda.get_device_properties(device)
     index = torch.empty(0, device=device).get_device()
-    most = driver.active.utils.get_device_properties(index)  # what Triton itself holds a launch to
+    most = driver.active.utils.get_device_properties(index)  # the limits that Triton itself checks at a launch
     return Gpu(
         name=properties.name,
         capability=(properties.major, properties.minor),
@@ -72,7 +72,7 @@ def look(device: torch.device) -> Gpu:
 
 
 def default_cache(environment: Mapping[str, str] | None = None) -> Path:
-    """Return the folder of what can be made again, as the XDG specification places it (a relative value is ignored)."""
+    """Return the cache folder as the XDG specification defines it (a relative value is ignored)."""
     variables = os.environ if environment is None else environment
     named = variables.get("XDG_CACHE_HOME", "")
     base = Path(named) if named.startswith("/") else Path(variables.get("HOME") or Path.home()) / ".cache"
@@ -80,19 +80,19 @@ def default_cache(environment: Mapping[str, str] | None = None) -> Path:
 
 
 def default_sizes(gpu: Gpu) -> Tuning:
-    """Return the defaults, made smaller where they do not fit the GPU."""
+    """Return the defaults, reduced where they do not fit the GPU."""
     return fitted(Tuning(), gpu.shared_bytes, gpu.registers)
 
 
 def kept_at(gpu: Gpu, cache: Path) -> Path:
-    """Return where the choice for a GPU is kept: its name, capability, processors and Triton's version are in the path."""
+    """Return the file of the choice for a GPU; its name contains GPU, compute capability, number of SMs and Triton version."""
     name = re.sub(r"[^A-Za-z0-9]+", "-", gpu.name).strip("-")
     major, minor = gpu.capability
     return cache / "kernels" / f"{name}_{major}.{minor}_{gpu.processors}_triton-{gpu.triton}.json"
 
 
 def choose(gpu: Gpu, cache: Path, warn: Callable[[str], None]) -> Choice:
-    """Choose the sizes for a GPU. ``warn`` is told of a kept file that is not believed."""
+    """Choose the sizes for a GPU. ``warn`` is told of a saved file that is ignored."""
     kept = kept_at(gpu, cache)
     defaults = default_sizes(gpu)
     if kept.exists():
@@ -104,14 +104,14 @@ def choose(gpu: Gpu, cache: Path, warn: Callable[[str], None]) -> Choice:
     if changed:
         small = f"{gpu.shared_bytes >> 10} KiB of shared memory"
         return Choice(
-            defaults, f"defaults, with less for {', '.join(changed)} to fit {small} (not measured on this GPU)"
+            defaults, f"defaults, reduced for {', '.join(changed)} to fit {small} (not measured on this GPU)"
         )
     measured = gpu.name.startswith(DEFAULTS_GPU)
     return Choice(defaults, f"defaults ({'measured on this kind of GPU' if measured else 'not measured on this GPU'})")
 
 
 def keep(path: Path, tuning: Tuning, gpu: Gpu, notes: Mapping[str, object]) -> None:
-    """Write a choice, whole or not at all. Raises OSError."""
+    """Write a choice atomically. Raises OSError."""
     record = {
         "format": FORMAT,
         "gpu": gpu.same,
@@ -130,7 +130,7 @@ def keep(path: Path, tuning: Tuning, gpu: Gpu, notes: Mapping[str, object]) -> N
 
 
 def kernels_digest() -> str:
-    """Return a hash of the kernels' sources: what is fast, or fits, may be so no more when they change."""
+    """Return a hash of the kernels' sources: after a change, other sizes may be the fastest, and old ones may not fit."""
     digest = sha256()
     for name in SOURCES:
         digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
@@ -144,24 +144,24 @@ def read(path: Path, gpu: Gpu) -> Tuning:
     except (OSError, ValueError) as error:
         raise Unusable(f"it cannot be read ({error})") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise Unusable("it is not in the form that this version writes")
+        raise Unusable("its format is not the one of this version")
     if record.get("gpu") != gpu.same:
-        raise Unusable(f"it is of another GPU than this {gpu.name} with {gpu.processors} processors")
+        raise Unusable(f"it is for another GPU than this {gpu.name} with {gpu.processors} SMs")
     tuning = parse(record.get("tuning"))
     if record.get("triton") != gpu.triton:
-        raise Unusable(f"it was measured with another Triton than {gpu.triton}")
+        raise Unusable(f"it was measured with another version of Triton than {gpu.triton}")
     if record.get("kernels") != kernels_digest():
         raise Unusable("the kernels have changed since")
     return tuning
 
 
 def parse(sizes: object) -> Tuning:
-    """Read sizes from JSON's terms: every field, no other, each number one that the kernels take. Raises Unusable."""
+    """Read sizes from JSON: every field and no other, each with numbers that the kernels accept. Raises Unusable."""
     if not isinstance(sizes, dict):
-        raise Unusable("it holds no sizes")
+        raise Unusable("it contains no sizes")
     names = {each.name for each in fields(Tuning)}
     if odd := sorted(names ^ sizes.keys()):
-        raise Unusable(f"its fields are others than the kernels': {', '.join(odd)}")
+        raise Unusable(f"its fields are not those of the kernels: {', '.join(odd)}")
     found: dict[str, int | tuple[int, ...]] = {}
     for name, value in sizes.items():
         single = not isinstance(value, list)

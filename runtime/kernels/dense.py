@@ -1,9 +1,9 @@
-"""Matrix products with bf16 weights: the norm before them and the residual after them come for free.
+"""Matrix products with bf16 weights, fused with the norm before them and the residual addition after them.
 
-For one token, or as many as ``Tuning.gemv_tokens`` says, a block reads a few rows of the weight once, into registers, and multiplies them with every
-token: the time is the time to read the weight. More tokens go over tensor cores, and many more (a prompt) to cuBLAS.
+Up to ``Tuning.gemv_tokens`` tokens, a block loads a few rows of the weight into registers once and multiplies them with every
+token (a gemv): its time is the time to read the weight. More tokens use tensor cores, and a long prompt uses cuBLAS.
 
-In a gemv the norm is folded: with s = 1 / sqrt(mean(x^2) + eps), W @ (x * s * g) = s * (W @ (x * g)), so one pass over x gives both.
+A gemv folds the norm: with s = 1 / sqrt(mean(x^2) + eps), W @ (x * s * g) = s * (W @ (x * g)), so one pass over x gives both.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TILE = 1024  # columns: four warps of 32 lanes read 16 bytes each
 
 @triton.jit
 def load_tiles(start, inside, WIDTH: tl.constexpr, TILE: tl.constexpr):
-    """Load rows that begin at ``start`` [ROWS] where ``inside`` [ROWS], a tile of columns at a time."""
+    """Load rows that begin at ``start`` [ROWS], where ``inside`` [ROWS] is true, one tile of columns at a time."""
     tiles = ()
     for first in tl.static_range(0, WIDTH, TILE):
         k = first + tl.arange(0, TILE)
@@ -50,7 +50,7 @@ def load_gain(gain, WIDTH: tl.constexpr, TILE: tl.constexpr):
 def multiply_tiles(
     x, tiles, gains, eps, WIDTH: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, NORM: tl.constexpr
 ):
-    """Return the products [ROWS] of loaded rows with a token at x, and the scale that the norm still asks for."""
+    """Return the products [ROWS] of loaded rows with the token at x, and the norm's scale, which is still to be applied."""
     products = tl.zeros((ROWS, TILE), tl.float32)
     squares = tl.zeros((TILE,), tl.float32)
     for first in tl.static_range(0, WIDTH, TILE):
@@ -175,7 +175,7 @@ def linear(
     residual: torch.Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """Return residual + (rms(x; gain) or x) @ weight.T + bias as [T, out] in ``dtype`` (x's unless said).
+    """Return residual + (rms(x; gain) or x) @ weight.T + bias as [T, out] in ``dtype`` (by default x's).
 
     x [T, in], weight [out, in], bias [out], gain [in], residual [T, out]; all contiguous.
     """
@@ -190,7 +190,7 @@ def linear(
         return out if bias is None else out.add_(bias)
     out = torch.empty(tokens, rows, dtype=dtype, device=x.device)
     flags = {"BIAS": bias is not None, "RESIDUAL": residual is not None}
-    # Arguments that a flag switches off still need a pointer: x stands in.
+    # An argument that a flag disables still needs a pointer: x is passed as a placeholder.
     ends = (x if bias is None else bias, x if residual is None else residual, out, tokens, rows)
     sizes = device.tuning
     if tokens <= sizes.gemv_tokens:

@@ -1,4 +1,4 @@
-"""The record of Triton kernels: which path a step takes is decided by its number of tokens alone."""
+"""The record of Triton kernels. Which kernel a step uses depends only on its number of tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from runtime.kernels.launch import REFUSED, Tuning, describe
 def triton_kernels(on: torch.device, tuning: Tuning | None = None) -> Kernels:
     """Return the record for a CUDA device (or, under TRITON_INTERPRET=1, for the CPU).
 
-    It holds a few counters on the device, so a record serves one stream at a time. Everything can be captured in a graph.
+    It owns counters on the device, so it can be used on one stream at a time. All its kernels can be captured in a CUDA graph.
     """
     device = describe(on, tuning)
     few_tokens = device.tuning.pair_tokens

@@ -1,8 +1,8 @@
-"""Experts for many tokens: a matrix product a chosen expert on tensor cores, MXFP4 decoded on the way to it.
+"""Experts for many tokens: a grouped matrix product on tensor cores, with MXFP4 decoded on the fly.
 
-Up to ``LOCAL_PAIRS`` (token, choice) pairs every block finds the rows of its expert by itself, in registers; beyond, pairs
-are sorted by expert on the device first. Nothing waits for the host either way. The activated tokens and the outputs
-of the second matrix lie in the order of the pairs, so nothing is ever gathered back: a last kernel adds a token's K rows.
+Up to ``LOCAL_PAIRS`` (token, choice) pairs, each block finds the rows of its expert by itself, in registers; above that, pairs
+are first sorted by expert on the device. Neither way synchronizes with the host. The activated tokens and the outputs of the
+second matrix are stored in the order of the pairs, so no gather is needed afterwards: a last kernel adds each token's K rows.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def _rows_product(
 ):
     """Multiply rows ``source`` of x [.., WIDTH] with columns of the expert's matrix: fp32 [TOKENS, COLUMNS].
 
-    The compiler fetches activations and words some steps ahead, but not scales, which are too narrow: those of the next step
-    are asked for here. Then no 8-bit load leads to the matrix within the step any more, by which the compiler knows
-    that a thread should hold eight neighbours (``computeOrigBitWidth``), so a load that never takes place stands in for it.
+    The compiler prefetches activations and words some iterations ahead, but not the scales, because their loads are too
+    narrow; so the scales of the next iteration are loaded here. That removes the 8-bit load of this iteration, from which the
+    compiler infers that a thread should hold eight neighbouring values (``computeOrigBitWidth``). A fully masked load replaces it.
     """
     words = blocks.to(tl.pointer_type(tl.int32)) + (expert * OUT + column)[:, None] * (WIDTH // 8)
     bytes_ = scales + (expert * OUT + column)[:, None] * (WIDTH // 32)
@@ -81,8 +81,8 @@ def _grouped_kernel(
     OUT: tl.constexpr,
     EXPERTS: tl.constexpr,
     EXPERTS_BLOCK: tl.constexpr,
-    SHARED: tl.constexpr,  # rows of x: one for this many pairs
-    ALL: tl.constexpr,  # pairs, rounded up, where every block finds its rows itself; 0 where they are sorted
+    SHARED: tl.constexpr,  # how many pairs share one row of x
+    ALL: tl.constexpr,  # number of pairs, rounded up, if every block finds its rows itself; 0 if the pairs are sorted
     TOKENS: tl.constexpr,
     COLUMNS: tl.constexpr,
     STEP: tl.constexpr,
@@ -94,7 +94,7 @@ def _grouped_kernel(
     wait_and_release(DEPENDENT)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     if ACTIVATE:
-        # Gates and ups in the order in which the activated tokens are stored, so that neighbours are stored together.
+        # Gate and up columns in the order in which activated tokens are stored, so that the stores are contiguous.
         column = 2 * from_pair(column // 2) + column % 2
     slot = tl.arange(0, TOKENS)
     if ALL > 0:
@@ -107,7 +107,7 @@ def _grouped_kernel(
         found = (rank[None, :] == (first + slot)[:, None]) & mine[None, :]
         pair = tl.sum(tl.where(found, j[None, :], 0), axis=1)
     else:
-        # Experts' tiles of TOKENS pairs follow one another; the grid is an upper bound of their number.
+        # The tiles of TOKENS pairs are numbered expert by expert; the grid is an upper bound of their number.
         e = tl.arange(0, EXPERTS_BLOCK)
         begin = tl.load(starts + e, mask=e < EXPERTS, other=0)
         end = tl.load(starts + e + 1, mask=e < EXPERTS, other=0)
@@ -171,7 +171,7 @@ def _combine_kernel(
 
 @triton.jit
 def _order_kernel(ids, order, starts, pairs, CHUNK: tl.constexpr, DEPENDENT: tl.constexpr):
-    """One program an expert: count the pairs of lower experts, then list its own where those end."""
+    """One program per expert: count the pairs of all lower experts, then write its own pairs from that position on."""
     expert = tl.program_id(0)
     wait_and_release(DEPENDENT)
     lower = tl.zeros((CHUNK,), tl.int32)
@@ -190,7 +190,7 @@ def _order_kernel(ids, order, starts, pairs, CHUNK: tl.constexpr, DEPENDENT: tl.
 
 
 def sort_pairs(ids: torch.Tensor, experts: int, device: Device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the pairs in the order of their experts, int32 [T K], and where each expert's begin, int32 [E + 1]."""
+    """Return the pairs sorted by expert, int32 [T K], and where each expert's pairs begin, int32 [E + 1]."""
     order = torch.empty(ids.numel(), dtype=torch.int32, device=ids.device)
     starts = torch.empty(experts + 1, dtype=torch.int32, device=ids.device)
     _order_kernel[(experts,)](ids, order, starts, ids.numel(), ORDER_CHUNK, **device.options(8))
@@ -216,7 +216,7 @@ def _product(
     if pairs <= LOCAL_PAIRS:
         order = starts = ids
         block_tokens, columns, step, warps, stages, registers = device.tuning.batch_tile
-        # An expert can have at most one pair a token.
+        # An expert has at most one pair per token.
         grid = (triton.cdiv(rows, columns), experts, triton.cdiv(ids.shape[0], block_tokens))
         every = triton.next_power_of_2(pairs)
     else:

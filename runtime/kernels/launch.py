@@ -1,11 +1,11 @@
-"""How kernels are launched: what the device can do, and the order of kernels that start before their predecessor ends.
+"""How kernels are launched: the properties of the device, and programmatic dependent launch.
 
-On Hopper and later every kernel is launched as a *programmatic dependent* of the one before it: its blocks start while the
-predecessor drains, fetch their weights into registers, and only then wait. Two rules make that safe:
+On Hopper and later every kernel is launched as a *programmatic dependent* of the previous one: its blocks start while the
+previous kernel drains, load their weights into registers, and only then wait for it. Two rules make that safe:
 
 1. before ``wait`` a kernel writes nothing, and reads nothing that its direct predecessor writes;
-2. dependents are released only after ``wait``. So when a kernel runs, everything older than its direct predecessor has
-   finished, and may be read before ``wait``.
+2. a kernel releases its dependent only after its own ``wait``. So when a kernel runs, everything before its direct predecessor
+   has finished, and may be read before ``wait``.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.runtime.errors import OutOfResources, PTXASError
 
 REFUSED = (CompilationError, OutOfResources, PTXASError)
-"""What Triton raises for sizes that a kernel cannot be compiled with, or a block of which the device has no room for."""
+"""What Triton raises if a kernel cannot be compiled with the given sizes, or its blocks need more than the device has."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """Sizes that decide speed and nothing else: measured on an H100 by benchmarks/runtime.py, sensible elsewhere."""
+    """Sizes that affect only speed. The defaults were tuned on an H100 with benchmarks/runtime.py and are reasonable elsewhere."""
 
-    route: tuple[int, int] = (1, 4)  # rows of the router a block, warps
-    gemv: tuple[int, int] = (4, 255)  # rows of a bf16 weight a block, registers a thread at most
+    route: tuple[int, int] = (1, 4)  # rows of the router per block, warps
+    gemv: tuple[int, int] = (4, 255)  # rows of a bf16 weight per block, most registers per thread
     wide_gemv: tuple[int, int] = (2, 96)  # the same for rows of more than three tiles
-    up: tuple[int, int] = (4, 96)  # rows of an expert's first matrix a warp, registers
+    up: tuple[int, int] = (4, 96)  # rows of an expert's first matrix per warp, registers
     down: tuple[int, int] = (2, 160)
     gemv_tokens: int = 1  # tokens up to which dense products are gemvs
     pair_tokens: int = 8  # tokens up to which expert products are gemvs
-    decode: tuple[int, int, int] = (128, 4, 4)  # keys a step of decode attention, warps for one step and for more
-    decode_splits: int = 32  # parts of a context at most
-    decode_waves: int = 2  # blocks a processor that splitting aims at
+    decode: tuple[int, int, int] = (128, 4, 4)  # keys per step of decode attention, warps for one step and for several
+    decode_splits: int = 32  # most parts of a context
+    decode_waves: int = 2  # blocks per SM that splitting aims at
     prompt_waves: int = 8  # the same for a prompt after a long context
-    prompt: tuple[int, int, int] = (128, 4, 128)  # keys a step of prompt attention, warps, query rows a block
-    tiled: tuple[int, int, int, int] = (32, 128, 4, 5)  # rows, step, warps, stages of dense products of some tokens
-    # Experts over tensor cores, for few, some and many pairs an expert: tokens, columns, step, warps, stages, registers.
+    prompt: tuple[int, int, int] = (128, 4, 128)  # keys per step of prompt attention, warps, query rows per block
+    tiled: tuple[int, int, int, int] = (32, 128, 4, 5)  # rows, step, warps, stages of dense products on tensor cores
+    # Experts on tensor cores, for few, some and many pairs per expert: tokens, columns, step, warps, stages, registers.
     batch_tile: tuple[int, int, int, int, int, int] = (16, 128, 128, 4, 3, 168)
     chunk_tile: tuple[int, int, int, int, int, int] = (64, 128, 64, 4, 3, 128)
     prompt_tile: tuple[int, int, int, int, int, int] = (128, 128, 64, 8, 3, 255)
@@ -48,10 +48,9 @@ class Tuning:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What the kernels need to know of the device, and the counters by which the last block of a launch is known.
+    """What the kernels need to know about the device, and the counters that tell a block that it is the last one of its launch.
 
-    ``counters`` are zero between launches: the block that counts to the end sets its counter back. One stream at a time
-    may use them.
+    ``counters`` are zero between launches: the last block resets its counter. Only one stream at a time may use them.
     """
 
     processors: int
@@ -63,7 +62,7 @@ class Device:
     def options(self, warps: int, stages: int = 1, registers: int = 255) -> dict[str, int | bool]:
         """Return the keyword arguments of a launch."""
         options: dict[str, int | bool] = {"num_warps": warps, "num_stages": stages, "DEPENDENT": self.dependent_launch}
-        options["enable_fp_fusion"] = True  # the default of Triton up to 3.9, which warns that it will not stay so
+        options["enable_fp_fusion"] = True  # the default up to Triton 3.9, which warns that it will change
         if registers < 255:
             options["maxnreg"] = registers
         if self.dependent_launch:
@@ -75,7 +74,7 @@ COUNTERS = 1 << 16
 
 
 def describe(device: torch.device, tuning: Tuning | None = None) -> Device:
-    """Look at a device. On the CPU the kernels run only under TRITON_INTERPRET=1."""
+    """Return the properties of a device. On the CPU the kernels run only under TRITON_INTERPRET=1."""
     counters = torch.zeros(COUNTERS, dtype=torch.int32, device=device)
     tuning = tuning or Tuning()
     if device.type != "cuda":
@@ -92,7 +91,7 @@ def describe(device: torch.device, tuning: Tuning | None = None) -> Device:
 
 @triton.jit
 def wait_and_release(DEPENDENT: tl.constexpr):
-    """Wait for the kernel before this one, then let the next one start."""
+    """Wait for the previous kernel, then let the next one start."""
     if DEPENDENT:
         gdc_wait()
         gdc_launch_dependents()

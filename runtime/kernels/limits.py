@@ -1,22 +1,22 @@
-"""What sizes of a model Triton's kernels take: said when a model is put together, not by a compiler in the first step."""
+"""Which model sizes the Triton kernels support: checked when a model is built, instead of a compiler error in the first step."""
 
 from __future__ import annotations
 
 from runtime.kernels.base import Shapes
 from runtime.kernels.mxfp4 import PAIRED
 
-HEAD_DIMS = (32, 64)  # each half fills a matrix instruction; of longer ones sizes.py counts too little shared memory
-MOST_SHARERS = 16  # query heads of a key head: as many rows as a matrix instruction has
+HEAD_DIMS = (32, 64)  # each half fills a matrix instruction; for larger ones sizes.py underestimates shared memory
+MOST_SHARERS = 16  # query heads per key head: the rows of a matrix instruction
 MOST_WIDTH = 8192  # a block holds a row of the residual stream in registers
 MOST_EXPERTS = 1024  # a warp holds a token's scores
-MOST_CHOSEN = 8  # a warp holds rows of as many experts
+MOST_CHOSEN = 8  # a warp holds rows of this many experts
 MOST_VOCABULARY = 1 << 20  # a block holds the sums of a row's parts
 
 
 def refusal(shapes: Shapes, *, compiled: bool) -> str | None:
-    """Say which size of a model the kernels do not take, and what they take; None: they take them all.
+    """Return which size of a model the kernels do not support, and what they support; None if they support the model.
 
-    Interpreted, they also take heads that fill no matrix instruction.
+    In Triton's interpreter they also support heads that do not fill a matrix instruction.
     """
     sharers = shapes.query_heads // shapes.kv_heads
     head = (
@@ -37,7 +37,7 @@ def refusal(shapes: Shapes, *, compiled: bool) -> str | None:
         ),
         ("number of experts", shapes.experts, shapes.experts <= MOST_EXPERTS, f"up to {MOST_EXPERTS}"),
         (
-            "number of experts a token",
+            "number of experts per token",
             shapes.experts_per_token,
             shapes.experts_per_token <= MOST_CHOSEN,
             f"up to {MOST_CHOSEN}",
@@ -46,7 +46,7 @@ def refusal(shapes: Shapes, *, compiled: bool) -> str | None:
     )
     for name, size, holds, taken in rules:
         if not holds:
-            return f"its {name} is {size}, and they take {taken}"
+            return f"its {name} is {size}, and they support {taken}"
     return None
 
 

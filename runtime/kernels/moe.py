@@ -1,7 +1,7 @@
-"""Router and experts for a few tokens: one warp reads a few rows of a chosen expert and multiplies them in registers.
+"""Router and experts for a few tokens: one warp loads a few rows of a chosen expert and multiplies them in registers.
 
-Nothing is sorted, gathered or scattered: each program reads the ids of its token from device memory. The down projection
-sums over the chosen experts itself, so no partial result is ever written.
+Nothing is sorted, gathered or scattered: each program reads the expert ids of its token from device memory. The down
+projection sums over the chosen experts itself, so no partial results are written.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from runtime.kernels.mxfp4 import (
 )
 
 TILED_ROUTE_TOKENS = 64
-WORDS = 128  # columns of a tile: a warp reads 16 bytes a lane, one block of 32 values
+WORDS = 128  # columns of a tile: each lane of a warp reads 16 bytes, one block of 32 values
 
 
 @triton.jit
@@ -34,18 +34,19 @@ def swiglu(gate, up, limit, alpha):
     return gate / (1.0 + tl.exp(-alpha * gate)) * (up + 1.0)
 
 
-COUNTED = tl.constexpr(64)  # experts up to which counting is the shorter way
+COUNTED = tl.constexpr(64)  # up to this many experts, ranking by counting is faster
 
 
 @triton.jit
 def choose(scores, ids, weights, TOP: tl.constexpr, EXPERTS: tl.constexpr, BLOCK: tl.constexpr):
-    """Store the TOP best of the ``scores`` [EXPERTS] at ids and weights: best first, the lower id where two are equal.
+    """Store the TOP best of ``scores`` [EXPERTS] at ids and weights: best first, the lower id first if two are equal.
 
-    A few scores count those before them, all at once; of many, whose pairs would be too many, the best is picked TOP times.
+    Up to COUNTED experts, the rank of each score is the number of scores before it, computed by comparing all pairs. For more
+    experts that would be too many pairs, so the maximum is taken TOP times.
     """
     e = tl.arange(0, BLOCK)
     mine = tl.load(scores + e, mask=e < EXPERTS, other=float("-inf"), cache_modifier=".cg")
-    # What is not a number is before nothing, so that every place is taken, once, whatever comes.
+    # NaN is ranked like -inf, so that each rank is taken exactly once whatever the input is.
     mine = tl.where(mine == mine, mine, float("-inf"))
     if BLOCK <= COUNTED:
         theirs = tl.load(scores + e, mask=e < EXPERTS, other=float("-inf"), cache_modifier=".cg")[:, None]
@@ -95,7 +96,7 @@ def _route_kernel(
     tiles = load_tiles(weight + row * WIDTH, real, WIDTH, TILE)
     gains = load_gain(gain, WIDTH, TILE)
     offset = tl.load(bias + row, mask=real, other=0.0).to(tl.float32)
-    # The part of the normalised token that this program writes.
+    # This program's part of the normalised token.
     k = part * SLICE + tl.arange(0, SLICE)
     g = tl.load(gain + k, mask=k < WIDTH, other=0.0).to(tl.float32)
     wait_and_release(DEPENDENT)
@@ -110,7 +111,7 @@ def _route_kernel(
     else:
         place = paired_place(k)
     tl.store(normalised + token.to(tl.int64) * WIDTH + place, value.to(normalised.dtype.element_ty), mask=k < WIDTH)
-    # The last program of the token chooses.
+    # The last program of the token to finish chooses its experts.
     tl.debug_barrier()
     if tl.atomic_add(counters + token, 1, sem="acq_rel") == PARTS - 1:
         tl.store(counters + token, 0)
@@ -129,8 +130,8 @@ def route(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Normalise, score and choose: normalised [T, H] (packed or paired), ids int32 [T, K], weights fp32 [T, K].
 
-    Scores come from the unrounded normalised token, the reference's from the rounded one: ids may differ where two scores
-    are closer than that rounding.
+    Scores are computed from the unrounded normalised token, in the reference from the rounded one: the ids may differ if two
+    scores are closer than that rounding.
     """
     tokens, width = x.shape
     if tokens > TILED_ROUTE_TOKENS:
@@ -194,7 +195,7 @@ def _choose_kernel(
 def _route_many(
     x: torch.Tensor, gain: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, shapes: Shapes, device: Device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``route`` for a prompt: each step over all tokens, the scores on tensor cores."""
+    """Do as ``route`` does, for a prompt: one kernel per stage, with the scores on tensor cores."""
     tokens, width = x.shape
     experts, top = shapes.experts, shapes.experts_per_token
     normalised = norm(x, gain, shapes.norm_eps, device)
@@ -208,7 +209,7 @@ def _route_many(
 
 
 def packed_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Packed activations are fp16, and fp32 where nothing is to be rounded."""
+    """Return the dtype of packed activations: fp16, but fp32 for fp32 models, where nothing is rounded."""
     return torch.float32 if dtype == torch.float32 else torch.float16
 
 
@@ -246,7 +247,7 @@ def _up_kernel(
 
 @triton.jit
 def load_rows(row, blocks, scales, WIDTH: tl.constexpr, TILE: tl.constexpr):
-    """Load rows (counted over all experts) of a matrix [.., WIDTH]: words and scales of each tile of columns in turn."""
+    """Load rows (numbered over all experts) of a matrix [.., WIDTH]: words and scales of each tile of columns in turn."""
     words = blocks.to(tl.pointer_type(tl.int32))
     tiles = ()
     for start in tl.static_range(0, WIDTH // 8, TILE):
@@ -332,7 +333,7 @@ def _down_kernel(
 ):
     token = tl.program_id(1)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    # The experts were chosen two launches ago, so their weights are fetched while the kernel before this one drains.
+    # The experts were chosen two launches ago, so their weights can be loaded while the previous kernel drains.
     tiles = ()
     for k in tl.static_range(TOP):
         expert = tl.load(ids + token * TOP + k).to(tl.int64)

@@ -1,20 +1,20 @@
-"""MXFP4 in registers: eight 4-bit values to a 32-bit word, a scale byte to four words.
+"""MXFP4 in registers: eight 4-bit values per 32-bit word, one scale byte per four words.
 
-A value is one sign bit, two of exponent, one of mantissa: the top of an fp16 or bf16 number, except that the exponent's
-bias is 1. So moving the bits into place gives value * 2^-14 in fp16 and value * 2^-126 in bf16 and fp32, subnormals
-included, and one multiplication by a power of two (exact) gives the value.
+A value has one sign bit, two exponent bits and one mantissa bit: the top bits of an fp16 or bf16 number, except that the
+exponent's bias is 1. So shifting the bits into place gives value * 2^-14 in fp16 and value * 2^-126 in bf16 and fp32, including
+subnormals, and one exact multiplication by a power of two gives the value.
 
-**Packed order** is how activations are stored for the gemv: the word that decodes values k .. k+7 yields them in pairs
-(k, k+4), (k+1, k+5), (k+2, k+6), (k+3, k+7), so element k = 8 w + 4 h + j of a row of width n lies at j n/4 + 2 w + h and a
-pair is one 32-bit load. Packed activations are fp16 times 16: products with value * 2^-14 then stay normal numbers for
+**Packed order** is how activations are stored for the gemv. Decoding a word with values k .. k+7 yields them in pairs
+(k, k+4), (k+1, k+5), (k+2, k+6), (k+3, k+7), so element k = 8 w + 4 h + j of a row of width n is stored at j n/4 + 2 w + h and a
+pair is one 32-bit load. Packed activations are fp16, multiplied by 16: products with value * 2^-14 are then normal numbers for
 |x| from 1/16 up, and nothing overflows for |x| below 2,700 (normalised tokens are below 54 times their gain, activated
-ones below 57). Sums of sixteen products are kept in fp16 pairs, longer ones in fp32: an error of 4e-4 of the result's
+ones below 57). Sums of sixteen products are kept in fp16 pairs, longer ones in fp32: the error is 4e-4 of the result's
 norm on random data, a fifth of what rounding the operands to bf16 costs.
 
-**Paired order** is for tensor cores. Two neighbouring words are decoded at a time, so that a register holds the same value of
-both and goes into the matrix instruction as it is; which thread holds what is settled by the layout that Triton gives a matrix
-of 8-bit loads, eight neighbours a thread. So within 64 elements, eight words, element k = 16 m + 8 l + 4 h + j lies at
-32 h + 8 m + 2 j + l. Paired activations are in the model's dtype, their width a multiple of 64.
+**Paired order** is for tensor cores. Two neighbouring words are decoded at a time, so that a register holds the corresponding
+values of both and is an operand of the matrix instruction without shuffles. Which thread holds what follows from the layout that
+Triton gives a matrix of 8-bit loads: eight neighbours per thread. So within 64 elements (eight words), element
+k = 16 m + 8 l + 4 h + j is stored at 32 h + 8 m + 2 j + l. Paired activations are in the model's dtype; their width is a multiple of 64.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 
 PACKED_SCALE = tl.constexpr(16.0)
-# 2^14 that the fp16 pattern lacks, over the factor of packed activations.
+# The missing factor 2^14 of the fp16 pattern, divided by the factor of packed activations.
 AFTER_PAIRS = tl.constexpr(2.0**14 / 16.0)
 PAIRED = 64  # elements of a group in paired order
 AFTER_TILES = tl.constexpr(2.0**64)
@@ -48,32 +48,32 @@ def from_packed(packed: torch.Tensor) -> torch.Tensor:
 
 @triton.jit
 def packed_place(k, WIDTH: tl.constexpr):
-    """Where element k of a packed row of WIDTH lies."""
+    """Return the position of element k in a packed row of WIDTH elements."""
     return (k % 4) * (WIDTH // 4) + (k // 8) * 2 + (k // 4) % 2
 
 
 @triton.jit
 def paired_place(k):
-    """Where element k of a paired row lies."""
+    """Return the position of element k in a paired row."""
     return k // 64 * 64 + k // 4 % 2 * 32 + k // 16 % 4 * 8 + k % 4 * 2 + k // 8 % 2
 
 
 @triton.jit
 def from_pair(place):
-    """Which element lies at a place of a paired row."""
+    """Return which element is stored at a position of a paired row."""
     return place // 64 * 64 + place // 8 % 4 * 16 + place % 2 * 8 + place // 32 % 2 * 4 + place // 2 % 4
 
 
 @triton.jit
 def scale_value(byte):
-    """2^(byte - 127) in fp32; byte 0 is a subnormal. (255, not a number, is refused when a checkpoint is loaded.)"""
+    """Return 2^(byte - 127) in fp32; byte 0 gives a subnormal. (255 means NaN and is refused when a checkpoint is loaded.)"""
     wide = byte.to(tl.int32)
     return tl.where(wide == 0, 1 << 22, wide << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def value_of(codes):
-    """The fp32 values of the low four bits of each code."""
+    """Return the fp32 values of the low four bits of each code."""
     codes = codes.to(tl.uint32)
     bits = ((codes & 8) << 28) | ((codes & 7) << 22)
     return bits.to(tl.float32, bitcast=True) * TWO_126
@@ -81,7 +81,7 @@ def value_of(codes):
 
 @triton.jit
 def _pair_products(w, x0, x1, x2, x3):
-    """Eight products in two fp16 lanes: the bits of each value are shifted into place under two masks."""
+    """Return eight products, summed in two fp16 lanes: the bits of each value are shifted into place under two masks."""
     return tl.inline_asm_elementwise(
         """{
         .reg .b32 s, a;
@@ -128,7 +128,7 @@ def _sum_of_pair(a):
 def block_dots(w, x, word, inside, ROWS: tl.constexpr, WORDS: tl.constexpr, WIDTH: tl.constexpr, PAIRS: tl.constexpr):
     """Multiply words [ROWS, WORDS] with a packed row x and sum over each block of 32: fp32 [ROWS, WORDS / 4].
 
-    ``word`` [WORDS] are the columns, ``inside`` [WORDS] which of them exist. The caller multiplies by the block's scale and,
+    ``word`` [WORDS] are the columns, ``inside`` [WORDS] tells which of them exist. The caller multiplies by the block's scale and,
     at the end, by ``after_dots``.
     """
     if PAIRS:
@@ -151,7 +151,7 @@ def block_dots(w, x, word, inside, ROWS: tl.constexpr, WORDS: tl.constexpr, WIDT
 
 @triton.jit
 def after_dots(PAIRS: tl.constexpr):
-    """The factor by which a sum of ``block_dots`` is still too small."""
+    """Return the factor by which a sum of ``block_dots`` is still to be multiplied."""
     if PAIRS:
         return AFTER_PAIRS
     else:
@@ -160,7 +160,7 @@ def after_dots(PAIRS: tl.constexpr):
 
 @triton.jit
 def _decode_words(w, scale):
-    """The eight values of each word times 2^-64 in bf16, two words at a time; ``scale``: the block's power of two in bf16 bits."""
+    """Return the eight values of each word times 2^-64 in bf16, two words at a time. ``scale``: the block's power of two as bf16 bits."""
     return tl.inline_asm_elementwise(
         """{
         .reg .b32 s, a, z, l, h, p;
@@ -185,7 +185,7 @@ def _decode_words(w, scale):
 
 @triton.jit
 def after_tiles(PAIRS: tl.constexpr):
-    """The factor by which a product with ``decode_tile`` is still too small."""
+    """Return the factor by which a product with ``decode_tile`` is still to be multiplied."""
     if PAIRS:
         return AFTER_TILES
     else:
@@ -196,9 +196,9 @@ def after_tiles(PAIRS: tl.constexpr):
 def decode_tile(w, scales, ROWS: tl.constexpr, WORDS: tl.constexpr, PAIRS: tl.constexpr, DTYPE: tl.constexpr):
     """Decode words [ROWS, WORDS] with scale bytes [ROWS, WORDS / 4] to [ROWS, 8 WORDS] in paired order."""
     if PAIRS:
-        # One multiplication instead of two: the pattern is short of 2^126, which no bf16 could make up for together with a
-        # scale above 2, so 2^64 is left to ``after_tiles``. Weights are then normal numbers for scales from 2^-61 to 2^65;
-        # larger ones become infinite, and no sum hides it.
+        # One multiplication instead of two: the bit pattern lacks a factor of 2^126, which together with a scale above 2 exceeds
+        # the range of bf16, so 2^64 of it is left to ``after_tiles``. Weights are then normal numbers for scales from 2^-61 to 2^65;
+        # larger scales give infinity, which stays visible in every sum.
         power = tl.minimum(scales.to(tl.int32) + 62, 255) * 0x0080
         bits = tl.reshape(tl.broadcast_to(power[:, :, None], (ROWS, WORDS // 4, 4)), (ROWS, WORDS))
         v0, v1, v2, v3, v4, v5, v6, v7 = _decode_words(w, bits)
@@ -213,7 +213,7 @@ def decode_tile(w, scales, ROWS: tl.constexpr, WORDS: tl.constexpr, PAIRS: tl.co
         v5 = (value_of(w >> 20) * power).to(DTYPE)
         v6 = (value_of(w >> 24) * power).to(DTYPE)
         v7 = (value_of(w >> 28) * power).to(DTYPE)
-    # join puts its second operand in the lowest bit of the index: words and values become (group, m, l, value).
+    # tl.join makes its second operand the lowest bit of the index: words and values become (group, m, l, value).
     low = tl.reshape(tl.join(tl.join(v0, v2), tl.join(v1, v3)), (ROWS, WORDS // 8, 4, 2, 4))
     high = tl.reshape(tl.join(tl.join(v4, v6), tl.join(v5, v7)), (ROWS, WORDS // 8, 4, 2, 4))
     both = tl.permute(tl.join(low, high), (0, 1, 5, 2, 4, 3))  # group, h, m, j, l

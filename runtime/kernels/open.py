@@ -18,7 +18,7 @@ _LEAST_MAJOR = 8  # Ampere
 
 
 def best_kernels(device: torch.device) -> tuple[str, str]:
-    """Return the name of the fastest kernels that run on ``device``, and why it is those."""
+    """Return the name of the fastest kernels that run on ``device``, and the reason."""
     if device.type != "cuda":
         return "reference", f"{device} is not a CUDA GPU"
     name = torch.cuda.get_device_name(device)
@@ -26,20 +26,20 @@ def best_kernels(device: torch.device) -> tuple[str, str]:
     if major < _LEAST_MAJOR:
         return (
             "reference",
-            f"{name} is older than Triton's kernels take ({major}.{minor}, and it takes {_LEAST_MAJOR}.0)",
+            f"{name} is too old for the Triton kernels (compute capability {major}.{minor}, and they need {_LEAST_MAJOR}.0)",
         )
     if find_spec("triton") is None:
         return "reference", "the package triton is not installed"
-    return "triton", f"there is a GPU, {name}"
+    return "triton", f"there is a CUDA GPU, {name}"
 
 
 def open_kernels(
     name: str, device: torch.device, *, cache: Path | None = None, warn: Callable[[str], None] = warnings.warn
 ) -> Kernels:
-    """Return the record called ``name`` for ``device``; ``auto`` takes the fastest that runs there.
+    """Return the kernels called ``name`` for ``device``; ``auto`` chooses the fastest that run there.
 
-    ``cache`` is the folder where `python -m runtime tune` keeps the sizes it measured (None: the common one), ``warn`` is told
-    of sizes there that cannot be used. Raises RuntimeFault when there is no such record or it does not run on the device.
+    ``cache`` is the folder where `python -m runtime tune` saves the sizes it measured (None: the default one); ``warn`` is told
+    of sizes there that cannot be used. Raises RuntimeFault if there are no such kernels or they do not run on the device.
     """
     match name:
         case "auto":
@@ -53,7 +53,7 @@ def open_kernels(
 
 
 def _open_triton(device: torch.device, cache: Path | None, warn: Callable[[str], None]) -> Kernels:
-    """Import triton only where it is asked for: there is none for macOS, and it takes a second."""
+    """Import triton only when it is needed: it does not exist for macOS, and the import takes a second."""
     try:
         import triton
 

@@ -1,10 +1,10 @@
-"""The kernels in plain torch, on any device: the truth that every faster one is compared with.
+"""The reference kernels in plain torch, on any device: every faster kernel is compared with them.
 
-Each function computes in fp32 whatever the storage dtype is and rounds once, where it returns (and where a fused
+Each function computes in fp32, whatever the storage dtype is, and rounds once, at its return (and where a fused
 kernel has to round too: the normalised tokens, the rotated queries and keys, the activated experts). With fp32 tensors
-nothing is rounded at all. MXFP4 is decoded only for the experts that the step uses, one expert at a time.
+nothing is rounded. MXFP4 is decoded only for the experts that the step uses, one expert at a time.
 
-The loops over sequences and experts read counts back to the host, so this record cannot be captured in a CUDA graph.
+The loops over sequences and experts read counts back to the host, so these kernels cannot be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from runtime.kernels.base import Kernels, LayerCache, Mxfp4, Shapes, StepInputs
 
-# Rows of queries that are scored at a time, and rows of the unembedding multiplied at a time: they bound the memory.
+# Rows of queries scored at a time, and rows of the unembedding multiplied at a time: they bound the memory.
 QUERY_ROWS = 128
 VOCABULARY_ROWS = 16384
 
@@ -44,7 +44,7 @@ def decode_mxfp4(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """Decode uint8 blocks [..., G, 16] with scales [..., G] to fp32 [..., G * 32], exactly.
 
     Low nibble first: byte b of a block holds values 2b and 2b + 1. Value = FP4_VALUES[code] * 2^(scale - 127); both
-    factors come from tables, because ``ldexp`` on a GPU goes through a power that need not be exact.
+    factors come from tables, because ``ldexp`` on a GPU computes a power that need not be exact.
     """
     codes = torch.tensor(FP4_VALUES, dtype=torch.float32, device=blocks.device)
     byte = torch.arange(256, device=blocks.device)
@@ -79,7 +79,7 @@ def norm_qkv(
 
 
 def rotate(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Rotate heads [T, N, D] by rows of the rope table [T, D] = cos | sin: half-split pairs, not interleaved ones."""
+    """Rotate heads [T, N, D] by rows of the RoPE table [T, D] = cos | sin: half-split pairs, not interleaved ones."""
     cos, sin = table[:, None, :].chunk(2, dim=-1)
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
@@ -94,7 +94,7 @@ def attend(
     window: int | None,
     shapes: Shapes,
 ) -> torch.Tensor:
-    """Rotate, write keys and values to the cache, and attend to everything each token may see: -> [T, Nq * D]."""
+    """Apply RoPE, write keys and values to the cache, and attend to everything each token may see: -> [T, Nq * D]."""
     tokens = qkv.shape[0]
     heads, kv_heads, width = shapes.query_heads, shapes.kv_heads, shapes.head_dim
     by_head = qkv.view(tokens, heads + 2 * kv_heads, width)
@@ -110,7 +110,7 @@ def attend(
         start, end = starts[sequence], starts[sequence + 1]
         for first in range(start, end, QUERY_ROWS):
             rows = slice(first, min(first + QUERY_ROWS, end))
-            position = context - end + rows.start  # of the first row; the last token stands at context - 1
+            position = context - end + rows.start  # of the first row; the last token is at position context - 1
             keys, values, oldest = _visible(
                 cache, inputs.page_table[sequence], position, context - end + rows.stop, window
             )
@@ -121,7 +121,7 @@ def attend(
 def _visible(
     cache: LayerCache, pages: torch.Tensor, position: int, stop: int, window: int | None
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Return keys and values [oldest, stop) of one sequence, and oldest: nothing that was never written is read."""
+    """Return keys and values [oldest, stop) of one sequence, and oldest. Reads only what was written."""
     page_size = cache.keys.shape[1]
     oldest = 0 if window is None else max(0, position - window + 1)
     first_page = oldest // page_size
@@ -162,7 +162,7 @@ def project(attended: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, x:
 def route(
     x: torch.Tensor, gain: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, shapes: Shapes
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Choose the experts of each token, best first, the lower id where two are equal; softmax over the chosen only."""
+    """Choose the experts of each token, best first, the lower id first if two are equal; softmax over the chosen ones only."""
     normalised = norm(x, gain, shapes.norm_eps)
     logits, order = linear(normalised, weight, bias).sort(dim=-1, descending=True, stable=True)
     count = shapes.experts_per_token
@@ -195,9 +195,9 @@ def experts_down(
     weight: Mxfp4,
     bias: torch.Tensor,
     x: torch.Tensor,
-    shapes: Shapes,  # noqa: ARG001 - every kernel of the record is told the shapes
+    shapes: Shapes,  # noqa: ARG001 - every kernel of the record gets the shapes
 ) -> torch.Tensor:
-    """Multiply by the chosen experts' second matrix, weigh (bias included), sum, and add to the residual stream."""
+    """Multiply by the chosen experts' second matrix, weight (bias included), sum, and add to the residual stream."""
     result = x.float()
     if result is x:
         result = x.clone()
@@ -227,15 +227,15 @@ def sample(logits: torch.Tensor, temperature: torch.Tensor, uniform: torch.Tenso
 
 
 def tempered(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
-    """Return exp((logit - largest) / temperature) [S, V], not normalised: what is drawn is a share of their sum."""
+    """Return exp((logit - largest) / temperature) [S, V], not normalised: ``invert`` needs only their proportions."""
     return (logits - logits.amax(dim=-1, keepdim=True)).div_(temperature[:, None]).exp_()
 
 
 def invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """Index of the first token at which the running sum of weights [S, V] exceeds uniform * their sum.
+    """Return the index of the first token at which the running sum of weights [S, V] exceeds uniform * their sum.
 
-    One running sum over 201,088 tokens would drown its tail in rounding, so it runs in two levels: fp32 sums of short
-    chunks, a float64 running sum of those, and a float64 running sum inside the chunk that is meant.
+    In a single running sum over 201,088 tokens the tail would be lost to rounding, so there are two levels: fp32 sums of
+    short chunks with a float64 running sum over them, then a float64 running sum inside the chunk that was found.
     """
     missing = -weights.shape[-1] % CHUNK
     whole = functional.pad(weights, (0, missing)) if missing else weights
@@ -250,9 +250,9 @@ def invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
 
 
 def _first_above(running: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Return int64 [S, 1]: the first entry of a running sum that is above the target [S, 1], so one with mass of its own.
+    """Return int64 [S, 1]: the first entry of a running sum that exceeds the target [S, 1]. Its weight is never 0.
 
-    Where rounding put the target at the whole sum or above it, the last entry with mass is meant.
+    If rounding has put the target at or above the total, return the last entry with a weight above 0.
     """
     index = torch.searchsorted(running, target, right=True)
     last = torch.searchsorted(running, running[:, -1:].contiguous(), right=False)

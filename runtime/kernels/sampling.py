@@ -1,7 +1,8 @@
-"""From logits to tokens in one launch: each block reads a part of a row once, the last one to finish inverts the sum.
+"""From logits to tokens in one launch: each block reads one part of a row; the last block to finish picks the token.
 
-A part leaves its peak, where that is, and the sum of its weights beside its own peak. The last block brings the sums to one scale
-and runs over them, in float64, to the part that is meant; that part's logits are read again, from the cache by then.
+Each part writes its largest logit, the index of that logit, and the sum of its weights relative to it. The last block brings
+these sums to one scale and finds the part of the picked token by a float64 running sum; the logits of that part are read again,
+which by then are in the cache.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import triton.language as tl
 
 from runtime.kernels.launch import Device, wait_and_release
 
-PART = 1024  # tokens a block: 197 blocks for gpt-oss's vocabulary
+PART = 1024  # tokens per block: 197 blocks for gpt-oss's vocabulary
 
 
 @triton.jit
 def _first_above(weights, target, i, SIZE: tl.constexpr):
-    """Index ``i`` of the first of float64 weights [SIZE] at which their running sum exceeds the target; one with mass.
+    """Return the index ``i`` of the first float64 weight [SIZE] at which the running sum exceeds the target. Its weight is never 0.
 
-    Where rounding put the target at the whole sum or above it, the last one with mass; 0 where none has any.
+    If rounding has put the target at or above the total, return the last one with a weight above 0; if there is none, 0.
     """
     massive = weights > 0
     above = massive & (tl.cumsum(weights, axis=0) > target)
@@ -53,11 +54,11 @@ def _sample_kernel(
     at = part * PART + token
     x = tl.load(logits + row * vocabulary + at, mask=at < vocabulary, other=float("-inf"))
     peak = tl.max(x, axis=0)
-    # A part may be forbidden as a whole: -inf minus -inf is no number.
+    # A mask may forbid a whole part: -inf - -inf would be NaN.
     base = tl.where(peak == float("-inf"), 0.0, peak)
     mine = row * parts + part
     tl.store(peaks + mine, peak)
-    # A peak that is not a number equals nothing: keep the token in range whatever comes.
+    # A NaN peak equals no logit: keep the token id in range whatever the input is.
     tl.store(places + mine, tl.min(tl.where(x == peak, at, vocabulary - 1), axis=0))
     tl.store(sums + mine, tl.sum(tl.exp((x - base) / heat), axis=0))
     tl.debug_barrier()

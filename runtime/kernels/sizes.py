@@ -1,4 +1,4 @@
-"""What the numbers of Tuning are, which of them the kernels take, and how they are made to fit a GPU."""
+"""What the numbers of Tuning mean, which values the kernels accept, and how they are reduced to fit a GPU."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "chunk_tile": ("rows", "columns", "step", "warps", "stages", "registers"),
     "prompt_tile": ("rows", "columns", "step", "warps", "stages", "registers"),
 }
-"""The numbers of each field, in order."""
+"""What the numbers of each field are, in order."""
 
 RANGES: Mapping[str, tuple[int, int]] = {
     "rows": (1, 256),
@@ -38,11 +38,11 @@ RANGES: Mapping[str, tuple[int, int]] = {
     "stages": (1, 8),
     "registers": (24, 255),
     "parts": (1, 64),
-    "tokens": (1, 64),  # beyond, the router does not pack activations
+    "tokens": (1, 64),  # for more tokens the router does not pack activations
 }
-"""The least and the most of each number."""
+"""The smallest and the largest value of each number."""
 
-LEAST: Mapping[str, Numbers] = {  # of fields that ask for more: two rows make a pair, sixteen a matrix instruction
+LEAST: Mapping[str, Numbers] = {  # of fields that need more: two rows make a pair, sixteen fill a matrix instruction
     "up": (2, 24),
     "prompt": (16, 1, 16),
     "tiled": (16, 32, 1, 1),
@@ -50,31 +50,31 @@ LEAST: Mapping[str, Numbers] = {  # of fields that ask for more: two rows make a
     "chunk_tile": (16, 32, 64, 1, 1, 24),
     "prompt_tile": (16, 32, 64, 1, 1, 24),
 }
-MOST: Mapping[str, Numbers] = {  # of fields that ask for less: their rows divide those of every model (see limits.py)
+MOST: Mapping[str, Numbers] = {  # of fields that allow less: their rows must divide those of every model (see limits.py)
     "up": (128, 255),
     "down": (64, 255),
 }
-_POWERS = frozenset({"rows", "columns", "step", "keys", "warps"})  # of two
-_WARPS: Mapping[str, int] = {"gemv": 4, "wide_gemv": 4, "up": 1, "down": 1}  # where no number says them
+_POWERS = frozenset({"rows", "columns", "step", "keys", "warps"})  # must be powers of two
+_WARPS: Mapping[str, int] = {"gemv": 4, "wide_gemv": 4, "up": 1, "down": 1}  # of fields without a number for them
 _LANES = 32
 _KEY_BYTES = 2 * 2 * 64  # a key and a value in bf16
-_DECODE_ROWS = 32  # query rows of a block of decode attention at most
-_DENSE_TOKENS = 64  # tokens of a block of a dense product at most
+_DECODE_ROWS = 32  # most query rows of a block of decode attention
+_DENSE_TOKENS = 64  # most tokens of a block of a dense product
 
 
 def numbers_of(value: object) -> Numbers:
-    """Return a field's value as a tuple, also where it is a single number."""
+    """Return a field's value as a tuple, even if it is a single number."""
     match value:
         case tuple():
             return value
         case int():
             return (value,)
         case _:
-            raise TypeError(f"{value!r} is no size")
+            raise TypeError(f"{value!r} is not a size")
 
 
 def takes(name: str, numbers: tuple[object, ...]) -> bool:
-    """Whether the kernels take these numbers for a field."""
+    """Whether the kernels accept these numbers for a field."""
     parts = PARTS[name]
     return len(numbers) == len(parts) and all(
         type(number) is int and least <= number <= most and not (part in _POWERS and number & (number - 1))
@@ -93,10 +93,10 @@ def most_of(name: str) -> Numbers:
 
 
 def shared_bytes(name: str, numbers: Numbers) -> int:
-    """Return what a block of the kernels of a field takes of shared memory at most, in bf16; little where it is not said.
+    """Return an upper bound of the shared memory of a block of a field's kernels, in bf16; 0 for kernels that need little.
 
-    Loads that are under way lie there (Triton holds as many as there are stages, or one less), and so do matrices that are
-    rearranged. Held to what the compiler says by tests/runtime/kernels/test_compile.py.
+    Shared memory holds the loads in flight (Triton keeps as many as there are stages, or one less) and matrices that change
+    their layout. tests/runtime/kernels/test_compile.py compares this with the compiler's numbers.
     """
     match name:
         case "decode":
@@ -120,22 +120,22 @@ def fits(name: str, numbers: Numbers, shared: int, registers: int) -> bool:
 
 
 def _registers(name: str, numbers: Numbers) -> int:
-    """Return the registers of a block where a number says how many a thread may have."""
+    """Return the registers of a block, if the field has a number of registers per thread; otherwise 0."""
     said = dict(zip(PARTS[name], numbers, strict=True))
     return said.get("registers", 0) * _LANES * said.get("warps", _WARPS.get(name, 1))
 
 
 def fitted(tuning: Tuning, shared: int, registers: int) -> Tuning:
-    """Make sizes smaller, where they must be, so that every kernel fits: ``shared`` bytes and ``registers`` a block.
+    """Reduce sizes where necessary, so that every kernel fits into ``shared`` bytes and ``registers`` per block.
 
-    Stages go first (one load less under way), then the longest side of a tile is halved.
+    Stages are reduced first (one load in flight less), then the longest side of a tile is halved.
     """
     changed: dict[str, object] = {}
     for name, value in asdict(tuning).items():
         numbers = numbers_of(value)
         while not fits(name, numbers, shared, registers):
             smaller = _smaller(name, numbers, shared)
-            if smaller == numbers:  # the smallest there is: a GPU of less than any that runs these kernels
+            if smaller == numbers:  # the smallest sizes: this GPU has less than any that these kernels support
                 break
             numbers = smaller
         if numbers != numbers_of(value):
@@ -144,9 +144,9 @@ def fitted(tuning: Tuning, shared: int, registers: int) -> Tuning:
 
 
 def _smaller(name: str, numbers: Numbers, shared: int) -> Numbers:
-    """Return a field's numbers a step smaller; themselves where they are the smallest."""
+    """Return a field's numbers reduced by one step; unchanged if they are the smallest."""
     parts, least, found = PARTS[name], least_of(name), list(numbers)
-    if shared_bytes(name, numbers) <= shared:  # then it is the registers
+    if shared_bytes(name, numbers) <= shared:  # so the registers are what does not fit
         at = parts.index("registers")
         found[at] = max(least[at], found[at] - 8)
         return tuple(found)

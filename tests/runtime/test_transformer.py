@@ -158,7 +158,7 @@ def test_kernels_are_chosen_by_name() -> None:
 
 @pytest.mark.parametrize(
     ("capability", "name", "why"),
-    [((7, 0), "reference", "older than Triton's kernels take"), ((9, 0), "triton", "there is a GPU, Some GPU")],
+    [((7, 0), "reference", "too old for the Triton kernels"), ((9, 0), "triton", "there is a CUDA GPU, Some GPU")],
 )
 def test_a_gpu_that_is_too_old_gets_the_plain_kernels(
     capability: tuple[int, int], name: str, why: str, monkeypatch: pytest.MonkeyPatch

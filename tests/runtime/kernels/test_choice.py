@@ -76,18 +76,18 @@ def test_defaults_say_what_they_are(tmp_path: Path, gpu: Gpu, source: str) -> No
 def test_defaults_are_made_to_fit(tmp_path: Path) -> None:
     found = choose(RTX, tmp_path, refuse)
     assert found.tuning == default_sizes(RTX) != Tuning()
-    assert found.source.startswith("defaults, with less for tiled")
+    assert found.source.startswith("defaults, reduced for tiled")
     assert found.source.endswith("to fit 99 KiB of shared memory (not measured on this GPU)")
 
 
 DAMAGE: dict[str, tuple[dict[str, Any], str]] = {
-    "another GPU": ({"gpu": H200.same}, "it is of another GPU than this NVIDIA H100 80GB HBM3 with 132 processors"),
-    "another Triton": ({"triton": "3.5.0"}, "it was measured with another Triton than 3.6.0"),
+    "another GPU": ({"gpu": H200.same}, "it is for another GPU than this NVIDIA H100 80GB HBM3 with 132 SMs"),
+    "another Triton": ({"triton": "3.5.0"}, "it was measured with another version of Triton than 3.6.0"),
     "other kernels": ({"kernels": "0" * 64}, "the kernels have changed since"),
-    "an older form": ({"format": 0}, "it is not in the form that this version writes"),
-    "no sizes": ({"tuning": None}, "it holds no sizes"),
-    "a field of tomorrow": ({"tuning": {**asdict(MINE), "magic": 3}}, "its fields are others than the kernels': magic"),
-    "a field is missing": ({"tuning": {"up": [4, 72]}}, "its fields are others than the kernels': batch_tile, "),
+    "an older form": ({"format": 0}, "its format is not the one of this version"),
+    "no sizes": ({"tuning": None}, "it contains no sizes"),
+    "a field of tomorrow": ({"tuning": {**asdict(MINE), "magic": 3}}, "its fields are not those of the kernels: magic"),
+    "a field is missing": ({"tuning": {"up": [4, 72]}}, "its fields are not those of the kernels: batch_tile, "),
     "a wrong size": (
         {"tuning": {**asdict(MINE), "up": [3, 128]}},
         r"up = \[3, 128\] is not a size that the kernels accept",

@@ -26,20 +26,20 @@ def test_the_published_models_are_taken(config: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"hidden": 2912}, "its hidden size is 2912, and they take multiples of 64 up to 8192"),
+        ({"hidden": 2912}, "its hidden size is 2912, and they support multiples of 64 up to 8192"),
         ({"hidden": 16384}, "its hidden size is 16384"),
         ({"intermediate": 96}, "its intermediate size is 96"),
-        ({"head_dim": 16}, "its head size is 16, and they take 32 or 64"),
+        ({"head_dim": 16}, "its head size is 16, and they support 32 or 64"),
         ({"head_dim": 24}, "its head size is 24"),
         ({"head_dim": 128}, "its head size is 128"),
-        ({"kv_heads": 6, "query_heads": 48}, "its number of key heads is 6, and they take a power of two"),
+        ({"kv_heads": 6, "query_heads": 48}, "its number of key heads is 6, and they support a power of two"),
         (
             {"query_heads": 24},
-            "its number of query heads for each key head is 3, and they take a power of two up to 16",
+            "its number of query heads for each key head is 3, and they support a power of two up to 16",
         ),
         ({"kv_heads": 2}, "its number of query heads for each key head is 32"),
-        ({"experts": 1025}, "its number of experts is 1025, and they take up to 1024"),
-        ({"experts_per_token": 9}, "its number of experts a token is 9, and they take up to 8"),
+        ({"experts": 1025}, "its number of experts is 1025, and they support up to 1024"),
+        ({"experts_per_token": 9}, "its number of experts per token is 9, and they support up to 8"),
         ({"vocabulary": MOST_VOCABULARY + 1}, "its vocabulary is 1048577"),
     ],
 )

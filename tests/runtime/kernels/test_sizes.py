@@ -114,5 +114,5 @@ def test_shared_memory_grows_with_every_side() -> None:
 
 def test_a_single_number_is_one_number() -> None:
     assert numbers_of(3) == (3,)
-    with pytest.raises(TypeError, match="is no size"):
+    with pytest.raises(TypeError, match="is not a size"):
         numbers_of("3")
