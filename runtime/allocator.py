@@ -1,4 +1,4 @@
-"""PyTorch's allocator is told to grow its segments, before PyTorch is loaded and reads the setting."""
+"""Configures PyTorch's CUDA allocator to use expandable segments. Must run before PyTorch is imported."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import os
 from collections.abc import MutableMapping
 
 EXPANDABLE = "expandable_segments:True"
-# The name since torch 2.9, and the one before it, which the CUDA allocator still looks at first.
+# The name since torch 2.9, and the older one, which the CUDA allocator still reads first.
 VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 
 def prepare_allocator(environment: MutableMapping[str, str] | None = None) -> None:
-    """Ask for expandable segments, next to whatever the person set; what they said of them themselves stays.
+    """Turn on expandable segments, in addition to the user's own settings; an explicit setting of the user's is kept.
 
-    Without them a model that fills most of the device fails on memory that is free but in pieces. To be called before
-    torch is imported: the allocator reads the environment (``os.environ`` by default) once.
+    Without them, a model that fills most of the device can fail because of fragmentation. Must be called before torch is
+    imported: the allocator reads the environment (``os.environ`` by default) once.
     """
     variables = os.environ if environment is None else environment
     named = [name for name in VARIABLES if variables.get(name)]

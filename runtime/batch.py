@@ -1,4 +1,4 @@
-"""From a plan to a step's tensors: all of them in one buffer, so that a step costs one copy to the device."""
+"""From a plan to a step's tensors. All of them are in one buffer, so that a step needs only one copy to the device."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from runtime.sampler import SamplingInputs, uniform
 from runtime.scheduler import Work
 
 NewBuffer = Callable[[int], torch.Tensor]
-"""(bytes) -> uint8 tensor on the host, pinned where its copy to the device is to run beside other work."""
+"""(bytes) -> uint8 tensor on the host; pinned if its copy to the device should be asynchronous."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How large a step is: tokens T, sequences B, page columns P, rows to sample S, and the two bounds the host knows."""
+    """The sizes of a step: tokens T, sequences B, page columns P, rows to sample S, and the two bounds known on the host."""
 
     tokens: int
     sequences: int
@@ -30,7 +30,7 @@ class Counts:
     max_context_len: int
 
 
-ALIGNMENT = 16  # bytes: for tensors that begin elsewhere Triton compiles every kernel again
+ALIGNMENT = 16  # bytes: for tensors aligned otherwise Triton compiles every kernel again
 
 _KINDS = {
     "token_ids": (np.int64, torch.int64),
@@ -48,7 +48,7 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where each tensor of a step lies in its buffer, in bytes."""
+    """The position of each tensor of a step in its buffer, in bytes."""
 
     counts: Counts
     nbytes: int
@@ -56,7 +56,7 @@ class Layout:
 
 
 def layout(counts: Counts) -> Layout:
-    """Lay out a step's buffer."""
+    """Return the layout of a step's buffer."""
     sizes = {
         "token_ids": counts.tokens,
         "slots": counts.tokens,
@@ -76,7 +76,7 @@ def layout(counts: Counts) -> Layout:
 
 
 def exact(works: Sequence[Work], page_tokens: int) -> Counts:
-    """Return the counts of a plan without any padding."""
+    """Return the counts of a plan without padding."""
     longest = max(work.start + work.count for work in works)
     return Counts(
         tokens=sum(work.count for work in works),
@@ -89,7 +89,7 @@ def exact(works: Sequence[Work], page_tokens: int) -> Counts:
 
 
 def host_buffer(nbytes: int) -> torch.Tensor:
-    """Return a plain buffer."""
+    """Return an unpinned buffer."""
     return torch.empty(nbytes, dtype=torch.uint8)
 
 
@@ -98,9 +98,9 @@ def pack(
 ) -> torch.Tensor:
     """Write a plan into a new host buffer, uint8 [nbytes].
 
-    A step may be padded to the size of a captured graph: sequences beyond the plan's own share out the tokens that are left,
-    and where there are none, those tokens belong to nobody. The padding's keys and values go to ``spare_page``, which is nobody's
-    either. Tokens that are not known yet are left 0.
+    A step may be padded to the size of a captured graph. Padding sequences share the tokens beyond the plan; if there are no
+    padding sequences, those tokens belong to none. The keys and values of padding are written to ``spare_page``, which no
+    sequence uses. Tokens that are not known yet are left 0.
     """
     counts = laid.counts
     whole = new_buffer(laid.nbytes)
@@ -127,7 +127,7 @@ def pack(
 
 
 def _shares(works: Sequence[Work], counts: Counts) -> tuple[list[int], list[int], list[int]]:
-    """Return new tokens, first position and samples of each sequence, the padding's behind the plan's own."""
+    """Return new tokens, first position and samples of each sequence: first the plan's, then the padding's."""
     lengths = [work.count for work in works]
     starts = [work.start for work in works]
     samples = [work.samples for work in works]
@@ -146,10 +146,10 @@ def _place(
     samples: list[int],
     page_tokens: int,
 ) -> None:
-    """Write what follows from each sequence's new tokens (lengths), first position and samples."""
+    """Write the tensors that follow from each sequence's new tokens (lengths), first position and samples."""
     count, start, sampled = (np.array(each, dtype=np.int64) for each in (lengths, starts, samples))
     ends = np.cumsum(count)
-    # The offset of each row in its sequence: 0, 1, … again for each.
+    # The offset of each row in its sequence: 0, 1, …, starting again for each sequence.
     offset = np.arange(ends[-1]) - np.repeat(ends - count, count)
     position = np.repeat(start, count) + offset
     row = np.repeat(np.arange(len(lengths)), count)
@@ -180,7 +180,7 @@ def step_inputs(buffer: torch.Tensor, laid: Layout) -> StepInputs:
 
 
 def sampling_inputs(buffer: torch.Tensor, laid: Layout) -> SamplingInputs:
-    """View a buffer as how its rows are sampled: neither greedy nor cut off, until ``replace`` says so."""
+    """View a buffer as the sampling parameters of its rows; ``nucleus`` and ``mask`` are off unless set by ``replace``."""
     return SamplingInputs(
         _view(buffer, laid, "temperature"), _view(buffer, laid, "top_p"), _view(buffer, laid, "uniform")
     )

@@ -1,6 +1,6 @@
-"""The runtime's own commands: logits, generate, bench and tune. Token ids in, numbers out; no text anywhere.
+"""The runtime's own commands: logits, generate, bench and tune. They read token ids and write numbers, never text.
 
-Nothing here imports torch before the allocator is set, and nothing at all for ``--help``.
+torch is imported after the allocator is configured, and not at all for ``--help``.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from runtime.errors import RuntimeFault
 
 FAULT = 3  # the exit code of everything the runtime raises on purpose; argparse ends with 2
 INTERRUPTED = 130
-# harmony's <|return|>, <|call|> and <|endoftext|>: where an answer ends unless --stop says otherwise.
+# harmony's <|return|>, <|call|> and <|endoftext|>: the default stop tokens.
 STOP_IDS = (200_002, 200_012, 199_999)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Carry out one command line and return its exit code."""
+    """Run one command line and return its exit code."""
     options = parser().parse_args(arguments)
     prepare_allocator()
     try:
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    # Loaded here: torch takes a second, and must find the allocator's setting in the environment.
+    # Imported here: torch takes a second, and must find the allocator's setting in the environment.
     if options.command == "tune":
         _tune(options)
         return
@@ -65,7 +65,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _tune(options: argparse.Namespace) -> None:
-    """Tune the kernels; without what loading a checkpoint needs."""
+    """Tune the kernels (needs no checkpoint)."""
     try:
         from runtime.tune import tune
     except ModuleNotFoundError as missing:

@@ -1,4 +1,4 @@
-"""What `python -m runtime` does, once torch may be loaded."""
+"""The commands of `python -m runtime`. Importing this module loads torch."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ GIB = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a model runs, in what, and with which kernels."""
+    """Where a model runs: device, dtype and kernels."""
 
     device: torch.device
     dtype: torch.dtype
@@ -42,7 +42,7 @@ class Place:
 
     @staticmethod
     def choose(device: str | None, dtype: str | None, kernels: str) -> Place:
-        """Fill what was left open: the first CUDA device, else the CPU; bf16 on a GPU, fp32 on the CPU."""
+        """Fill in defaults: the first CUDA device, else the CPU; bf16 on a GPU, fp32 on the CPU."""
         try:
             where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         except RuntimeError as error:
@@ -59,14 +59,14 @@ class Place:
             case "cpu":
                 pass
             case _:
-                raise RuntimeFault(f"--device {device}: nothing here runs on it; use cpu, cuda or mps")
+                raise RuntimeFault(f"--device {device}: the runtime does not support it; use cpu, cuda or mps")
         wide = where.type == "cpu" if dtype is None else dtype == "fp32"
         return Place(where, torch.float32 if wide else torch.bfloat16, kernels)
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a benchmark puts on the engine."""
+    """The load of a benchmark."""
 
     prompt_tokens: int
     tokens: int
@@ -75,7 +75,7 @@ class Load:
 
 
 def open_model(place: Place, directory: Path, positions: int | None = None) -> Transformer:
-    """Load a checkpoint, its progress on stderr where that is a terminal. Raises RuntimeFault."""
+    """Load a checkpoint, with progress on stderr if that is a terminal. Raises RuntimeFault."""
     checkpoint = open_checkpoint(directory)
     kernels = open_kernels(place.kernels, place.device)
     require_kernels(checkpoint.config, kernels)  # before gigabytes are loaded
@@ -98,7 +98,7 @@ def read_ids(path: Path, vocabulary: int) -> list[int]:
             raise RequestRefused(f"{path}, line {number}: {stripped[:40]!r} is not an id from 0 to {vocabulary - 1}")
         ids.append(int(stripped))
     if not ids:
-        raise RequestRefused(f"{path} holds no token id")
+        raise RequestRefused(f"{path} contains no token ids")
     return ids
 
 
@@ -124,7 +124,7 @@ def logits(place: Place, checkpoint: str, ids_path: Path, out: Path, chunk_token
 
 
 def all_logits(model: Transformer, ids: Sequence[int], chunk_tokens: int) -> Iterator[torch.Tensor]:
-    """Give the logits of every token of one sequence, fp32 [chunk, V] at a time."""
+    """Yield the logits of every token of one sequence, fp32 [chunk, V] at a time."""
     pages = -(-len(ids) // PAGE_TOKENS)
     caches = make_caches(model.config.layers, pages, model.shapes, PAGE_TOKENS, model.dtype, model.device)
     for start in range(0, len(ids), chunk_tokens):
@@ -132,7 +132,7 @@ def all_logits(model: Transformer, ids: Sequence[int], chunk_tokens: int) -> Ite
 
 
 def one_sequence(ids: Sequence[int], start: int, pages: int, device: torch.device) -> StepInputs:
-    """Return the step that computes ``ids`` at ``start`` of a sequence that owns pages 0, 1, … and wants every row."""
+    """Return a step that computes ``ids`` from position ``start`` of a sequence with pages 0, 1, …, and logits of every row."""
     count, end = len(ids), start + len(ids)
     positions = torch.arange(start, end, device=device)  # with pages in order, a token's slot is its position
     return StepInputs(
@@ -159,7 +159,7 @@ def generate(
     top_p: float,
     seed: int | None,
 ) -> None:
-    """Continue a prompt and print one id a line as it is sampled; how it ended and how fast it was go to stderr."""
+    """Continue a prompt and print one id per line as it is sampled; print the finish reason and the speed to stderr."""
     directory = find_checkpoint(checkpoint)
     config = open_checkpoint(directory).config
     prompt = tuple(read_ids(ids_path, config.vocabulary))
@@ -220,8 +220,10 @@ def _bench_model(place: Place, name: str, positions: int) -> Transformer:
 
 
 def _timed(engine: Engine, vocabulary: int, load: Load, number: int) -> tuple[float, float]:
-    """Run one load to its end; return the seconds until every sequence had its first token, and those after."""
-    generator = torch.Generator().manual_seed(number)  # other prompts every time: nothing comes from the prefix cache
+    """Run one load to its end; return the seconds until every sequence had its first token, and the seconds after that."""
+    generator = torch.Generator().manual_seed(
+        number
+    )  # different prompts each time, so that the prefix cache has no effect
     for index in range(load.batch):
         prompt = torch.randint(0, vocabulary, (load.prompt_tokens,), generator=generator).tolist()
         engine.add(Request(f"{number}.{index}", tuple(prompt), load.tokens, sampling=Sampling(temperature=0.0)))
@@ -236,7 +238,7 @@ def _timed(engine: Engine, vocabulary: int, load: Load, number: int) -> tuple[fl
 
 
 def _engine(model: Transformer, sequences: int, tokens: int, *, graphs: bool) -> Engine:
-    """Return an engine whose cache holds so many sequences of so many tokens, and no more."""
+    """Return an engine whose cache holds exactly so many sequences of so many tokens."""
     config = model.config
     token_bytes = 2 * config.layers * config.kv_heads * config.head_dim * model.dtype.itemsize
     pages = sequences * -(-tokens // PAGE_TOKENS) + 2

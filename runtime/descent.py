@@ -1,6 +1,6 @@
-"""Coordinate descent over sizes: each field in turn takes the candidate that is faster than the present choice beyond doubt.
+"""Coordinate descent over sizes: field by field, a candidate replaces the current value if it is clearly faster.
 
-Nothing here knows what a kernel is, so the rules are tested with made-up times.
+This module knows nothing about kernels, so its rules are tested with synthetic times.
 """
 
 from __future__ import annotations
@@ -11,36 +11,36 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-GAIN = 0.01  # a candidate must be faster by this share of the time: what repeated measurements differ by
+GAIN = 0.01  # a candidate must be faster by this share, the noise of repeated measurements
 
 Sizes = Mapping[str, object]
 """A value for every field."""
 
 
 class Left(Exception):
-    """A candidate is left out: it does not compile, does not fit, or computes something else. The message says which."""
+    """A candidate is skipped: it does not compile, does not fit, or computes a wrong result. The message says which."""
 
 
 class Bench(Protocol):
-    """Measures sizes on what one field touches."""
+    """Measures sizes on the kernels that one field affects."""
 
     def prepare(self, field: str, sizes: Sizes) -> None:
-        """Compile what ``field`` touches with these sizes, and compare its results with the first sizes'. Raises Left."""
+        """Compile the kernels that ``field`` affects with these sizes, and compare their results with the first sizes'. Raises Left."""
 
     def race(self, field: str, present: Sizes, candidate: Sizes) -> Sequence[tuple[float, float]]:
-        """Time both in turns, on what ``field`` touches: pairs of seconds (present, candidate), one a round. Raises Left."""
+        """Time both alternately on what ``field`` affects: pairs of seconds (present, candidate), one per round. Raises Left."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What became of one field. ``tried`` maps a candidate to the share of the present time that it took."""
+    """The result for one field. ``tried`` maps a candidate to its time as a share of the current one's."""
 
     field: str
     before: object
     after: object
     tried: Mapping[object, float]
-    left: Mapping[object, str]  # candidates that were left out, and why
-    skipped: int  # candidates that there was no time for
+    left: Mapping[object, str]  # candidates that were skipped because of an error, and why
+    skipped: int  # candidates that were not tried because the time was up
 
 
 def descend(
@@ -51,9 +51,9 @@ def descend(
     limit_s: float = float("inf"),
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[tuple[Step, Sizes]]:
-    """Yield what became of each field, in the order of ``candidates``, and the sizes after it.
+    """Yield the result for each field, in the order of ``candidates``, and the sizes after it.
 
-    After ``limit_s`` nothing more is tried. A field's first sizes must compile: what is raised for them is passed on.
+    After ``limit_s`` no more candidates are tried. A field's first sizes must compile: an error of theirs is raised.
     """
     until = clock() + limit_s
     for field, values in candidates.items():
@@ -81,5 +81,5 @@ def descend(
 
 
 def share(rounds: Sequence[tuple[float, float]]) -> float:
-    """Return the candidate's time as a share of the present one's: the median over rounds, so that drift does not decide."""
+    """Return the candidate's time as a share of the current one's: the median over rounds, which is robust against drift."""
     return statistics.median(candidate / present for present, candidate in rounds)

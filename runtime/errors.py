@@ -3,7 +3,7 @@
 ::
 
     RuntimeFault          the runtime could not do what was asked
-    ├── CheckpointError   a checkpoint is incomplete, mixed or misshapen (names the tensor)
+    ├── CheckpointError   a checkpoint is incomplete, of mixed layouts, or has wrong shapes (names the tensor)
     ├── DoesNotFit        the model or the cache does not fit the device (says how much is missing and what would fit)
     ├── RequestRefused    a request cannot be served as asked (names the option)
     └── EngineStopped     the engine is closed or its worker died
@@ -17,7 +17,7 @@ class RuntimeFault(Exception):
 
 
 class CheckpointError(RuntimeFault):
-    """A checkpoint is incomplete, mixed or misshapen."""
+    """A checkpoint is incomplete, of mixed layouts, or has wrong shapes."""
 
 
 class DoesNotFit(RuntimeFault):

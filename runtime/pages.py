@@ -1,11 +1,11 @@
-"""The pool of cache pages: who holds which, which can be found again by the tokens in them, which may be taken.
+"""The pool of cache pages and the prefix cache: which pages are in use, can be found by their tokens, or can be taken.
 
-A page is in exactly one of three places: *free* (nothing worth keeping in it), *held* (by one or more sequences) or *kept*
-(nobody holds it, but its tokens are known and a later prompt may begin with them). Kept pages are taken in the order in
-which they were let go, oldest first.
+A page is in exactly one of three states: *free* (its content is worthless), *held* (by one or more sequences) or *kept*
+(no sequence holds it, but its tokens are known and a later prompt may begin with them). Kept pages are evicted in the order in
+which they were released, oldest first.
 
-Full pages are found by a trie: a page's key is the key of the page before it and its own tokens. Keys are counted, never
-reused, and compared by value, so two different prefixes can't be mistaken for each other as two equal hashes could.
+Full pages are found by a trie: a page is looked up by the key of the page before it and its own tokens. Keys are numbers that are
+never reused, and tokens are compared by value, so two different prefixes cannot be confused as they could with hashes.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ ROOT = 0  # the key of the empty prefix
 class _Page:
     holders: int = 0
     key: int | None = None  # its key in the trie, once it is full and published
-    path: tuple[int, tuple[int, ...]] | None = None  # (key of the page before, its tokens): where the trie lists it
+    path: tuple[int, tuple[int, ...]] | None = None  # (key of the page before, its tokens): its entry in the trie
 
 
 class PagePool:
-    """Pages of one size. Every page taken must be let go; the books always balance (``check``)."""
+    """Pages of one size. Every page taken must be released; ``check`` verifies the invariants."""
 
     def __init__(self, pages: int, page_tokens: int) -> None:
         self.page_tokens = page_tokens
@@ -37,16 +37,16 @@ class PagePool:
 
     @property
     def total(self) -> int:
-        """Pages in all."""
+        """The number of pages."""
         return len(self._pages)
 
     @property
     def available(self) -> int:
-        """Pages that can be taken now: free ones and kept ones."""
+        """The number of pages that can be taken now: free and kept ones."""
         return len(self._free) + len(self._kept)
 
     def take(self) -> int | None:
-        """Hold an empty page, or None when every page is held."""
+        """Take a page and return it; None if every page is held."""
         if self._free:
             page = self._free.pop()
         elif self._kept:
@@ -58,11 +58,11 @@ class PagePool:
         return page
 
     def release(self, pages: Sequence[int]) -> None:
-        """Let go of a sequence's pages. Its last pages become the first to be taken again: prefixes outlive tails."""
+        """Release a sequence's pages. Its last pages are evicted first, so prefixes stay longer than tails."""
         for page in reversed(pages):
             entry = self._pages[page]
             if entry.holders < 1:
-                raise ValueError(f"page {page} is released by somebody who does not hold it")
+                raise ValueError(f"page {page} is released but not held")
             entry.holders -= 1
             if entry.holders == 0:
                 if entry.key is None:
@@ -71,9 +71,9 @@ class PagePool:
                     self._kept[page] = None
 
     def match(self, tokens: Sequence[int]) -> tuple[list[int], int]:
-        """Hold the longest run of known pages that ``tokens`` begin with; return them and that prefix's key.
+        """Take the longest known prefix of ``tokens`` in whole pages; return its pages and its key.
 
-        The last token is always left out, because a step must compute something to have logits to sample from.
+        The last token is never part of it, because a step must compute at least one token to have logits to sample from.
         """
         found: list[int] = []
         key = ROOT
@@ -91,9 +91,9 @@ class PagePool:
         return found, key
 
     def publish(self, page: int, parent: int, tokens: Sequence[int]) -> int:
-        """Make a full held page findable after the prefix ``parent`` (ROOT: it is the first); return the new prefix's key.
+        """Add a full held page to the trie after the prefix ``parent`` (ROOT: it is the first page); return the new prefix's key.
 
-        Where another page already stands for the same tokens, that one stays the one to be found, and its key is returned.
+        If another page with the same tokens is in the trie already, that one stays, and its key is returned.
         """
         if len(tokens) != self.page_tokens:
             raise ValueError(f"only a full page can be published: {len(tokens)} of {self.page_tokens} tokens")
@@ -110,14 +110,14 @@ class PagePool:
         return entry.key
 
     def clear(self) -> None:
-        """Forget every kept page; held ones stay held and findable."""
+        """Evict every kept page; held pages stay held and in the trie."""
         while self._kept:
             page, _ = self._kept.popitem()
             self._forget(page)
             self._free.append(page)
 
     def check(self) -> None:
-        """Raise AssertionError unless the books balance. For tests and debugging."""
+        """Raise AssertionError if an invariant is broken. For tests and debugging."""
         free, kept = set(self._free), set(self._kept)
         held = {index for index, entry in enumerate(self._pages) if entry.holders}
         assert len(free) == len(self._free), "a page is free twice"

@@ -1,8 +1,8 @@
 """From logits to tokens, on the device, batched.
 
-A token is picked by inverting the cumulative distribution at one uniform number a row. That number depends on the
-request's seed and the token's index alone, so a request gives the same tokens whatever else is in the batch, and again after
-a preemption.
+A token is picked by inverting the cumulative distribution at one uniform random number per row. That number depends only on the
+request's seed and the token's index, so a request gives the same tokens whatever else is in the batch, also after a
+preemption.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def uniform(seed: int, index: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class SamplingInputs:
-    """How each of the S rows is to be sampled. ``nucleus`` is known on the host, so nothing waits."""
+    """How to sample each of the S rows. ``nucleus`` is a host value, so that it needs no synchronization."""
 
     temperature: torch.Tensor  # float32 [S]; 0 picks the most likely token
     top_p: torch.Tensor  # float32 [S]
@@ -42,20 +42,20 @@ def pick(logits: torch.Tensor, inputs: SamplingInputs, sample: Sample = referenc
     if inputs.mask is not None:
         logits = logits.masked_fill(_forbidden(inputs.mask, logits.shape[-1]), -torch.inf)
     picked = sample(logits, inputs.temperature, inputs.uniform)
-    if inputs.nucleus:  # in another order, so only for those who ask: nobody's token may depend on the neighbours
+    if inputs.nucleus:  # sums in another order, so only for rows with top_p: a token must not depend on other rows
         asks = (inputs.top_p < 1) & (inputs.temperature > 0)
         picked = torch.where(asks, _nucleus(logits, inputs), picked)
     return picked
 
 
 def _forbidden(mask: torch.Tensor, vocabulary: int) -> torch.Tensor:
-    """Return bool [S, V] of a mask in bits."""
+    """Return the forbidden tokens of a bit mask as bool [S, V]."""
     places = torch.arange(8, dtype=torch.uint8, device=mask.device)
     return (mask[:, :, None].bitwise_right_shift(places).bitwise_and_(1) == 0).flatten(1)[:, :vocabulary]
 
 
 def logprob(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Return fp32 [S]: the log-probability of each row's token under the plain (temperature 1) distribution."""
+    """Return fp32 [S]: the log-probability of each row's token at temperature 1."""
     chosen = logits.gather(-1, tokens[:, None])[:, 0]
     return chosen - torch.logsumexp(logits, dim=-1)
 

@@ -1,4 +1,4 @@
-"""A step made up for measuring and for tests: some new tokens of some sequences, over pages in a random order."""
+"""Synthetic steps for measurements and tests: new tokens of several sequences, over pages in random order."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from runtime.kernels.base import StepInputs
 
 @dataclass(frozen=True)
 class Span:
-    """New tokens of one sequence: ``count`` of them, after ``start`` that are cached."""
+    """New tokens of one sequence: ``count`` of them, after ``start`` cached ones."""
 
     start: int
     count: int
 
 
 def pages_of(spans: Sequence[Span], page: int) -> int:
-    """Return the pages that a cache needs for the spans: theirs, page 0, which belongs to nobody, and a spare one."""
+    """Return how many pages a cache needs for the spans: theirs, page 0, which no span uses, and a spare one."""
     return 2 + sum(-(-(span.start + span.count) // page) for span in spans)
 
 

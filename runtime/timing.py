@@ -1,4 +1,4 @@
-"""How long work takes on a CUDA device, and whether what it computes is right: shared by `tune` and the benchmarks."""
+"""Measures the time of work on a CUDA device and the error of its results: shared by `tune` and the benchmarks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-# Relative L2 in bf16, of a function of the kernels' record: what a right computation stays below.
+# Relative L2 error in bf16 that a correct implementation stays below, by function of the kernels' record.
 LIMITS: Mapping[str, float] = {
     "norm_qkv": 6e-3,
     "attend": 3e-2,
@@ -20,13 +20,13 @@ LIMITS: Mapping[str, float] = {
     "experts_down": 1.5e-2,
     "unembed": 6e-3,
 }
-GROUP_S = 2e-3  # about how long a group of replays takes
-WARM_S = 0.03  # of replays first: a GPU lowers its clocks while it waits for a compiler
+GROUP_S = 2e-3  # approximate time of a group of replays
+WARM_S = 0.03  # replays to warm up: a GPU lowers its clocks while a kernel is compiled
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a replay: the median of five groups, the fastest and the slowest."""
+    """Seconds per replay: the median of five groups, the fastest and the slowest."""
 
     median_s: float
     low_s: float
@@ -41,9 +41,9 @@ def time_graph(work: Callable[[], object], replays: int = 20) -> Timing:
 
 
 def stopwatch(work: Callable[[], object], replays: int | None = None) -> Callable[[], float]:
-    """Capture ``work`` in a CUDA graph; return a function that replays it and gives the seconds a replay took.
+    """Capture ``work`` in a CUDA graph; return a function that replays it and returns the seconds per replay.
 
-    ``replays`` None: as many as take about ``GROUP_S``.
+    ``replays`` None: as many as fit into about ``GROUP_S``.
     """
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     stream.wait_stream(torch.cuda.current_stream())
@@ -64,7 +64,7 @@ def stopwatch(work: Callable[[], object], replays: int | None = None) -> Callabl
 
 @dataclass(frozen=True)
 class _Recorded:
-    """A graph, and the work that it was recorded from: what that holds on to is what the graph reads."""
+    """A graph, and the work that it was recorded from, which keeps the tensors alive that the graph reads."""
 
     graph: torch.cuda.CUDAGraph
     work: Callable[[], object]
@@ -80,7 +80,7 @@ class _Recorded:
 
 
 def distance(out: torch.Tensor, truth: torch.Tensor) -> float:
-    """Return the relative L2 distance; infinite where anything is not a number."""
+    """Return the relative L2 distance; infinite if there is any NaN."""
     out, truth = out.double(), truth.double()
     value = float(((out - truth).norm() / truth.norm().clamp_min(1e-30)).item())
     return value if value == value else float("inf")
@@ -88,7 +88,7 @@ def distance(out: torch.Tensor, truth: torch.Tensor) -> float:
 
 @contextlib.contextmanager
 def poisoned() -> Iterator[None]:
-    """Within, fresh memory is full of NaN (and of the largest integers)."""
+    """Inside this context, new tensors are filled with NaN (integer ones with the largest integer)."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:

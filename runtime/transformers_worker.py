@@ -1,7 +1,7 @@
-"""Hugging Face's transformers as an engine: one request at a time, in a thread of its own.
+"""Hugging Face's transformers as an engine: one request at a time, each in a thread of its own.
 
-It is there to compare with, and for devices that the engine's kernels do not know. What one request left in the cache is kept,
-and used by the next one whose prompt continues it, as the next turn of a conversation does.
+It is for comparisons, and for devices that the engine's kernels do not support. The cache of a request is kept and reused if
+the prompt of the next one continues it, as the next turn of a conversation does.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from runtime.request import Request, Sampling, TokenOut
 
 @dataclass(slots=True)
 class _Run:
-    """A request under way. ``unwanted`` is looked at before each token."""
+    """A running request. ``unwanted`` is checked before each token."""
 
     outs: SimpleQueue[TokenOut | RuntimeFault] = field(default_factory=SimpleQueue)
     unwanted: threading.Event = field(default_factory=threading.Event)
 
 
 class TransformersWorker:
-    """A model of transformers, as a stream of tokens for each request. Requests wait for each other."""
+    """A transformers model behind the interface ``Streams``. Requests run one after another."""
 
-    def __init__(self, model: Any) -> None:  # noqa: ANN401 - transformers has no types for what it gives
+    def __init__(self, model: Any) -> None:  # noqa: ANN401 - transformers is untyped
         self._model = model
         self._lock = threading.Lock()
-        self._turn = threading.Lock()  # held by the request that runs; what follows is its own
+        self._turn = threading.Lock()  # held by the running request; guards the attributes below
         self._runs: dict[str, _Run] = {}
         self._stopped: str | None = None
         self._cache: Any = None
@@ -42,14 +42,14 @@ class TransformersWorker:
 
     @property
     def stopped(self) -> str | None:
-        """Why nothing will be answered any more, None while it is."""
+        """Why no request is answered any more; None while it runs."""
         return self._stopped
 
     def stream(self, request: Request, unwanted: Callable[[], bool] = lambda: False) -> Generator[TokenOut]:
         """Yield the request's tokens as they are sampled; see ``runtime.worker.Worker.stream``."""
         if request.mask is not None or request.sampling.logprobs:
             raise RequestRefused(
-                "transformers is asked here without masks and without logprobs: use the engine for them"
+                "masks and logprobs are not supported with transformers: use the bundled engine for them"
             )
         run = _Run()
         with self._lock:
@@ -83,7 +83,7 @@ class TransformersWorker:
             run.unwanted.set()
 
     def close(self) -> None:
-        """End what runs and give the memory back. May be called twice."""
+        """Stop the running request and free the memory. May be called twice."""
         with self._lock:
             self._stopped = self._stopped or "the model was closed"
             running = list(self._runs)
@@ -100,14 +100,14 @@ class TransformersWorker:
             try:
                 self._generate(request, run)
                 failed = ""
-            except RuntimeError as error:  # torch's, out of memory among them
+            except RuntimeError as error:  # torch's errors, including out of memory
                 failed = str(error) or type(error).__name__
-                if isinstance(error, torch.AcceleratorError):  # the device takes no more work from this process
+                if isinstance(error, torch.AcceleratorError):  # the device accepts no more work from this process
                     self._stopped = f"transformers failed: {failed}"
             finally:
                 if failed:
-                    self._cache, self._cached = None, ()  # in no known state
-                # Heard only where no token was the last; without it such a stream would wait for ever.
+                    self._cache, self._cached = None, ()  # its state is unknown
+                # Read only if no token ended the stream; without it such a stream would wait forever.
                 run.outs.put(EngineStopped(f"transformers failed: {failed or 'it gave no reason for its end'}"))
 
     def _generate(self, request: Request, run: _Run) -> None:
@@ -137,7 +137,7 @@ class TransformersWorker:
 
 
 class _Streamer:
-    """What generate tells its tokens to: first the prompt, then one at a time."""
+    """The streamer that ``generate`` calls: first with the prompt, then with one token at a time."""
 
     def __init__(self, say: Callable[[int], None]) -> None:
         self._say = say
@@ -149,11 +149,11 @@ class _Streamer:
         self._begun = True
 
     def end(self) -> None:
-        """The last token said so already."""
+        """Do nothing: the last token has ended the stream already."""
 
 
 class _Stop:
-    """A stopping criterion: whether the answer is still wanted."""
+    """A stopping criterion: stops as soon as the request is cancelled."""
 
     def __init__(self, unwanted: threading.Event) -> None:
         self._unwanted = unwanted
@@ -167,12 +167,12 @@ def open_transformers(
 ) -> tuple[TransformersWorker, int]:
     """Load a checkpoint in Hugging Face's layout; return the worker and the window in tokens.
 
-    The CPU computes with the weights unpacked; a GPU as transformers chooses. Raises CheckpointError when it cannot be
-    loaded, ModuleNotFoundError without transformers.
+    On the CPU the weights are dequantized; on a GPU transformers decides. Raises CheckpointError if it cannot be loaded,
+    ModuleNotFoundError without transformers.
     """
     import transformers
 
-    transformers.logging.set_verbosity_error()  # its progress and advice would stand between the lines of ours
+    transformers.logging.set_verbosity_error()  # its messages would mix with our output
     transformers.logging.disable_progress_bar()
     unpacked = {"quantization_config": transformers.Mxfp4Config(dequantize=True)} if device.type == "cpu" else {}
     try:
@@ -184,7 +184,7 @@ def open_transformers(
     model.to(device)
     model.generation_config = (
         transformers.GenerationConfig()
-    )  # a checkpoint's own would fill in what a request leaves out
+    )  # the checkpoint's defaults would apply to what a request leaves out
     longest = int(model.config.max_position_embeddings)
     return TransformersWorker(model), min(longest, context_tokens or longest)
 
@@ -199,7 +199,7 @@ def _settings(request: Request) -> Any:  # noqa: ANN401 - a transformers.Generat
     return transformers.GenerationConfig(
         max_new_tokens=request.max_tokens,
         eos_token_id=sorted(request.stop) or None,
-        pad_token_id=0,  # there is nothing to pad; unset, it is advised about
+        pad_token_id=0,  # nothing is padded, but transformers warns if it is unset
         use_cache=True,
         **chosen,
     )
@@ -207,7 +207,7 @@ def _settings(request: Request) -> Any:  # noqa: ANN401 - a transformers.Generat
 
 @contextmanager
 def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Within the block, sampling follows the seed; outside of it nobody notices. generate takes no generator of its own."""
+    """Seed the global generator inside the block and restore it afterwards, because ``generate`` takes no generator of its own."""
     if seed is None:
         yield
         return

@@ -1,8 +1,8 @@
-"""`python -m runtime tune`: find the kernels' sizes for the GPU at hand, and keep them for the engine.
+"""`python -m runtime tune`: find the fastest kernel sizes for this GPU and save them for the engine.
 
-A few layers of random weights at the true shapes are enough, as long as a pass over them reads more than the L2 cache holds.
-Kernels are measured with their neighbours, as they run: that keeps the cache as cold as it is in a whole model, and shows
-what a kernel gains or loses by starting while the one before it drains.
+A few layers of random weights with the real shapes are enough, as long as a pass over them reads more than the L2 cache holds.
+Kernels are measured together with their neighbours: that keeps the L2 cache as cold as in the whole model, and includes
+what a kernel gains or loses by starting while the previous one drains.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ from runtime.model.transformer import Transformer, build_transformer
 from runtime.spans import Span, pages_of, span_inputs
 from runtime.timing import LIMITS, distance, poisoned, stopwatch
 
-LAYERS = 8  # of 24 or 36: half a GB each with 32 experts
+LAYERS = 8  # of 24 or 36; each is half a GB with 32 experts
 PAGE_TOKENS = 64
 LONGEST = 32768  # tokens of context
-LIMIT_S = 150.0  # after which nothing more is tried
+LIMIT_S = 150.0  # after this time no more candidates are tried
 ROUNDS, QUICK_ROUNDS = 9, 5
 QUICK_CANDIDATES = 4
-OTHER_EXPERTS = 0.02  # share of tokens whose experts may differ: two scores as good as equal change places
+OTHER_EXPERTS = 0.02  # share of tokens whose experts may differ, because two almost equal scores swap ranks
 MODELS: Mapping[str, Callable[[], ModelConfig]] = {"20b": gpt_oss_20b, "120b": gpt_oss_120b}
 
 Stopwatch = Callable[[Callable[[], object]], Callable[[], float]]
-"""Takes work; returns a function that runs it and gives the seconds it took."""
+"""(work) -> a function that runs it and returns the seconds it took."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
     """Kernels that are measured together: ``parts`` of every layer in turn, or the unembedding.
 
-    ``count`` new tokens of each of ``sequences``, after ``start`` that are cached.
+    ``count`` new tokens of each of ``sequences``, after ``start`` cached ones.
     """
 
     parts: tuple[str, ...]
@@ -70,8 +70,8 @@ _DECODE = tuple(Work(_ATTENTION, start=context - 1) for context in (1024, 8192, 
 
 
 def works_of(config: ModelConfig) -> dict[str, tuple[Work, ...]]:
-    """Return what each field is measured on, what matters most first."""
-    # Tokens at which an expert has more than 64 pairs on average: what a tile for prompts is for.
+    """Return the works that each field is measured on, the most important field first."""
+    # So many tokens that an expert has more than 64 pairs on average, for which the prompt tile is used.
     prompt = max(2048, 128 * config.experts // config.experts_per_token)
     return {
         "up": (Work(_EXPERTS),),
@@ -97,7 +97,7 @@ def works_of(config: ModelConfig) -> dict[str, tuple[Work, ...]]:
     }
 
 
-# The best guesses first: a quick run tries only those.
+# The most promising candidates first: a quick run tries only those.
 CANDIDATES: Mapping[str, Sequence[object]] = {
     "up": ((4, 96), (4, 80), (4, 128), (2, 72), (2, 96), (8, 128), (4, 72), (4, 168), (8, 255)),
     "down": ((2, 160), (2, 168), (2, 192), (1, 96), (1, 128), (2, 128), (2, 255), (4, 255)),
@@ -153,7 +153,7 @@ CANDIDATES: Mapping[str, Sequence[object]] = {
 
 @dataclass(frozen=True, slots=True)
 class _Scene:
-    """What a work starts from: inputs of each of its parts, the same for every layer but for caches and experts."""
+    """The inputs of a work: the same for every layer, except for caches and expert ids."""
 
     inputs: StepInputs
     caches: Sequence[LayerCache]
@@ -165,7 +165,7 @@ class _Scene:
 
 @dataclass(frozen=True, slots=True)
 class _Result:
-    """What a part computed, and what is to be taken off before two of them are compared: the residual stream."""
+    """The result of a part. ``base`` is the residual stream, which is subtracted before two results are compared."""
 
     part: str
     value: torch.Tensor
@@ -173,10 +173,10 @@ class _Result:
 
 
 class Trials:
-    """Measures sizes on a model of a few layers: the bench of ``descend``.
+    """Measures sizes on a model of a few layers: the ``Bench`` of ``descend``.
 
-    ``layers`` are those of the whole model, ``first`` the sizes whose results the others' are compared with. What a work
-    starts from is made again each time, and is the same each time: several at once would take gigabytes.
+    ``layers`` is the number of layers of the whole model, ``first`` the sizes whose results are the reference. The inputs of a
+    work are generated again each time, always the same: keeping several would take gigabytes.
     """
 
     def __init__(
@@ -192,8 +192,8 @@ class Trials:
         self._truths: dict[Work, list[_Result]] = {}
 
     def prepare(self, field: str, sizes: Sizes) -> None:
-        """Compile what ``field`` touches and compare its results with the first sizes'. Raises Left."""
-        if field != self._field:  # what was made for the field before takes memory
+        """Compile the kernels that ``field`` affects and compare their results with the first sizes'. Raises Left."""
+        if field != self._field:  # free the memory of the previous field
             self._field = field
             self._truths.clear()
         for work in self._works[field]:
@@ -201,11 +201,11 @@ class Trials:
                 self._truths[work] = self._results(work, asdict(self._first))
             for mine, true in zip(self._results(work, sizes), self._truths[work], strict=True):
                 away = _error(mine, true)
-                if not away <= _limit(mine.part):  # nor is what is no number
-                    raise Left(f"{work}: {mine.part} is {away:.1e} away from what the defaults compute")
+                if not away <= _limit(mine.part):  # written so that NaN fails too
+                    raise Left(f"{work}: the result of {mine.part} differs by {away:.1e} from that of the defaults")
 
     def race(self, field: str, present: Sizes, candidate: Sizes) -> list[tuple[float, float]]:
-        """Time both in turns; seconds of all that ``field`` touches in a whole model. Raises Left."""
+        """Time both alternately; seconds of everything that ``field`` affects in the whole model. Raises Left."""
         rounds = [(0.0, 0.0)] * self._rounds
         for work in self._works[field]:
             raced = self.race_work(work, present, candidate)
@@ -213,7 +213,7 @@ class Trials:
         return rounds
 
     def race_work(self, work: Work, present: Sizes, candidate: Sizes) -> list[tuple[float, float]]:
-        """Time both in turns: seconds of all layers of the whole model, or of one unembedding. Raises Left."""
+        """Time both alternately: seconds of all layers of the whole model, or of one unembedding. Raises Left."""
         scale = 1.0 if work.parts == ("unembed",) else self._layers / self._model.config.layers
         with self._leaving_out():
             scene = _scene(self._model, work)
@@ -222,7 +222,7 @@ class Trials:
             )
             rounds = []
             for number in range(self._rounds):
-                if number % 2:  # the other one first: a GPU that gets warmer, or slower, favours neither
+                if number % 2:  # swap the order, so that a GPU that warms up and slows down favours neither
                     late, early = second(), first()
                 else:
                     early, late = first(), second()
@@ -233,7 +233,7 @@ class Trials:
         return triton_kernels(self._model.device, tuning_of(sizes))
 
     def _results(self, work: Work, sizes: Sizes) -> list[_Result]:
-        """Compute what a work computes with these sizes, into memory full of NaN. Raises Left."""
+        """Return the results of a work with these sizes, computed into memory filled with NaN. Raises Left."""
         results: list[_Result] = []
         with self._leaving_out():
             scene = _scene(self._model, work)
@@ -243,17 +243,17 @@ class Trials:
 
     @contextmanager
     def _leaving_out(self) -> Iterator[None]:
-        """Leave out what does not compile, does not fit, or finds no memory; a fault that ends the device ends it all."""
+        """Turn errors (does not compile, does not fit, out of memory) into Left; raise an error that breaks the device."""
         try:
             yield
         except (*REFUSED, RuntimeError) as error:
-            # The compiler's passes and the driver have no types of their own for what they refuse.
+            # The compiler's passes and the driver raise no specific types.
             if not isinstance(error, (*REFUSED, torch.OutOfMemoryError)) and not _computes(self._model.device):
                 raise
             raise Left(f"{type(error).__name__}: {error}") from error
 
     def _run(self, work: Work, scene: _Scene, run: Kernels, results: list[_Result]) -> None:
-        """Launch the work's kernels; every layer starts from the scene, not from the layer before."""
+        """Launch the work's kernels; every layer gets the same inputs, not the output of the previous layer."""
         model, shapes, results[:] = self._model, self._model.shapes, []
         if work.parts == ("unembed",):
             logits = run.unembed(scene.x, model.weights.final_gain, model.weights.unembedding, shapes)
@@ -287,7 +287,7 @@ class Trials:
 
 
 def _computes(device: torch.device) -> bool:
-    """Whether a device still computes: after some faults nothing runs any more in the same process."""
+    """Whether a device still works: after some errors no more work runs in the same process."""
     try:
         return int(torch.ones(2, device=device).sum()) == 2
     except RuntimeError:
@@ -329,7 +329,7 @@ def _limit(part: str) -> float:
 
 
 def _error(mine: _Result, true: _Result) -> float:
-    """Return how far a result is from another, in the measure of ``_limit``."""
+    """Return the error of a result against another, in the unit of ``_limit``."""
     if mine.part == "chosen":
         same = mine.value.sort(dim=-1).values == true.value.sort(dim=-1).values
         return 1.0 - float(same.all(dim=-1).double().mean())
@@ -338,7 +338,7 @@ def _error(mine: _Result, true: _Result) -> float:
 
 
 def told(step: Step) -> Iterator[str]:
-    """Say in a line what became of a field, and below it what was left out."""
+    """Yield a line with the result for a field, then a line for each candidate that was skipped."""
     best = min(step.tried.values(), default=1.0)
     others = f"{len(step.tried)} tried, the best takes {best:.3f}" if step.tried else "nothing tried"
     chosen = f"{step.before} -> {step.after}" if step.after != step.before else f"{step.before} stays"
@@ -353,7 +353,7 @@ def _short(why: str) -> str:
 
 
 def table(trials: Trials, works: Sequence[Work], before: Sizes, after: Sizes) -> Iterator[str]:
-    """Say how long each work takes in a whole model, with the first sizes and with the chosen ones."""
+    """Yield the rows of a table: the time of each work in the whole model, with the first sizes and with the chosen ones."""
     yield f"{'':58} {'before us':>10} {'after us':>10} {'share':>6}"
     for work in works:
         try:
@@ -366,10 +366,10 @@ def table(trials: Trials, works: Sequence[Work], before: Sizes, after: Sizes) ->
 
 
 def tune(model_name: str, *, quick: bool, out: Path | None, cache: Path | None, say: Callable[[str], None]) -> Path:
-    """Measure on the first CUDA device, keep the choice, and return where. ``say`` is told line by line.
+    """Measure on the first CUDA device, save the choice, and return its file. ``say`` gets the report line by line.
 
-    What was chosen is kept after each field, so that whatever ends this early costs no more than the field it was at. Raises
-    RuntimeFault where there is no GPU that Triton's kernels run on, it has no room for the layers, or it fails.
+    The choice is saved after each field, so that an interruption costs only the current field. Raises RuntimeFault if there is
+    no GPU that the Triton kernels support, if it has no room for the layers, or if it fails.
     """
     device, began = _gpu(), time.monotonic()
     gpu = look(device)
@@ -394,14 +394,14 @@ def tune(model_name: str, *, quick: bool, out: Path | None, cache: Path | None, 
                 say(line)
         for line in table(trials, list(dict.fromkeys(chain(*works.values()))), asdict(first), sizes):
             say(line)
-    except Left as why:  # not a candidate, which is told of: the sizes to begin with
-        raise RuntimeFault(f"the kernels do not run on this {gpu.name} with the sizes they start from: {why}") from why
+    except Left as why:  # the initial sizes failed (a failing candidate would only be skipped)
+        raise RuntimeFault(f"the kernels do not run on this {gpu.name} with their initial sizes: {why}") from why
     except RuntimeError as error:
         raise RuntimeFault(f"{gpu.name} failed ({error}): {left}") from error
     except KeyboardInterrupt:
         say(f"stopped: {left}")
         raise
-    say(f"{time.monotonic() - began:.0f} s; kept in {kept}: engines on this GPU take these sizes from now on")
+    say(f"{time.monotonic() - began:.0f} s; saved in {kept}: engines on this GPU use these sizes from now on")
     return kept
 
 
@@ -416,12 +416,12 @@ def _keep(places: Sequence[Path], sizes: Sizes, gpu: Gpu, notes: Mapping[str, ob
 
 
 def tuning_of(sizes: Sizes) -> Tuning:
-    """Return sizes as the kernels take them."""
+    """Return sizes as a Tuning."""
     return replace(Tuning(), **sizes)  # type: ignore[arg-type]  # a value for each field
 
 
 def _gpu() -> torch.device:
-    """Return the first CUDA device. Raises RuntimeFault where there is none that Triton's kernels run on."""
+    """Return the first CUDA device. Raises RuntimeFault if there is none that the Triton kernels support."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kernels, why = best_kernels(device)
     if kernels != "triton":

@@ -18,17 +18,17 @@ from runtime.request import Request, TokenOut
 class Worker:
     """Owns the engine's thread. ``stream`` may be called from any number of threads.
 
-    A fault in a step ends every stream with EngineStopped that names it, and so does ``close``.
+    An error in a step ends every stream with an EngineStopped that names it; so does ``close``.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._inbox: SimpleQueue[Request | str | None] = SimpleQueue()  # a request, an id to abort, None to stop
-        # The engine knows each stream by a name of its own: an id that is used again must not get what the step under
-        # way still has for the stream before.
+        # The engine gets a unique name for each stream: when an id is used again, the new stream must not receive
+        # tokens that a running step still has for the old one.
         self._names = count()
         self._streams: dict[str, SimpleQueue[TokenOut | RuntimeFault]] = {}
-        self._open: dict[str, str] = {}  # the ids of open streams, and those names
+        self._open: dict[str, str] = {}  # id of an open stream -> its unique name
         self._lock = threading.Lock()
         self._stopped: str | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -36,15 +36,15 @@ class Worker:
 
     @property
     def stopped(self) -> str | None:
-        """Why nothing will be answered any more, None while it is."""
+        """Why no request is answered any more; None while the engine runs."""
         return self._stopped
 
     def stream(self, request: Request, unwanted: Callable[[], bool] = lambda: False) -> Generator[TokenOut]:
         """Yield the request's tokens as they are sampled; closing the iterator cancels the request.
 
-        ``unwanted`` is asked once, when ``cancel`` can find the request: whether it came too late to.
+        ``unwanted`` is called once, as soon as ``cancel`` can find the request: True if it was cancelled before that.
 
-        Raises RequestRefused for a request that can't be served, EngineStopped when the engine ends before it does.
+        Raises RequestRefused for a request that cannot be served, EngineStopped if the engine stops before the request ends.
         """
         outs: SimpleQueue[TokenOut | RuntimeFault] = SimpleQueue()
         with self._lock:
@@ -75,7 +75,7 @@ class Worker:
                 self._inbox.put(name)
 
     def cancel(self, request_id: str) -> None:
-        """End a stream from another thread, at once: a step under way does not hold it up. Unknown ids are left alone."""
+        """End a stream from another thread, at once: it does not wait for a running step. Unknown ids are ignored."""
         with self._lock:
             name = self._open.get(request_id)
             outs = self._streams.get(name) if name is not None else None
@@ -83,20 +83,20 @@ class Worker:
             outs.put(TokenOut(request_id, None, "cancelled"))
 
     def close(self) -> None:
-        """Stop the thread after the step under way. May be called twice."""
+        """Stop the thread after the running step. May be called twice."""
         self._inbox.put(None)
         self._thread.join()
 
     def _run(self) -> None:
-        reason = "the engine stopped on a fault of its own: see the traceback on standard error"
+        reason = "the engine stopped because of an internal error: see the traceback on standard error"
         try:
             while self._receive():
                 for out in self._engine.step():
                     self._send(out.id, out)
             reason = "the engine was closed"
         except torch.OutOfMemoryError as error:
-            reason = f"the engine stopped: the device has no memory left for a step: give the cache less ({error})"
-        except (RuntimeError, RuntimeFault) as error:  # what torch raises for a failing kernel; a mask that is unusable
+            reason = f"the engine stopped: the device ran out of memory in a step: give the cache less ({error})"
+        except (RuntimeError, RuntimeFault) as error:  # a kernel failed (torch's RuntimeError), or a mask is invalid
             reason = f"the engine stopped: {error}"
         finally:
             with self._lock:
@@ -105,10 +105,10 @@ class Worker:
                     outs.put(EngineStopped(reason))
 
     def _receive(self) -> bool:
-        """Take in what was asked meanwhile, waiting when there is nothing to do; False to stop."""
+        """Handle the messages in the inbox; wait for one if the engine is idle. Return False to stop."""
         while self._engine.idle or not self._inbox.empty():
             if self._inbox.empty() and self._engine.prepare():
-                continue  # with what the next request will be glad of
+                continue  # one more graph is recorded, which makes the next requests faster
             asked = self._inbox.get()
             match asked:
                 case None:

@@ -1,11 +1,11 @@
-"""Conversation → token ids, the way the model was trained to read it; ids → text.
+"""Renders a conversation as token ids, in the format the model was trained on; decodes ids to text.
 
-The prompt is an append-only token log: what was sampled is repeated verbatim, everything else is rendered once and the
-same way each time. So the prompt of turn n+1 begins with prompt and completion of turn n, id for id, and a server's
-prefix cache holds. Only two things rewrite what was sent: a new final answer, which retires the reasoning before it, and
-a compaction.
+The prompt is an append-only token log: sampled tokens are repeated verbatim, everything else is rendered the same way each
+time. So the prompt of turn n+1 begins with the prompt and the completion of turn n, id for id, and a server's
+prefix cache stays valid. Only two things change what was sent before: a new final answer, after which the reasoning before it is
+dropped, and a compaction.
 
-Text becomes text ids only. A control id comes from this module's own layout or from what the model sampled itself.
+Text is only ever encoded as text ids. Control ids come from this module's own layout or from what the model itself sampled.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ if TYPE_CHECKING:
 
 Ids = tuple[int, ...]
 
-# The three calls of the built-in browser. Declared one by one, because other wires need each with its arguments, they are
-# still shown as the model knows them.
+# The three calls of the built-in browser. We declare them one by one, because other wires need each with its arguments, but
+# here they are rendered as the built-in tool that the model was trained on.
 BROWSER: Final = frozenset({"browser.search", "browser.open", "browser.find"})
 EFFORTS: Final = ("low", "medium", "high")
-# Byte pair encoding takes time quadratic in the length of a word: 100,000 times the same letter takes 4 s. Longer runs
+# Byte pair encoding takes time quadratic in the length of a word: a letter repeated 100,000 times takes 4 s. Runs longer
 # than this without a space, or without a letter or digit, are encoded in pieces.
 RUN_CHARS: Final = 1024
 _LONG_RUN = re.compile(rf"\S{{{RUN_CHARS}}}|\W{{{RUN_CHARS}}}")
@@ -53,15 +53,14 @@ _WORD = re.compile(r"[\w/+.\-]+")
 
 
 def open_codec(cache_dir: Path) -> Codec:
-    """Load the vocabulary (0.3 s) and return the codec over it. Raises AgentError when the vocabulary cannot be had."""
+    """Load the vocabulary (0.3 s) and return a codec. Raises AgentError if the vocabulary is not available."""
     return Codec(load_encoding(cache_dir))
 
 
 class Codec:
     """Renders conversations and decodes ids. Safe to use from several threads.
 
-    What was rendered last is remembered message by message; that is a cache and nothing else: a fresh codec gives the
-    same ids.
+    The last rendering is cached message by message. This affects only speed: a new codec gives the same ids.
     """
 
     def __init__(self, encoding: HarmonyEncoding) -> None:
@@ -86,7 +85,7 @@ class Codec:
         return ids
 
     def render(self, message: Message) -> Ids:
-        """Return one message's ids: as it was sampled, or as openai-harmony lays it out."""
+        """Return one message's ids: as it was sampled, or as openai-harmony renders it."""
         if message.tokens:
             return _closed(message)
         ids = [START, *self._header_start(message)]
@@ -100,16 +99,16 @@ class Codec:
         return tuple(ids)
 
     def encode(self, text: str) -> list[int]:
-        """Encode text as text: whatever it spells, no control id comes out."""
+        """Encode text as text ids, even if it spells control tokens."""
         ids: list[int] = []
         for piece in _pieces(text):
             ids += self._encoding.encode(piece, disallowed_special=())
         return ids
 
     def encode_sampled(self, text: str) -> list[int]:
-        """Encode what a *model* sampled and a server gave back as text with its control tokens spelt out.
+        """Encode what a *model* sampled and a server returned as text, with control tokens spelt out: those become control ids.
 
-        Never for anything else: in text from a file, a tool or a person this would forge structure.
+        Never use it for other text: a file, a tool or a user could then forge structure.
         """
         ids: list[int] = []
         at = 0
@@ -121,24 +120,24 @@ class Codec:
         return ids + self.encode(text[at:])
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, control tokens spelt out, invalid UTF-8 replaced: for people and for logs, never for a prompt."""
+        """Return the text of ids, with control tokens spelt out and invalid UTF-8 replaced: for display and logs, never for a prompt."""
         return b"".join(map(self._spell, ids)).decode("utf-8", "replace")
 
     def call_opening(self, function: str | None = None) -> Ids:
-        """Return what an answer begins with, after ``<|start|>assistant``, that can only be a call: to any function, or to one.
+        """Return a prefill, after ``<|start|>assistant``, that forces the answer to be a call: of any function, or of a given one.
 
-        Ends between two words of the vocabulary, so that the model goes on as it would by itself.
+        It ends at a token boundary, so that the model continues with the tokens it would sample without it.
         """
         if function is None:
             return (CHANNEL, *self.encode("commentary to=functions"))
         return (CHANNEL, *self.encode(f"commentary to=functions.{function} "), CONSTRAIN, *self.encode("json"), MESSAGE)
 
     def built_in_opening(self, name: str) -> Ids:
-        """Return what an answer begins with that can only be a call of a built-in tool: ``python``, ``browser``, or "" for any."""
+        """Return a prefill that forces a call of a built-in tool: ``python``, ``browser``, or "" for any of them."""
         return (CHANNEL, *self.encode(f"analysis to={name}"))
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes of one text id; empty for any other id, known or not."""
+        """Return the bytes of one text id; empty for every other id, even an unknown one."""
         return self._spell(token) if is_text(token) else b""
 
     def _spell(self, token: int) -> bytes:
@@ -148,7 +147,7 @@ class Codec:
 
             try:
                 known = self._encoding.decode([token], errors="surrogateescape").encode("utf-8", "surrogateescape")
-            except (HarmonyError, OverflowError):  # an id that the vocabulary does not have
+            except (HarmonyError, OverflowError):  # an id that is not in the vocabulary
                 known = "\ufffd".encode()
             self._bytes[token] = known
         return known
@@ -188,16 +187,16 @@ class Codec:
 
 
 def prune(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """Leave out the reasoning that led to an answer already given: all before the last final; all since is kept.
+    """Drop the reasoning before the last final answer; everything since then is kept.
 
-    Calls and what tools answered stay, on whichever channel they were: they are what was done.
+    Calls and tool results are kept on every channel: they record what was done.
     """
     last = max((index for index, message in enumerate(messages) if message.is_final), default=0)
     return tuple(m for index, m in enumerate(messages) if index >= last or not _is_reasoning(m))
 
 
 def recipients(tools: Sequence[ToolSpec]) -> frozenset[str]:
-    """The recipients that the declared tools are called by, as the model was shown them."""
+    """Return the recipients of the declared tools, as they are shown to the model."""
     return frozenset(tool.name if _is_named(tool) else f"functions.{tool.name}" for tool in tools)
 
 
@@ -206,7 +205,7 @@ def _is_reasoning(message: Message) -> bool:
 
 
 def _closed(message: Message) -> Ids:
-    """What was sampled, ended the way history is: a call by ``<|call|>``, everything else by ``<|end|>``."""
+    """Return a sampled message's ids, ended as in history: a call with ``<|call|>``, everything else with ``<|end|>``."""
     last = message.tokens[-1]
     if last in (RETURN, ENDOFTEXT):
         return (*message.tokens[:-1], CALL if message.is_call else END)
@@ -214,7 +213,7 @@ def _closed(message: Message) -> Ids:
 
 
 def _with_calls(messages: Sequence[Message]) -> Iterator[tuple[Message, Message | None]]:
-    """Each message, and for a tool's answer the call that it answers: the newest one before it."""
+    """Yield each message, and for a tool result the call that it answers: the latest one before it."""
     call: Message | None = None
     for message in messages:
         if message.is_call:
@@ -223,19 +222,19 @@ def _with_calls(messages: Sequence[Message]) -> Iterator[tuple[Message, Message 
 
 
 def _answering(message: Message, call: Message | None) -> Message:
-    """A tool answers on the channel of its call, under the name that it was called by."""
+    """Give a tool result the channel of its call, and the name by which the tool was called."""
     if call is None:
         return message
     return replace(message, channel=message.channel or call.channel, name=message.name or call.recipient)
 
 
 def _by_place(tools: Sequence[ToolSpec]) -> tuple[list[ToolSpec], list[ToolSpec]]:
-    """Tools of a namespace and built-in tools belong to the system message, plain functions to the developer message."""
+    """Split tools by message: namespaced and built-in ones belong to the system message, plain functions to the developer message."""
     return [tool for tool in tools if _is_named(tool)], [tool for tool in tools if not _is_named(tool)]
 
 
 def _is_named(tool: ToolSpec) -> bool:
-    """Whether a tool is called by its own name rather than as a function: it has a namespace, or is built in."""
+    """Whether a tool is called by its own name and not as ``functions.NAME``: it has a namespace, or is built in."""
     return "." in tool.name or (tool.name in BUILT_IN and tool.parameters is None)
 
 
@@ -272,12 +271,12 @@ def _effort(effort: str) -> openai_harmony.ReasoningEffort:
 
 
 def _clean(text: str) -> str:
-    """Text that can cross into Rust as JSON: lone surrogates are replaced."""
+    """Return text that can be passed to Rust as JSON: lone surrogates are replaced."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """Cut long runs; concatenates to ``text``."""
+    """Split long runs; the pieces concatenate to ``text``."""
     at = 0
     for run in _LONG_RUN.finditer(text):
         if run.start() > at:

@@ -1,4 +1,4 @@
-"""Holds a model to the grammar of headers and calls while it samples. (The grammar: agent/harmony/grammar.py.)
+"""Constrains sampling to the grammar of headers and calls. (The grammar: agent/harmony/grammar.py.)
 
 ::
 
@@ -10,9 +10,9 @@
        │                      └──────────────────────────────────  AJAR
        └─────────────────────────── END, RETURN, … ─────────────────┘
 
-While it is FREE, nothing is forbidden, and neither is the token after the next one, whatever the next one is: reasoning and
-answers are sampled as if there were no guide, at the same cost. A guide is never a dead end: where the grammar allows nothing,
-or what was sampled does not fit it, it lets go until the next message, and says so.
+In the state FREE no token is forbidden, and neither is the one after it: reasoning and answers are sampled as if there were no
+guide, at the same cost. A guide is never a dead end: if the grammar allows no token, or a sampled token does not match it, the
+guide lets go until the next message, and reports that.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ _NAMES: Final = {
     MESSAGE: "message", CALL: "call",
 }  # fmt: skip
 _MASK_BYTES: Final = VOCABULARY_SIZE // 8
-_MOST_GRAMMARS: Final = 16  # kept ready; one for each set of tools
-# Sets of tokens that are looked at as one where all or none of them fit: text within a JSON string, and, because most tokens
-# begin with a blank, text at the beginning of a patch's line. Without the latter such a place takes 1.5 ms, with it 0.2.
+_MOST_GRAMMARS: Final = 16  # cached; one for each set of tools
+# Slices: sets of tokens that llguidance checks as a whole, because all or none of them match. One is text inside a JSON string, the
+# other text at the beginning of a line of a patch (most tokens begin with a space). Without the latter a mask there takes 1.5 ms, with it 0.2.
 _STRING: Final = r'[^"\\\x00-\x1F\x7F]'
 _SLICES: Final = [
     r"[\x20\x0A\x0D\x09]+", rf" {_STRING}+", rf"[+\-]{_STRING}*", rf"{_STRING}{{1,10}}", rf"{_STRING}{{1,30}}", rf"{_STRING}+",
@@ -71,22 +71,22 @@ class _Place(Enum):
 
 
 class Guide:
-    """Which tokens may come next in one answer: the ``Guide`` of agent/model/base.py. Not thread-safe."""
+    """Restricts the tokens of one answer; see ``Guide`` in agent/model/base.py. Not thread-safe."""
 
     def __init__(self, template: LLMatcher | None) -> None:
-        self._template = template  # at the beginning of a message; None: hold nothing
+        self._template = template  # a matcher at the beginning of a message; None: no constraint
         self._matcher = template
         self._place = _Place.BETWEEN
-        self._opened: tuple[int, ...] = ()  # what stands before the token that AJAR waits for
+        self._opened: tuple[int, ...] = ()  # the tokens before the one that AJAR waits for
         self._let_go: list[str] = []
 
     @property
     def let_go(self) -> Sequence[str]:
-        """Why the grammar was left, each time that it was."""
+        """The reasons why the guide let go, one for each time."""
         return self._let_go
 
     def take(self, token: int) -> None:
-        """Note the next token."""
+        """Consume the next sampled token."""
         match self._place:
             case _Place.HELD:
                 self._follow(token)
@@ -101,7 +101,7 @@ class Guide:
                 self._place = _behind(self._place, token)
 
     def is_free(self, coming: Sequence[int | None]) -> bool:
-        """Whether any token may come next, and after each further one of ``coming``; None is one that is not known yet."""
+        """Whether any token is allowed next, and after each token of ``coming``; None stands for a token not known yet."""
         place = self._place
         for token in coming:
             if place is _Place.HELD:
@@ -110,7 +110,7 @@ class Guide:
         return place is not _Place.HELD
 
     def allowed(self, draft: Sequence[int]) -> Sequence[bytes | None]:
-        """Return what may come next, and after each token of ``draft``: a bit for each token of the vocabulary, None: any."""
+        """Return the tokens allowed next, and after each token of ``draft``: a bit for each token of the vocabulary; None: any."""
         if self.is_free(draft):
             return (None,) * (len(draft) + 1)
         rows = [self._row()]
@@ -120,7 +120,7 @@ class Guide:
         for token in draft:
             before = rows[-1]
             if before is not None and not before[token // 8] >> token % 8 & 1:
-                return rows + [None] * (len(draft) + 1 - len(rows))  # nobody will get there
+                return rows + [None] * (len(draft) + 1 - len(rows))  # sampling will not get that far
             ahead.take(token)
             rows.append(ahead._row())
         return rows
@@ -132,7 +132,7 @@ class Guide:
         return fork
 
     def _hold(self, begun: Sequence[int], token: int) -> None:
-        """A message begins with ``begun``, of which ``token`` is the last: hold it from there, if it fits so far."""
+        """Constrain the message that begins with ``begun``, whose last token is ``token``, if that matches the grammar so far."""
         if self._template is not None:
             self._matcher = self._template.deep_copy()
             if self._matcher.consume_tokens(list(begun)):
@@ -171,7 +171,7 @@ class Guide:
 
 
 class Guides:
-    """Makes guides for answers. Safe to use from several threads."""
+    """Creates guides for answers. Safe to use from several threads."""
 
     def __init__(self, tokenizer: LLTokenizer) -> None:
         self._tokenizer = tokenizer
@@ -179,10 +179,9 @@ class Guides:
         self._lock = Lock()
 
     def guide(self, tools: Sequence[ToolSpec], opening: Sequence[int]) -> Guide:
-        """Return a guide for an answer to a model that was told of ``tools``; it applies after ``opening``.
+        """Return a guide for an answer of a model with the declared ``tools``; it applies after ``opening``.
 
-        A new set of tools takes 5 ms. A tool whose parameters are no schema that llguidance understands may be given any
-        JSON object.
+        A new set of tools takes 5 ms. If llguidance does not support a tool's parameter schema, any JSON object is allowed.
         """
         text = grammar(tools)
         with self._lock:
@@ -209,9 +208,9 @@ class Guides:
 
 
 def open_guides(cache_dir: Path, encode: Encode) -> Guides:
-    """Return what makes guides; takes about a second and 70 MB. ``encode`` is how the model's text is cut into tokens.
+    """Return the factory of guides; takes about a second and 70 MB. ``encode`` tokenizes text as the model does.
 
-    Raises ModelUnfit where llguidance is not installed, AgentError when the vocabulary cannot be had.
+    Raises ModelUnfit if llguidance is not installed, AgentError if the vocabulary is not available.
     """
     try:
         from llguidance import LLTokenizer, TokenizerWrapper
@@ -225,7 +224,7 @@ def open_guides(cache_dir: Path, encode: Encode) -> Guides:
 
 
 def token_bytes(cache_dir: Path) -> list[bytes]:
-    """Return the bytes of each id of the vocabulary; those of a control id are its name. Takes 0.2 s."""
+    """Return the bytes of each id of the vocabulary; for a control id, its name. Takes 0.2 s."""
     spelled = [f"<|{_NAMES.get(token, token)}|>".encode() for token in range(VOCABULARY_SIZE)]
     for line in (unpack(cache_dir) / FILE_NAME).read_bytes().splitlines():
         spelling, _, rank = line.partition(b" ")
@@ -234,7 +233,7 @@ def token_bytes(cache_dir: Path) -> list[bytes]:
 
 
 class _Spelled:
-    """The vocabulary as llguidance wants to be told of it."""
+    """The vocabulary in the form that llguidance expects."""
 
     eos_token_id = RETURN
     bos_token_id = None
@@ -249,7 +248,7 @@ class _Spelled:
 
 
 def _behind(place: _Place, token: int | None) -> _Place:
-    """Where a token leads that is not held; None: the nearest to HELD of all that it may be."""
+    """Return the state after a token that is not constrained. None stands for an unknown token: the state closest to HELD."""
     match place:
         case _Place.FREE if token is None or token in (START, CHANNEL):
             return _Place.AJAR

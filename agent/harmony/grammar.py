@@ -1,4 +1,4 @@
-"""From declared tools to a grammar of what a model may write after ``<|start|>``. Pure: text in llguidance's Lark dialect.
+"""Builds the grammar of what a model may write after ``<|start|>``, from its tools. Pure: text in llguidance's Lark dialect.
 
 ::
 
@@ -7,8 +7,8 @@
                       <|channel|>analysis|commentary to=NAME[ TYPE]<|message|>   then the body that the tool takes, <|call|>
                        to=NAME<|channel|>analysis|commentary[ TYPE]<|message|>   likewise
 
-Arguments come in any order, as the model likes, each at most once, and only those that were declared. A tool without
-parameters takes any text. (Lark: github.com/guidance-ai/llguidance, docs/syntax.md and docs/parametric.md.)
+Arguments may come in any order, each at most once, and only declared ones. A tool without parameters takes any text.
+(Lark: github.com/guidance-ai/llguidance, docs/syntax.md and docs/parametric.md.)
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from agent.conversation import ToolSpec
 from agent.harmony.codec import recipients
 from agent.patch.grammar import PATCH
 
-WHITESPACE: Final = r"[ \n\t]{1,20}"  # bounded, so that nobody can write blanks for ever
-MOST_ARGUMENTS: Final = 64  # bits of a rule's parameter
-# Keywords of an object that this module reads itself. An object with others is left to llguidance, in the declared order.
+WHITESPACE: Final = r"[ \n\t]{1,20}"  # bounded, so that a model cannot write whitespace forever
+MOST_ARGUMENTS: Final = 64  # the number of bits of a rule's parameter
+# Schema keywords of an object that this module handles. Objects with others are left to llguidance, in the declared order.
 _PLAIN: Final = frozenset(
     {"type", "properties", "required", "additionalProperties", "title", "description", "$schema", "strict"}
 )
@@ -61,18 +61,18 @@ def grammar(tools: Sequence[ToolSpec]) -> str:
 
 
 def _tool(rule: str, tool: ToolSpec) -> list[str]:
-    """The rules of what follows a tool's name."""
+    """Return the rules for what follows a tool's name."""
     is_patch = tool.name.rpartition(".")[2] == "apply_patch"
     if tool.parameters is None:
-        body = "PATCH <|call|>" if is_patch else ""  # free text has no rules: the grammar ends before it
+        body = "PATCH <|call|>" if is_patch else ""  # free text is unconstrained: the grammar ends before it
         return [f"{rule}: code <|message|> {body}"]
     body, rules = _arguments(rule, tool.parameters, is_patch=is_patch)
-    bare = " | PATCH" if is_patch else ""  # as it is written for a freeform tool
+    bare = " | PATCH" if is_patch else ""  # as for a freeform tool
     return [f"{rule}: json <|message|> ({body}{bare}) <|call|>", *rules]
 
 
 def _arguments(rule: str, schema: Mapping[str, Any], *, is_patch: bool) -> tuple[str, list[str]]:
-    """The symbol of a tool's arguments, and its rules."""
+    """Return the symbol of a tool's arguments, and its rules."""
     properties, demanded = schema.get("properties") or {}, schema.get("required") or []
     is_plain = (
         schema.get("type") == "object"
@@ -88,7 +88,7 @@ def _arguments(rule: str, schema: Mapping[str, Any], *, is_patch: bool) -> tuple
     if not properties:
         return f"{rule}o", [f'{rule}o: "{{" ws "}}"']
     required = [name for name in properties if name in demanded]
-    # A rule's parameter has a bit for each argument that was given.
+    # The rule's parameter has a bit for each argument that was already given.
     end = '"}"' + _if_all([f"bit_set({at})" for at, name in enumerate(properties) if name in required])
     pairs = [f"{rule}p{at} {rule}m::set_bit({at}) %if bit_clear({at})" for at in range(len(properties))]
     rules = [
@@ -110,7 +110,7 @@ def _if_all(conditions: Sequence[str]) -> str:
 
 
 def _value(schema: object) -> str:
-    """JSON by a schema. Keywords that llguidance does not know hold nothing back."""
+    """Return a rule for JSON that matches a schema. Keywords that llguidance does not support are not enforced."""
     options = {"whitespace_pattern": WHITESPACE, "lenient": True, "json_allow_general_unicode_escapes": True}
     shape = dict(schema) if isinstance(schema, Mapping) else {}  # `true`: any value
     return "%json " + json.dumps({**shape, "x-guidance": options})

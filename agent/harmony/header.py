@@ -1,7 +1,7 @@
-"""Read one message header, well formed or not. Pure: a list of text segments in, what they mean out.
+"""Reads one message header, well formed or damaged. Pure: text segments in, their meaning out.
 
 A header is ``<|start|>`` role [`` to=``recipient] [``<|channel|>``channel] [`` to=``recipient] [type] ``<|message|>``,
-where type is `` <|constrain|>json`` or `` code``. What a model at temperature 1 makes of it is in the tests.
+where type is `` <|constrain|>json`` or `` code``. The tests show what models at temperature 1 really write.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ BUILT_IN: Final = ("python", "browser")
 TYPES: Final = ("json", "code")
 
 _CHANNEL = re.compile(r"analysis|commentary|final")
-# What a channel's segment begins with, also written twice or after the role: "assistantcommentary", "analysisfinal".
+# How a channel's segment can begin; the name may be doubled or follow the role: "assistantcommentary", "analysisfinal".
 _CHANNELS = re.compile(rf"\s*(?:assistant)*(?:({_CHANNEL.pattern}))+")
 _PIECES = frozenset({"", "comment", "ary"})  # `commentary` is two tokens
-# " to=functions.x"; and all that is addressed, where the name may be in pieces: "to= functions. x code".
+# " to=functions.x"; and everything after "to=", because the name may be in pieces: "to= functions. x code".
 _RECIPIENT = re.compile(rf"\s?to\s*=\s*({NAME})")
 _ADDRESSED = re.compile(r"to\s*=(.*)", re.DOTALL)
 _OTHERS = "user|system|developer|tool"
-# A role that is not the model's: "user", "user:name", "functions.x to=assistant" (a tool's answer).
+# A role that is not the model's: "user", "user:name", "functions.x to=assistant" (a tool result).
 _FOREIGN = re.compile(rf"(?:{_OTHERS})(?::\S*)?(?:\s+to\s*=.*)?|\S+\s+to\s*=\s*assistant", re.DOTALL)
 _TYPE = re.compile(rf"(?<!\w)(?:{'|'.join(TYPES)})(?!\w)")
 
@@ -43,9 +43,9 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a header means. ``hint`` is a declared tool whose name stands in it without being addressed properly.
+    """The meaning of a header. ``hint`` is a declared tool whose name is in the header, but not after ``to=``.
 
-    ``body`` is message text found in the header: its marker stood too late or was missing.
+    ``body`` is message text that was found in the header, because the ``<|message|>`` marker came too late or was missing.
     """
 
     channel: Channel | None = None
@@ -57,7 +57,7 @@ class Header:
 
 
 def is_foreign(segments: Sequence[Segment], recipients: Collection[str]) -> bool:
-    """Whether the message is written under another's name: a role that is not the model's, or a tool's answer."""
+    """Whether the message has a role that is not the model's, or is a tool result."""
     role = _role(segments).strip()
     if "assistant" in re.sub(r"to\s*=\s*assistant", "", role):
         return False
@@ -71,7 +71,7 @@ def begins_header(text: str) -> bool:
 
 
 def is_header(segments: Sequence[Segment]) -> bool:
-    """Whether text that never reached a ``<|message|>`` is a header all the same, and not a piece of the text before."""
+    """Whether text without a following ``<|message|>`` is a header nevertheless, and not a piece of the text before it."""
     after_channel = [s.text for s in segments if s.control == CHANNEL]
     return _role(segments).lstrip().startswith("assistant") or any(_CHANNELS.match(text) for text in after_channel)
 
@@ -89,14 +89,14 @@ def is_header_piece(text: str, recipients: Collection[str]) -> bool:
 
 
 def meant(recipient: str, recipients: Collection[str]) -> str | None:
-    """The declared name that a damaged one can only stand for, or None.
+    """Return the only declared name that a damaged name can stand for, or None.
 
-    A name is damaged when a piece of it is missing, doubled or out of place. One that was merely not declared is another
-    name, and never bent into one that was.
+    A name is damaged if a piece of it is missing, doubled or out of place. An intact name that was not declared is a different
+    name, and is never changed into a declared one.
     """
     if recipient in recipients:
         return recipient
-    # `browser.search` is complete, and no damaged `repo_browser.search`; and `functions` may be any of them.
+    # `browser.search` is a complete name and not a damaged `repo_browser.search`; `functions` alone could be any function.
     if recipient.partition(".")[0] in BUILT_IN or recipient == "functions":
         return None
     found = [name for name in recipients if _is_damaged(recipient, name)]
@@ -104,24 +104,26 @@ def meant(recipient: str, recipients: Collection[str]) -> str | None:
 
 
 def _is_damaged(written: str, name: str) -> bool:
-    if sorted(written) == sorted(name):  # pieces changed places
+    if sorted(written) == sorted(name):  # pieces were swapped
         return True
     if len(written) < len(name):  # a piece is missing
         return 2 * len(written) >= len(name) and _lacks_one_piece(written, name)
-    if written.startswith(name):  # after a whole name only its own last piece, or what never ends a name
+    if written.startswith(
+        name
+    ):  # a whole name may be followed by its own last piece, or by something that never ends a name
         tail = written[len(name) :]
         return name.endswith(tail) or tail in TYPES or not tail[-1].isalnum()
     return len(written) > len(name) and _lacks_one_piece(name, written)
 
 
 def _lacks_one_piece(short: str, long: str) -> bool:
-    """Whether ``short`` is ``long`` with one stretch taken out."""
+    """Whether ``short`` is ``long`` without one contiguous piece."""
     extra = len(long) - len(short)
     return any(long[:at] + long[at + extra :] == short for at in range(len(short) + 1))
 
 
 def read_header(segments: Sequence[Segment], recipients: Collection[str]) -> Header:
-    """Read a header that was ended by ``<|message|>``. ``recipients`` are the names that were declared to the model."""
+    """Read a header that ends with ``<|message|>``. ``recipients`` are the names that were declared to the model."""
     kinds: list[Kind] = []
     channel, glued = _read_channel(segments)
     if channel is None:
@@ -130,7 +132,7 @@ def read_header(segments: Sequence[Segment], recipients: Collection[str]) -> Hea
     recipient, rest = _read_recipient(rest, recipients)
     constrained = " ".join(s.text for s in segments if s.control == CONSTRAIN)
     content_type, type_rest, early = _read_type(constrained)
-    if recipient is None and "=" in constrained:  # the words of the header changed places
+    if recipient is None and "=" in constrained:  # the words of the header were swapped
         recipient, type_rest = _read_recipient(constrained, recipients)
     if content_type is None and (found := _TYPE.search(rest)):
         content_type = found.group()
@@ -153,7 +155,7 @@ def read_header(segments: Sequence[Segment], recipients: Collection[str]) -> Hea
 
 
 def read_unmarked(segments: Sequence[Segment], recipients: Collection[str]) -> Header:
-    """Read a header that was never ended by ``<|message|>``: the message's text stands in its last segment."""
+    """Read a header without ``<|message|>``: the message's text is in its last segment."""
     *before, last = segments
     match last.control:
         case control if control == CONSTRAIN:
@@ -188,7 +190,7 @@ def _role(segments: Sequence[Segment]) -> str:
 
 
 def _read_channel(segments: Sequence[Segment]) -> tuple[Channel | None, str]:
-    """The channel, and the text that sticks to its name without a space (message text whose marker came too late)."""
+    """Return the channel, and the text that follows its name without a space (message text whose marker came too late)."""
     for segment in reversed(segments):
         if segment.control == CHANNEL and (found := _CHANNELS.match(segment.text)):
             rest = segment.text[found.end() :]
@@ -203,7 +205,7 @@ def _read_channel(segments: Sequence[Segment]) -> tuple[Channel | None, str]:
 
 
 def _read_recipient(text: str, recipients: Collection[str]) -> tuple[str | None, str]:
-    """The recipient, and the text without it."""
+    """Return the recipient, and the text without it."""
     found = [match for match in _RECIPIENT.finditer(text) if match.group(1).strip(".-/") not in NOBODY]
     if not found:
         return None, _RECIPIENT.sub("", text)
@@ -212,7 +214,7 @@ def _read_recipient(text: str, recipients: Collection[str]) -> tuple[str | None,
 
 
 def _repaired(recipient: str, segments: Sequence[Segment], recipients: Collection[str]) -> str:
-    """The recipient, or the declared name that it is a damaged form of, alone or with what follows it."""
+    """Return the recipient, or the declared name of which it (alone, or with the text after it) is a damaged form."""
     if (known := meant(recipient, recipients)) is not None:
         return known
     text = "".join(segment.text for segment in segments if segment.control != CONSTRAIN)
@@ -222,7 +224,7 @@ def _repaired(recipient: str, segments: Sequence[Segment], recipients: Collectio
 
 
 def _read_type(text: str) -> tuple[str | None, str, str]:
-    """The content type after ``<|constrain|>``, stray words, and message text that stands before its marker."""
+    """Return the content type after ``<|constrain|>``, stray words, and message text that comes before its marker."""
     found = re.match(r"\s*([A-Za-z][\w/+\-]*)", text)
     if found is None:
         start = text.lstrip()
@@ -236,7 +238,7 @@ def _read_type(text: str) -> tuple[str | None, str, str]:
 
 
 def _words(text: str) -> list[str]:
-    """What is left of a header's text once role and channel are taken out of it."""
+    """Return the words of a header's text other than role and channel."""
     return re.sub(rf"assistant|{_CHANNEL.pattern}", " ", text).split()
 
 

@@ -1,11 +1,11 @@
-"""What to do with an answer as it was parsed: take it, continue it, or sample again. Pure; the rungs are climbed in order.
+"""Decides what to do with a parsed answer: take it, continue it, or sample again. Pure. The rules are tried in order:
 
 1. A call or a final answer is taken.
-2. A stream that the server cut is continued exactly where it was cut.
-3. Reasoning or a preamble alone, or reasoning that was cut for looping or for its length, is continued from a prefill:
-   first on the commentary channel (where calls are made), then on the final one.
+2. A stream that the server cut off is continued exactly where it was cut.
+3. Reasoning or a preamble alone, or reasoning that we cut because it loops or is too long, is continued with a prefill:
+   first on the commentary channel (for a call), then on the final one.
 4. Anything else is sampled again.
-5. With nothing left to try, what there is is taken; a call that was cut is taken as text.
+5. When no tries are left, the answer is taken as it is; a call that was cut is taken as text.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ FINAL_IDS: Final = (17196,)
 ASK_FOR_A_CALL: Final = (*OPENING, CHANNEL, *COMMENTARY_IDS)
 ASK_FOR_AN_ANSWER: Final = (*OPENING, CHANNEL, *FINAL_IDS)
 
-GRAM: Final = 8  # a loop is seen by its 8-grams …
-VARIETY: Final = 8  # … when fewer than one in 8 of them is new
-LOOP_TOKENS: Final = 1024  # of reasoning or of an answer
-CALL_LOOP_TOKENS: Final = 4096  # of a call, which may hold a table of zeros in good faith
+GRAM: Final = 8  # a loop is detected by its 8-grams …
+VARIETY: Final = 8  # … if fewer than one in 8 of them is new
+LOOP_TOKENS: Final = 1024  # window for reasoning or an answer
+CALL_LOOP_TOKENS: Final = 4096  # window for a call, which may legitimately contain a table of zeros
 
 
 @dataclass(frozen=True, slots=True)
 class Tries:
-    """How often each rung may still be taken within one answer."""
+    """How often each rule may still be applied within one answer."""
 
     extend: int = 3
     unfinished: bool = True
@@ -44,7 +44,7 @@ class Tries:
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """The answer is what there is."""
+    """Take these messages as the answer."""
 
     messages: tuple[Message, ...]
     repairs: tuple[Repaired, ...] = ()
@@ -62,14 +62,14 @@ class Continue:
 
 @dataclass(frozen=True, slots=True)
 class Resample:
-    """Nothing of this is of use."""
+    """Discard the answer and sample again."""
 
     repair: Repaired
     left: Tries
 
 
 def decide(parsed: Parsed, finish: str, cut: Kind | None, tries: Tries) -> Take | Continue | Resample:
-    """Choose the rung. ``finish`` is stop, length (the server cut it) or cancelled; ``cut`` says why *we* cut it, if we did."""
+    """Apply the rules. ``finish`` is stop, length (the server cut it) or cancelled; ``cut`` says why *we* cut it, if we did."""
     last = parsed.messages[-1] if parsed.messages else None
     thought = parsed.partial is not None and _is_thought(parsed.partial)
     if finish == "cancelled":
@@ -95,9 +95,9 @@ def decide(parsed: Parsed, finish: str, cut: Kind | None, tries: Tries) -> Take 
 
 
 def take_all(parsed: Parsed) -> Take:
-    """Take what there is, the unfinished message included unless it only follows a call or an answer.
+    """Take everything, including an unfinished message unless it follows a call or an answer.
 
-    Half a call must not run: it is kept as text.
+    An incomplete call must not run: it is kept as text.
     """
     partial = parsed.partial
     if partial is None or _acts(parsed):
@@ -109,7 +109,7 @@ def take_all(parsed: Parsed) -> Take:
 
 
 def is_looping(ids: Sequence[int], *, calling: bool) -> bool:
-    """Whether the newest ids only repeat themselves. Costs about 0.1 µs an id of the window."""
+    """Whether the latest ids only repeat themselves. Takes about 0.1 µs per id of the window."""
     window = CALL_LOOP_TOKENS if calling else LOOP_TOKENS
     if len(ids) < window:
         return False
@@ -119,7 +119,7 @@ def is_looping(ids: Sequence[int], *, calling: bool) -> bool:
 
 
 def without_loop(ids: Sequence[int], *, calling: bool) -> Sequence[int]:
-    """What came before the repetition that ``is_looping`` saw, and the beginning of it: as much as can be new in it."""
+    """Return the ids before the repetition that ``is_looping`` found, and of the repetition only the part that can be new."""
     window = CALL_LOOP_TOKENS if calling else LOOP_TOKENS
     return ids[: len(ids) - window + window // VARIETY]
 
@@ -133,14 +133,14 @@ def _is_thought(message: Message) -> bool:
 
 
 def _can_extend(parsed: Parsed, finish: str) -> bool:
-    """Whether there is a beginning to continue from: something that was cut, or a header that a stray stop token ended."""
+    """Whether the answer can be continued: it was cut, or a stray stop token ended a header."""
     if finish == "length":
         return bool(parsed.open or parsed.messages)
     return parsed.partial is None and bool(parsed.open) and parsed.open != OPENING
 
 
 def _ends_too_early(message: Message) -> bool:
-    """Whether the stop that ended a message cannot be meant: its JSON is unfinished, or ``<|call|>`` ended what is no call."""
+    """Whether a message ended too early: its JSON is incomplete, or ``<|call|>`` ended a message that is not a call."""
     if message.tokens[-1] == CALL and message.recipient is None:
         return True
     if message.recipient is None:

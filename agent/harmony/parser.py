@@ -1,4 +1,4 @@
-"""Ids in, messages out: a token state machine that never raises on anything a model may emit.
+"""The harmony parser: a state machine over token ids that accepts whatever a model may emit and never raises.
 
 ::
 
@@ -9,9 +9,9 @@
        └────────────────────────┴──────────────────────────┘
                       END, RETURN, CALL, ENDOFTEXT
 
-Messages that are complete are kept whatever follows. Every id belongs to exactly one message: ids of garbage belong to
-the message after them, so the ``tokens`` of the messages concatenate to what was fed, up to the end of the last one.
-What never became a message (a header that was cut, a message under another's name) is in nobody's ``tokens``.
+Complete messages are kept whatever follows them. Every id belongs to exactly one message: garbage ids belong to
+the message after them, so the ``tokens`` of the messages concatenate to the input, up to the end of the last message.
+Ids that did not become a message (a header that was cut off, a message with a foreign role) are in no ``tokens``.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from agent.harmony.tokens import CALL, CHANNEL, CONSTRAIN, END, ENDS, MESSAGE, R
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """What a stream held. ``open`` are the ids after the last whole message: what a continuation would extend.
+    """The content of a stream. ``open`` are the ids after the last complete message: a continuation would extend them.
 
-    ``partial`` is the message that ``open`` amounts to, where there is one; it was not ended.
+    ``partial`` is the incomplete message in ``open``, if there is one.
     """
 
     messages: tuple[Message, ...]
@@ -88,7 +88,7 @@ class Parser:
 
     @property
     def done(self) -> bool:
-        """Whether nothing that may still come can matter: the turn is over, or the model speaks for somebody else."""
+        """Whether further ids do not matter: the turn is over, or the model writes in a foreign role."""
         return self._done
 
     @property
@@ -103,7 +103,7 @@ class Parser:
         return self._state is _State.BODY and header.recipient is None and header.channel is Channel.FINAL
 
     def feed(self, ids: Iterable[int]) -> list[Delta]:
-        """Read more ids; return the text for the eye. Ids after ``done`` are ignored."""
+        """Read more ids; return the text to display. Ids after ``done`` are ignored."""
         for token in ids:
             if self._done:
                 break
@@ -112,7 +112,7 @@ class Parser:
         return deltas
 
     def finish(self, *, stopped: bool) -> Parsed:
-        """End the stream. ``stopped`` says that the model ended it itself, so that text without an end marker is whole."""
+        """End the stream. ``stopped``: the model ended it itself, so text without an end marker is complete."""
         if stopped and not self._done:
             match self._state:
                 case _State.BODY:
@@ -171,7 +171,7 @@ class Parser:
         elif token in (MESSAGE, CHANNEL) and is_header_piece("".join(self._draft.text), self._recipients):
             self._back_to_header(token)
         elif token in (START, CHANNEL):
-            # Mostly an end that was left out; if no header follows, the text continues (see _end_header).
+            # Usually the end token is missing; if no header follows, the text continues (see _end_header).
             self._draft.ids.pop()
             self._end_body(END)
             self._draft = _Draft(ids=[token], header_ids=[token], follows_end=False)
@@ -180,7 +180,7 @@ class Parser:
             self._repair(Kind.STRAY_CONTROL)
 
     def _restart(self) -> None:
-        """Another start inside a header. Bare text before it continues the message before."""
+        """Handle a second start inside a header. Plain text before it continues the previous message."""
         segments = self._segments()
         if self._messages and self._segments_hold_text() and not is_header(segments):
             started = self._draft.ids.pop()
@@ -207,7 +207,7 @@ class Parser:
             self._say(self._draft.header.body)
 
     def _back_to_header(self, token: int) -> None:
-        """What was taken for text is the rest of the header: the marker before it stood too early, or twice."""
+        """Treat the text so far as the rest of the header: the ``<|message|>`` marker came too early, or twice."""
         self._repair(Kind.STRAY_CONTROL)
         ids = self._draft.ids
         header_ids = [t for t in ids if t != MESSAGE]
@@ -217,7 +217,7 @@ class Parser:
             self._begin_body()
 
     def _end_header(self, token: int | None) -> None:
-        """A header was ended without ``<|message|>``: it holds the text, or is a piece of the text before it, or is nothing."""
+        """End a header without ``<|message|>``: it contains the text, or it is a piece of the text before it, or it is dropped."""
         segments = self._segments()
         if is_foreign(segments, self._recipients):
             self._repair(Kind.FOREIGN_ROLE, self._spelling())
@@ -242,14 +242,14 @@ class Parser:
         self._end_body(token)
 
     def _end_nothing(self, token: int | None) -> None:
-        """An end, and nothing to be ended: read past it; where it stopped the stream, the header can be continued."""
+        """Handle an end token with nothing to end: ignore it; if it stopped the stream, the header can be continued."""
         self._repair(Kind.STRAY_END)
         if token in STOPS:
             self._draft.ids.pop()
             self._done = True
 
     def _join(self, segments: Sequence[Segment], token: int | None) -> None:
-        """The text of the newest message continued after a marker that did not belong there."""
+        """Append text to the latest message, which continued after a stray marker."""
         last = self._messages.pop()
         self._repair(Kind.SPLIT_BODY)
         more = "".join(segment.text for segment in segments)
@@ -258,7 +258,7 @@ class Parser:
         self._begin_next(token)
 
     def _end_body(self, token: int | None) -> None:
-        """The message is whole."""
+        """Complete the current message."""
         self._say(self._utf8.decode(b"", final=True))
         header, kinds, text = _settle(self._draft.header, "".join(self._draft.text), token)
         for kind in kinds:
@@ -280,7 +280,7 @@ class Parser:
         self._done = token in STOPS
 
     def _stop(self) -> None:
-        """Nothing that follows matters, and what was begun is nobody's."""
+        """Stop: ignore everything that follows, and drop what was begun."""
         self._draft = _Draft()
         self._state = _State.BETWEEN
         self._done = True
@@ -297,7 +297,7 @@ class Parser:
         )
 
     def _last_word(self) -> tuple[tuple[Message, ...], tuple[Repaired, ...]]:
-        """Only the last message can be the answer: a final before a call, or before another, was a word on the way."""
+        """Return messages and repairs. A final that is not the last message becomes a preamble: only the last can be the answer."""
         repairs = list(self._repairs)
         messages = list(self._messages)
         for index, message in enumerate(messages[:-1]):
@@ -307,7 +307,7 @@ class Parser:
         return tuple(messages), tuple(repairs)
 
     def _segments(self) -> list[Segment]:
-        """The header's text, cut at its markers. What stands before a second start counts if that start was stray."""
+        """Return the header's text, split at its markers. Text before a second start counts only if that start was stray."""
         segments: list[tuple[int | None, bytearray]] = [(None, bytearray())]
         for token in self._draft.header_ids:
             if not is_text(token):
@@ -338,13 +338,13 @@ def _is_thought(message: Message) -> bool:
 
 
 def _settle(header: Header, text: str, token: int | None) -> tuple[Header, tuple[Kind, ...], str]:
-    """Decide, now that a message is whole, what its header alone left open."""
+    """Decide what the header alone left open, now that the message is complete."""
     kinds = list(header.kinds)
     channel, recipient, content_type = header.channel, header.recipient, header.content_type
     if recipient is None and token == CALL and header.hint is not None:
         recipient = header.hint
         kinds.append(Kind.RECIPIENT)
-    if channel is None:  # the marker may have slipped before the name
+    if channel is None:  # the marker may have come before the channel's name
         for name in Channel:
             if text.startswith(name.value):
                 channel, text = name, text[len(name.value) :]
@@ -353,13 +353,13 @@ def _settle(header: Header, text: str, token: int | None) -> tuple[Header, tuple
         content_type, text = "json", text[4:]
     if channel is None:
         match token:
-            case _ if recipient is not None:  # built-in tools are called while thinking
+            case _ if recipient is not None:  # built-in tools are called on the analysis channel
                 channel = Channel.ANALYSIS if recipient.partition(".")[0] in BUILT_IN else Channel.COMMENTARY
             case t if t == RETURN or t is None:
                 channel = Channel.FINAL
             case _:
                 channel = Channel.ANALYSIS
-    if recipient is not None and channel is Channel.FINAL:  # a call, whatever it says: its answer is no final message
+    if recipient is not None and channel is Channel.FINAL:  # it has a recipient, so it is a call and no final answer
         channel = Channel.COMMENTARY
         kinds.append(Kind.CHANNEL)
     return Header(channel, recipient, content_type, "", None), tuple(kinds), text

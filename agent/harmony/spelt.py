@@ -1,8 +1,8 @@
-"""Harmony spelt out as text, on wires where a server stands between the text and the tokens. Pure.
+"""Harmony spelt out as text, on wires where a server converts between text and tokens. Pure.
 
-On the way in: where a server's own parser gave up, an answer's control tokens stand in its text. Only text that begins as an
-answer does is read so; markers further on are what a final message quotes. On the way out: several servers (llama.cpp, Ollama)
-take for a control token whatever spells one, also in a file that a tool has read, so there it is written apart.
+Incoming: if a server's own parser gave up, the answer's text contains control tokens. Text is parsed as harmony only if it begins
+like an answer; markers further on are quotations in a final message. Outgoing: several servers (llama.cpp, Ollama) treat any text
+that spells a control token as one, even in a file that a tool has read, so such text is broken up by an invisible character.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _CONTROLS: Final[Mapping[str, int]] = {
     "<|call|>": CALL, "<|return|>": RETURN,
 }  # fmt: skip
 _CONTROL = re.compile("(" + "|".join(map(re.escape, _CONTROLS)) + ")")
-# A header as far as its channel, and one marker more: "<|channel|>commentary to=container.exec <|constrain|>". Each part brings
-# the space after it: were spaces allowed before and after parts that may be missing, a thousand of them took minutes.
+# A header up to its channel and one more marker: "<|channel|>commentary to=container.exec <|constrain|>". Each part includes only
+# the spaces after it: with optional parts and spaces on both sides, a thousand spaces would take minutes to match.
 _BEGINNING = re.compile(
     rf"\s*(?:<\|start\|>\s*)?(?:assistant\s*)?(?:to={NAME}\s*)?(?:<\|channel\|>\s*)?(?:analysis|commentary|final)\b"
     rf"(?:\s*to={NAME})?(?:\s*(?:code|json))?\s*<\|(?:channel|constrain|message)\|>"
@@ -35,23 +35,23 @@ _APART = re.compile(r"<(?:\u200b|\\u200b)\|(?=[a-z0-9_]+\|>)")  # the second as 
 
 
 def apart(text: str) -> str:
-    """Return text that spells no control token: a character of no width goes between the bracket and the bar."""
+    """Return text that spells no control token: a zero-width space is inserted between the bracket and the bar."""
     return _SPELLING.sub("<\u200b|", text) if "<|" in text else text
 
 
 def together(text: str) -> str:
-    """Undo ``apart`` in what a model wrote after reading such text: what it writes to a file is the file's own spelling."""
+    """Undo ``apart`` in what a model wrote after reading such text, so that files get the original spelling."""
     return _APART.sub("<|", text) if "200b|" in text or "\u200b|" in text else text
 
 
 def read_spelt(text: str, recipients: Collection[str], *, whole: bool) -> Take | None:
-    """Return the messages in an answer that a server did not parse; None for text that does not begin as an answer does.
+    """Return the messages in an answer that a server did not parse; None for text that does not begin like an answer.
 
-    ``whole`` is False where the token limit cut it. The messages have no ids: those are not known.
+    ``whole`` is False if the token limit cut it. The messages have no ids, because those are not known.
     """
     if _BEGINNING.match(text) is None:
         return None
-    pieces: list[bytes] = []  # a piece of text is an id of its own: the parser needs no vocabulary
+    pieces: list[bytes] = []  # each piece of text gets an id of its own, so the parser needs no vocabulary
     parser = Parser(pieces.__getitem__, recipients)
     parser.feed(_ids("<|start|>assistant" + re.sub(r"^\s*(?:<\|start\|>)?\s*(?:assistant)?", "", text), pieces))
     parsed = parser.finish(stopped=whole)

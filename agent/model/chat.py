@@ -1,4 +1,4 @@
-"""The chat completions API: for servers that offer nothing closer to the tokens."""
+"""The chat completions API, for servers that offer neither raw completions nor responses."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def chat_model(client: Client, context_tokens: int | None = None) -> ApiModel:
 
 
 class ChatApi:
-    """``/chat/completions``. Reasoning goes back in the field that the server itself uses."""
+    """``/chat/completions``. Reasoning is sent back in the field that the server itself uses."""
 
     name = "chat"
     limit = "max_tokens"
@@ -87,9 +87,9 @@ class ChatApi:
     def send(
         self, client: openai.OpenAI, body: Mapping[str, Any], timeout: httpx2.Timeout
     ) -> AbstractContextManager[OpenAIResponse]:
-        """Send a request. What the package has no argument for, and the history, go out as they are.
+        """Send a request. The history, and fields for which the package has no argument, are passed as ``extra_body``.
 
-        The package walks through every argument by type, which cost 0.5 ms for each turn there had been, in every turn.
+        The package would transform every argument by its type, which cost 0.5 ms for each earlier turn, in every turn.
         """
         extra = {name: body[name] for name in ("messages", "tools", *_FOREIGN) if name in body}
         known = {name: value for name, value in body.items() if name not in extra}
@@ -105,12 +105,12 @@ class ChatApi:
         self._fields = fields
 
 
-_FOREIGN = ("top_k", "min_p", "chat_template_kwargs")  # not the openai package's, but taken by vLLM and SGLang
+_FOREIGN = ("top_k", "min_p", "chat_template_kwargs")  # unknown to the openai package, but accepted by vLLM and SGLang
 
 
 @dataclass(slots=True)
 class _Call:
-    """A tool call while it is put together. ``key`` is the index the server gave it."""
+    """A tool call while its pieces arrive. ``key`` is the index that the server gave it."""
 
     key: int | None
     id: str | None
@@ -124,7 +124,7 @@ class _Call:
 
 @dataclass(slots=True)
 class _Answer:
-    """One answer while it arrives. ``heard`` is told under which names the server sends reasoning."""
+    """One answer while it arrives. ``heard`` is called with the field names in which the server sends reasoning."""
 
     heard: Callable[[tuple[str, ...]], None]
     reasoning: list[str] = field(default_factory=list)
@@ -135,7 +135,7 @@ class _Answer:
     done: bool = False
 
     def read(self, event: ServerEvent, *, wall_s: float) -> Iterator[Delta]:
-        """Take one event of the stream and give what of it is for the eye."""
+        """Read one event of the stream and yield the text to display."""
         if event.data.strip() == "[DONE]":
             self.done = True
             return
@@ -162,8 +162,8 @@ class _Answer:
     def add(self, delta: Mapping[str, Any]) -> str:
         """Add a piece of a tool call and return its new text.
 
-        Pieces belong together by index. Servers that send calls whole may give all of them the same index or none: a
-        new id that comes with a name starts a new call.
+        Pieces with the same index belong together. Servers that send whole calls may give all of them the same index or none:
+        a new id that comes with a name starts a new call.
         """
         function = mapping(delta.get("function"))
         key, ident, name = delta.get("index"), string(delta.get("id")) or None, string(function.get("name"))
@@ -183,7 +183,7 @@ class _Answer:
         return arguments
 
     def close(self, functions: Functions) -> Made:
-        """Return the messages, what was repaired, and the finish. Raises Transient if the answer is not whole."""
+        """Return the messages, the repairs and the finish reason. Raises Transient if the answer is incomplete."""
         complete = all(call.name and whole(call.body) for call in self.calls)
         if self.finish is None and not (self.done and (self.content or self.calls) and complete):
             raise cut("the stream ended without a finish reason")
@@ -216,16 +216,16 @@ class _Answer:
 
 
 def chat_messages(conversation: Conversation, functions: Functions, fields: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the history as chat messages, valid whatever happened in it.
+    """Return the history as chat messages that every server accepts.
 
-    ``fields`` are the names under which reasoning is sent. Reasoning before the last final answer is left out, as harmony
-    does. A call without a result gets one that says so; a result without a call becomes text.
+    ``fields`` are the field names in which reasoning is sent. Reasoning before the last final answer is left out, as in
+    harmony. A call without a result gets one that says so; a result without a call becomes text.
     """
     result: list[dict[str, Any]] = []
     if conversation.instructions:
         result.append({"role": "system", "content": conversation.instructions})
     final = last_final(conversation)
-    said: dict[str, Any] | None = None  # the assistant message that is being put together
+    said: dict[str, Any] | None = None  # the assistant message under construction
     for entry in entries(conversation):
         message = entry.message
         match message.role:

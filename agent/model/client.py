@@ -1,4 +1,4 @@
-"""The one place that talks HTTP to a model: opens the connection, waits, asks again, and lets only ModelError out."""
+"""The only module that talks HTTP to a model: it connects, waits, retries, and raises only ModelError."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LEAST_CONNECT_S = 1.0
 _WRITE_TIMEOUT_S = 60.0
 _LEAST_READ_S = 1.0
 _MOST_ANSWER_BYTES = 64 << 20  # 2 KiB for each of 32,768 tokens
-_KEEPALIVE_S = 2.0  # uvicorn hangs up after 5 s of rest: a request must not meet it doing so
+_KEEPALIVE_S = 2.0  # uvicorn closes idle connections after 5 s: a request must not be sent at that moment
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 8.0
@@ -40,12 +40,12 @@ _MOST_ERROR_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a model is asked. ``url`` is the base (usually with /v1), without a slash at its end.
+    """A model's endpoint. ``url`` is the base URL (usually with /v1), without a slash at its end.
 
-    ``silence_timeout_s`` is the longest wait for a next byte, before the answer and inside it. ``patience_s`` bounds how
-    long failures that come at once (no connection, 429, 5xx) are answered by asking again; a silence is tried twice and
-    an answer that breaks off five times. ``shared`` says that several threads ask, each of which may be cancelled: then no
-    connection is kept, since a kept one cannot be found while its next answer has not begun.
+    ``silence_timeout_s`` is the longest wait for the next byte, before and during the answer. ``patience_s`` bounds how long
+    immediate failures (no connection, 429, 5xx) are retried; a silence is tried twice, and an answer that breaks off five
+    times. ``shared``: several threads send requests, and each may be cancelled. Then connections are not reused, because the
+    connection of a request cannot be identified before its answer begins.
     """
 
     url: str
@@ -58,7 +58,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Time as the client sees it, so that tests need not wait. ``jitter`` gives a number from 0 to 1."""
+    """The client's clock, replaced in tests so that they need not wait. ``jitter`` returns a number from 0 to 1."""
 
     now: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
@@ -67,21 +67,21 @@ class Clock:
 
 
 class OpenAIResponse(Protocol):
-    """What the openai package gives for a request whose body has not been read."""
+    """The openai package's response to a request, with the body not read yet."""
 
     @property
     def http_response(self) -> httpx2.Response:
-        """The response under it."""
+        """The underlying response."""
         ...
 
 
 def persist(
     attempt: Callable[[], Iterator[Item]], endpoint: Endpoint, clock: Clock, cancel: Cancel | None = None
 ) -> Iterator[Item | Retried]:
-    """Give what ``attempt`` gives; when it fails with Transient, say so with a Retried and run it again.
+    """Yield what ``attempt`` yields; if it fails with Transient, yield a Retried and run it again.
 
-    What the failed attempt gave is void. Raises EndpointUnreachable when patience has run out, Cancelled when ``cancel``
-    was called, and whatever else ``attempt`` raises at once. Closing the iterator closes the attempt.
+    The output of the failed attempt is void. Raises EndpointUnreachable when the retries are used up, Cancelled when ``cancel``
+    was called, and every other error of ``attempt`` at once. Closing the iterator closes the attempt.
     """
     failing_s = 0.0
     bounded = 0
@@ -104,7 +104,7 @@ def persist(
                 over = bounded >= error.most
             else:
                 failing_s += took_s
-                # The next attempt may take as long as this one did: the stated time is an upper bound, not a hint.
+                # Assume that the next attempt takes as long as this one: the time limit is a hard upper bound.
                 over = failing_s + wait_s + took_s > endpoint.patience_s
             if over:
                 raise EndpointUnreachable(_gave_up(error, endpoint, asked, wait_s)) from error
@@ -117,7 +117,7 @@ def persist(
 
 @contextmanager
 def closing_iterator(items: Iterator[Item]) -> Iterator[Iterator[Item]]:
-    """Close an iterator at the end if it is a generator, so that the connection under it is given back at once."""
+    """Close an iterator at the end if it is a generator, so that its connection is released at once."""
     if isinstance(items, Generator):
         with closing(items):
             yield items
@@ -126,9 +126,9 @@ def closing_iterator(items: Iterator[Item]) -> Iterator[Iterator[Item]]:
 
 
 def _wait_s(error: Transient, asked: int, clock: Clock) -> float:
-    """Exponential backoff with half of it random, so that many clients do not come back as one; or what the server asked for."""
+    """Return the wait: exponential backoff, half of it random so that clients do not retry in lockstep; or the server's Retry-After."""
     if error.retry_after_s is not None:
-        # A server that says "at once" for ever is not hammered.
+        # Do not hammer a server that keeps asking for an immediate retry.
         return error.retry_after_s if asked <= _PROMPT_RETRIES else max(error.retry_after_s, _FIRST_WAIT_S)
     longest = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0 ** (asked - 1))
     return longest * (0.5 + 0.5 * clock.jitter())
@@ -137,14 +137,14 @@ def _wait_s(error: Transient, asked: int, clock: Clock) -> float:
 def _gave_up(error: Transient, endpoint: Endpoint, asked: int, wait_s: float) -> str:
     told = f"{error}; asked {asked} times"
     if error.retry_after_s is not None and error.retry_after_s > endpoint.patience_s:
-        return f"{told}, and it wants {wait_s:.0f} s of rest, which is more than endpoint_timeout_s = {endpoint.patience_s:g}"
+        return f"{told}, and it asks to wait {wait_s:.0f} s, which is more than endpoint_timeout_s = {endpoint.patience_s:g}"
     if error.most is not None:
         return told
     return f"{told} within endpoint_timeout_s = {endpoint.patience_s:g}. Is the model server running at {endpoint.url}?"
 
 
 class _Line:
-    """The connection of one request, so that another thread can hang up: it is not there yet when the request begins."""
+    """The connection of one request, so that another thread can close it. It does not exist yet when the request begins."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -152,7 +152,7 @@ class _Line:
         self._cut = False
 
     def trace(self, event: str, info: Mapping[str, Any]) -> None:
-        """Take note of what httpcore tells about a request: what it connected, first bare, then with TLS around it."""
+        """Record the sockets that httpcore reports for a request: first the plain one, then the one with TLS."""
         if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
             with self._lock:
                 self._sockets.append(info["return_value"].get_extra_info("socket"))
@@ -160,23 +160,23 @@ class _Line:
                 self.hang_up()
 
     def hang_up(self) -> None:
-        """End the connection under whoever reads from it. Not by closing: that wakes no reader, and frees the number."""
+        """Shut the connection down while another thread reads from it. ``close`` would not wake the reader, and would free the descriptor."""
         with self._lock:
             self._cut = True
             for one in self._sockets:
                 with suppress(OSError):  # it is gone already
-                    # The plain socket's method: that of a TLS socket takes its cipher away under the reader.
+                    # The plain socket's method: shutdown of a TLS socket would remove its TLS state while the reader uses it.
                     socket.socket.shutdown(one, socket.SHUT_RDWR)
 
 
 class Client:
-    """HTTP to one endpoint. Its methods make one attempt each; ``persist`` is what asks again."""
+    """HTTP to one endpoint. Each method makes one attempt; ``persist`` retries."""
 
     def __init__(self, endpoint: Endpoint, clock: Clock | None = None) -> None:
         self.endpoint = endpoint
         self.clock = clock or Clock()
         self._openai: openai.OpenAI | None = None
-        self._asking = threading.local()  # the line of the request that this thread makes
+        self._asking = threading.local()  # the connection of this thread's request
         try:
             host = httpx2.URL(endpoint.url).host
         except httpx2.InvalidURL as error:
@@ -187,13 +187,13 @@ class Client:
             timeout=self.timeout(None),
             limits=_limits(endpoint),
             event_hooks={"request": [self._watch]},
-            # A proxy is for the world outside; a certificate store takes 50 ms to load and plain HTTP has no use for it.
+            # No proxy for local endpoints, and no certificate store (50 ms to load) for plain HTTP.
             trust_env=host not in _LOOPBACK,
             verify=endpoint.url.startswith("https:") or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
         )
 
     def timeout(self, most_s: float | None) -> httpx2.Timeout:
-        """Return the timeouts of a request of which the whole may take ``most_s``."""
+        """Return the timeouts of a request that may take ``most_s`` in total."""
         silence_s = self.endpoint.silence_timeout_s
         return httpx2.Timeout(
             silence_s if most_s is None else min(silence_s, max(most_s, _LEAST_READ_S)),
@@ -202,7 +202,7 @@ class Client:
         )
 
     def openai(self) -> openai.OpenAI:
-        """Return the openai package's client over the same connections. Its own retries are off: ``persist`` does them."""
+        """Return the openai package's client over the same connections. Its own retries are off, because ``persist`` retries."""
         if self._openai is None:
             import openai
 
@@ -217,10 +217,10 @@ class Client:
     def post(
         self, path: str, body: Mapping[str, Any], most_s: float | None = None, cancel: Cancel | None = None
     ) -> Iterator[sse.ServerEvent]:
-        """Send ``body`` and give the answer's events. ``path`` starts with a slash and is appended to the base URL.
+        """Send ``body`` and yield the answer's events. ``path`` starts with a slash and is appended to the base URL.
 
-        Raises EndpointUnreachable, which is not asked again, when the answer takes longer than ``most_s``; a Transient
-        when ``cancel`` was called.
+        Raises EndpointUnreachable, which is not retried, if the answer takes longer than ``most_s``, and a Transient
+        if ``cancel`` was called.
         """
         timeout = self.timeout(most_s)
         return self._events(self._http.stream("POST", self._url(path), json=body, timeout=timeout), most_s, cancel)
@@ -231,18 +231,18 @@ class Client:
         most_s: float | None = None,
         cancel: Cancel | None = None,
     ) -> Iterator[sse.ServerEvent]:
-        """Give the events of a request made by ``client.….with_streaming_response.create(…)`` of the openai package."""
+        """Yield the events of a request made by ``client.….with_streaming_response.create(…)`` of the openai package."""
         return self._events(_through_openai(call), most_s, cancel)
 
     def get(self, path: str, timeout_s: float) -> dict[str, Any]:
-        """Return the JSON object at ``path``, or at a path of the server's root if it starts with two slashes.
+        """Return the JSON object at ``path``; two leading slashes make the path relative to the server's root.
 
-        Raises ModelError, ModelUnfit among them when the answer is no JSON object.
+        Raises ModelError; ModelUnfit if the answer is not a JSON object.
         """
         return self._exchange("GET", path, None, timeout_s)
 
     def ask(self, path: str, body: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
-        """Post ``body`` and return the JSON object it gives, read whole: for probes. Raises as ``get`` does."""
+        """Post ``body`` and return the JSON object of the answer: for probes. Raises as ``get`` does."""
         return self._exchange("POST", path, body, timeout_s)
 
     def close(self) -> None:
@@ -266,7 +266,7 @@ class Client:
         return found
 
     def _masked(self, text: str) -> str:
-        """What a server says, without the key, which some repeat."""
+        """Return a server's text without the API key, which some servers repeat."""
         key = self.endpoint.api_key
         return text.replace(key, "***") if key else text
 
@@ -277,7 +277,7 @@ class Client:
         return self.endpoint.url.rstrip("/") + path
 
     def _within(self, chunks: Iterator[bytes], most_s: float | None) -> Iterator[bytes]:
-        """Give the bytes of an answer that is neither endless nor late, whatever the server does."""
+        """Yield the bytes of an answer. Raises if it is too long or takes too long, whatever the server does."""
         began_s, size = self.clock.now(), 0
         for chunk in chunks:
             size += len(chunk)
@@ -296,7 +296,7 @@ class Client:
 
     @contextmanager
     def _on_line(self, cancel: Cancel | None) -> Iterator[None]:
-        """Within the block, ``cancel`` hangs up on the request that this thread makes, however far it has come."""
+        """Inside the block, ``cancel`` closes the connection of this thread's request, in whatever phase it is."""
         line = _Line()
         self._asking.line = line
         try:
@@ -308,7 +308,7 @@ class Client:
     def _events(
         self, opening: AbstractContextManager[httpx2.Response], most_s: float | None, cancel: Cancel | None
     ) -> Iterator[sse.ServerEvent]:
-        """One attempt: open, refuse what is no success, and decode the stream (or the one document) that comes back."""
+        """Make one attempt: connect, raise for an error status, and decode the stream (or single document) that comes back."""
         try:
             with self._on_line(cancel), opening as response:
                 if not response.is_success:
@@ -317,7 +317,7 @@ class Client:
                 kind = response.headers.get("content-type", "")
                 if kind.startswith("text/html"):
                     raise ModelUnfit(_no_json(self.endpoint.url, kind, _start_of(response)))
-                if kind.startswith("application/json"):  # a server that does not stream answers whole
+                if kind.startswith("application/json"):  # the server does not stream: this is the whole answer
                     yield sse.ServerEvent("", response.read().decode("utf-8", "replace"))
                 else:
                     lines = sse.lines(self._within(response.iter_bytes(), most_s))
@@ -327,9 +327,9 @@ class Client:
 
 
 def _limits(endpoint: Endpoint) -> httpx2.Limits:
-    """Keep connections only where opening one is dear.
+    """Reuse connections only where opening one is expensive.
 
-    llama.cpp hangs up after a streamed answer without saying so, and a request that meets it doing so is lost.
+    llama.cpp closes the connection after a streamed answer without announcing it, and a request sent at that moment is lost.
     """
     if endpoint.url.startswith("https:") and not endpoint.shared:
         return httpx2.Limits(keepalive_expiry=_KEEPALIVE_S)
@@ -338,7 +338,7 @@ def _limits(endpoint: Endpoint) -> httpx2.Limits:
 
 @contextmanager
 def _through_openai(call: AbstractContextManager[OpenAIResponse]) -> Iterator[httpx2.Response]:
-    """Make the openai package's request look like one of ours: its errors become the response, or the cause, they wrap."""
+    """Make the openai package's request behave like ours: its errors become the response, or the exception, that they wrap."""
     import openai
 
     wrapped: BaseException | None = None
@@ -349,7 +349,7 @@ def _through_openai(call: AbstractContextManager[OpenAIResponse]) -> Iterator[ht
         return
     except openai.APIConnectionError as error:
         wrapped = error.__cause__ or httpx2.TransportError(str(error))
-    if wrapped is not None:  # raised out here, so that it does not become its own cause
+    if wrapped is not None:  # raised outside of the handler, so that it does not become its own context
         raise wrapped
     try:
         yield response.http_response

@@ -1,14 +1,14 @@
-"""Raw completions over HTTP: token ids go in, and ids come out, or text that is turned back into them with care.
+"""Raw completions over HTTP: the prompt is token ids; the answer is ids, or text that is carefully converted back to ids.
 
-Five dialects. What each server takes and gives was read from its source:
+There are five dialects, taken from the sources of the servers:
 
 - ``ids``: ``/completions`` with ``return_token_ids`` (vLLM since 0.10.2, SGLang since 0.5.6): each event has its new ids.
-- ``llama.cpp``: its own ``/completion`` with ``return_tokens``. Stop ids are built into the model file. While it streams it keeps
-  back the ids of a character that takes several tokens, all but the last: those are filled in from the text.
-- ``sglang``: its own ``/generate``, whose ids are all so far, or the new ones, depending on a flag of the server.
-- ``text``: ``/completions`` from which only text comes back. A control token is believed only where the server proves that it
-  is one: it stands alone in the list of tokens, or alone in an event. Spelt out inside a longer piece it is text, because
-  a file that the model quotes may spell it too.
+- ``llama.cpp``: its own ``/completion`` with ``return_tokens``. Stop ids are built into the model file. For a character of several
+  tokens it streams only the last id: the others are reconstructed from the text.
+- ``sglang``: its own ``/generate``, whose events have all ids so far, or only the new ones, depending on a flag of the server.
+- ``text``: ``/completions`` that returns only text. A control token is accepted only if the server proves that it
+  is one: it is alone in the list of tokens, or alone in an event. Inside a longer piece it is text, because
+  the model may quote a file that spells it.
 - ``ollama``: its own ``/api/generate``, where the prompt is text as well; see ``agent/model/ollama.py``.
 """
 
@@ -35,7 +35,7 @@ _STOPPING: Mapping[str, Any] = {"top_k": -1, "skip_special_tokens": False}
 
 
 class Dialect(StrEnum):
-    """How a server speaks raw completions, best first."""
+    """The dialects of raw completions, best first."""
 
     IDS = "ids"
     LLAMA = "llama.cpp"
@@ -44,7 +44,7 @@ class Dialect(StrEnum):
     OLLAMA = "ollama"
 
 
-# Those that a completions server may speak, best first.
+# The dialects to try with a completions server, best first.
 STANDARD = (Dialect.IDS, Dialect.LLAMA, Dialect.SGLANG, Dialect.TEXT)
 
 
@@ -52,7 +52,7 @@ _IDS = Capabilities(raw=True, ids_in=True, ids_out=True)
 _CAPABILITIES: Mapping[Dialect, Capabilities] = {
     Dialect.IDS: _IDS,
     Dialect.LLAMA: _IDS,
-    # It accepts a seed, and honours it only if it was started to be deterministic.
+    # It accepts a seed, but honours it only if it was started in deterministic mode.
     Dialect.SGLANG: replace(_IDS, seed=False),
     Dialect.TEXT: replace(_IDS, ids_out=False),
     Dialect.OLLAMA: Capabilities(raw=True, cached_tokens=False),
@@ -67,7 +67,7 @@ class CompletionsSource:
         self._dialect = dialect
         self._spelling = spelling
         self._context_tokens = context_tokens
-        self._sends_limit = True  # until the server counts an answer's limit as part of the prompt
+        self._sends_limit = True  # False once the server has counted max_tokens as part of the prompt
 
     @property
     def name(self) -> str:
@@ -76,12 +76,12 @@ class CompletionsSource:
 
     @property
     def context_tokens(self) -> int | None:
-        """The window in tokens, where it is known."""
+        """The window in tokens, if it is known."""
         return self._context_tokens
 
     @property
     def capabilities(self) -> Capabilities:
-        """Those of the dialect: ids where ids go, a seed where it has a field for one that is honoured."""
+        """The capabilities of the dialect: whether it takes and returns ids, and whether it honours a seed."""
         return _CAPABILITIES[self._dialect]
 
     def generate(self, prompt: Sequence[int], params: SamplingParams, stop: Sequence[int]) -> Iterator[Chunk | Retried]:
@@ -107,8 +107,8 @@ class CompletionsSource:
             cached_tokens = piece.cached_tokens if piece.cached_tokens is not None else cached_tokens
             if stopped:
                 if piece.ids:
-                    break  # the server does not know our stop ids: hanging up stops it
-                continue  # its last events only count
+                    break  # the server ignores our stop ids: closing the connection stops it
+                continue  # later events are read only for their counts
             ids = piece.ids
             if piece.stopped_by is not None and piece.stopped_by in stop and (*last, *ids)[-1:] != (piece.stopped_by,):
                 ids = (*ids, piece.stopped_by)
@@ -125,7 +125,7 @@ class CompletionsSource:
             raise cut("the stream ended without a finish reason")
         if finish not in {"stop", "length"}:
             raise cut(f"the server ended it with {finish!r}")
-        # As text the prompt may come to a few tokens less: what was sampled need not be the shortest way to write it.
+        # A prompt sent as text may have a few tokens less, because sampled tokens are not always the shortest encoding.
         least = len(prompt) * 3 // 4 if self._dialect is Dialect.OLLAMA else len(prompt)
         if prompt_tokens is not None and prompt_tokens < least:
             raise ContextOverflow(
@@ -136,7 +136,7 @@ class CompletionsSource:
     def _documents(
         self, prompt: Sequence[int], params: SamplingParams, stop: Sequence[int]
     ) -> Iterator[Mapping[str, Any]]:
-        """Ask, and give what comes back. The answer's limit is left to us where it is what does not fit the window."""
+        """Send the request and yield the documents of the answer. If max_tokens does not fit the window, retry without it and cut ourselves."""
         limited = self._sends_limit and params.max_tokens is not None
         asked = params if limited else replace(params, max_tokens=None)
         model, window = self._client.endpoint.model, self._context_tokens
@@ -165,9 +165,9 @@ def request(
     spelling: Spelling,
     context_tokens: int | None = None,
 ) -> tuple[str, dict[str, Any]]:
-    """Return path and body of a streamed request. Every sampling setting that servers ship another default for is given.
+    """Return path and body of a streamed request. Every sampling setting is explicit for which servers have other defaults.
 
-    ``spelling`` and the window are for those that take text, and that choose the window by the request.
+    ``spelling`` is for dialects that take text, ``context_tokens`` for those that choose the window per request.
     """
     ids = list(prompt)
     sampling: dict[str, Any] = {"temperature": params.temperature, "top_p": params.top_p, "min_p": 0.0}
@@ -190,7 +190,7 @@ def request(
         case Dialect.IDS | Dialect.TEXT:
             seed = {} if params.seed is None else {"seed": params.seed}
             stopping = {**_STOPPING, "stop_token_ids": list(stop)}
-            # max_tokens is sent even if it is None: left out it means 16.
+            # max_tokens is sent even if it is None: when it is missing, it means 16.
             body = {"model": model, "prompt": ids, "stream": True, "max_tokens": params.max_tokens}
             usage = {"stream_options": {"include_usage": True}}
             back: dict[str, Any] = {"return_token_ids": True}
@@ -203,7 +203,7 @@ def request(
 
 
 def reader(dialect: Dialect, spelling: Spelling) -> Callable[[Mapping[str, Any]], Piece]:
-    """Return a function that reads one event of an answer. It may remember: take a new one for each answer."""
+    """Return a function that reads one event of an answer. It may have state: use a new one for each answer."""
     match dialect:
         case Dialect.IDS:
             return lambda document: _openai(document, _token_ids)
@@ -233,12 +233,12 @@ def _openai(document: Mapping[str, Any], ids_of: Callable[[Mapping[str, Any]], t
 
 def _token_ids(choice: Mapping[str, Any]) -> tuple[int, ...]:
     if choice.get("text") and choice.get("token_ids") is None:
-        raise ModelUnfit("the server sent text without the ids that it was asked for")
+        raise ModelUnfit("the server sent text without the token ids that were requested: try another --wire")
     return token_ids(choice.get("token_ids"))
 
 
 def choice_ids(choice: Mapping[str, Any], spelling: Spelling) -> tuple[int, ...]:
-    """Return the ids of one event's text. Exact wherever the server cuts between tokens, as it does when it streams."""
+    """Return the ids of one event's text. Exact if the text is split at token boundaries, as servers do when they stream."""
     tokens = sequence(mapping(choice.get("logprobs")).get("tokens")) or [choice.get("text")]
     ids: list[int] = []
     for token in map(string, tokens):
@@ -250,7 +250,7 @@ def choice_ids(choice: Mapping[str, Any], spelling: Spelling) -> tuple[int, ...]
 
 
 class _LlamaReader:
-    """Reads llama.cpp's own events, filling in the ids that it keeps back."""
+    """Reads llama.cpp's own events and reconstructs the ids that it leaves out."""
 
     def __init__(self, spelling: Spelling) -> None:
         self._spelling = spelling
@@ -270,7 +270,7 @@ class _LlamaReader:
         return Piece(ids, "length" if limited else "stop", None, read_tokens, count(cached))
 
     def _filled(self, ids: tuple[int, ...], text: str) -> tuple[int, ...]:
-        """The ids behind ``text``, of which only the last arrived: it was shown once its last character was whole."""
+        """Return all ids of ``text``, of which only the last arrived, because the text was sent once its last character was complete."""
         found = tuple(self._spelling.encode(text))
         return found or ids
 
@@ -285,7 +285,7 @@ class _SGLangReader:
         about = mapping(document.get("meta_info"))
         output = token_ids(document.get("output_ids"))
         total = count(about.get("completion_tokens"))
-        # All ids so far, unless they are fewer than the server has counted: then they are only the new ones.
+        # These are all ids so far; if they are fewer than the server has counted, they are only the new ones.
         ids = output[self._seen :] if total is None or len(output) == total else output
         self._seen += len(ids)
         finish = mapping(about.get("finish_reason"))

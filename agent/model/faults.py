@@ -1,20 +1,20 @@
-"""What went wrong at an endpoint, translated once into the error tree. Pure: no sockets, no waiting.
+"""Translates the faults of an endpoint into the error tree, in this one place. Pure: no sockets, no waiting.
 
 ::
 
-    answer or exception                                   becomes                asked again
+    answer or exception                                   becomes                retried
     ───────────────────────────────────────────────────── ────────────────────── ───────────
-    400, 422, 500: it cannot parse what the model said    Garbled, a Transient   yes, with another seed
-    any refusal that speaks of the context window, or 413 ContextOverflow        by the loop, after compaction
+    400, 422, 500: it cannot parse the model's answer     Garbled, a Transient   yes, with another seed
+    a refusal that mentions the context window, or 413    ContextOverflow        by the loop, after compaction
     408, 409, 425, 429, 5xx but 501                       Transient              yes
-    429 with a spent quota                                EndpointRefused        no
+    429 with a used-up quota                              EndpointRefused        no
     400, 401, 403, 404, 3xx, 501 and every other status   EndpointRefused        no
     an error event inside a stream                        by its code, as above
     connecting, reading or writing fails or times out     Transient              yes
-    a certificate nobody vouches for, a URL of no use     EndpointRefused        no
-    the stream ends early, or carries what is not JSON    Transient              yes
+    an untrusted certificate, an unusable URL             EndpointRefused        no
+    the stream ends early, or contains what is not JSON   Transient              yes
 
-A Transient that outlives its retries is an EndpointUnreachable, which it is a kind of.
+When the retries are used up, a Transient is raised as EndpointUnreachable, its base class.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import httpx2
 
 from agent.errors import ContextOverflow, EndpointRefused, EndpointUnreachable, ModelError
 
-# How servers say that the prompt does not fit: OpenAI and LiteLLM, vLLM, llama.cpp (new and old), SGLang, Ollama, LM Studio, TGI.
+# The messages by which servers say that the prompt does not fit: OpenAI and LiteLLM, vLLM, llama.cpp (new and old), SGLang, Ollama, LM Studio, TGI.
 _OVERFLOW = re.compile(
     r"context_length_exceeded|exceed_context_size|context_window_exceeded|ContextWindowExceeded"
     r"|maximum context length|maximum model length|max_model_len|longer than the (maximum )?(model|context)"
@@ -41,7 +41,7 @@ _OVERFLOW = re.compile(
     r"|context length (is|of) only \d+|too many tokens|prompt is too long|`inputs` tokens \+ `max_new_tokens` must be",
     re.IGNORECASE,
 )
-# How servers say that they could not parse the model's harmony: openai-harmony (vLLM, which calls it a 400), Ollama, LM Studio,
+# The messages by which servers say that they could not parse the model's harmony: openai-harmony (vLLM, as a 400), Ollama, LM Studio,
 # llama.cpp.
 _GARBLED = re.compile(
     r"HarmonyError|in message header|could not parse header|while expecting start token|channel marker present"
@@ -53,27 +53,27 @@ _RETRIED_STATUSES = frozenset({408, 409, 425, 429, 499})
 _REMEDIES = {
     400: "the request was understood and refused; retrying would not help",
     401: "give the right key in OPENAI_API_KEY",
-    402: "the account behind the key has to be paid for",
+    402: "the account of this key has no credit; add credit or use another key",
     403: "the key is known but may not do this; use another key or ask the server's owner",
     404: "check the URL (it usually ends in /v1) and the model's name",
     405: "check the URL (it usually ends in /v1)",
-    422: "the server does not take a field of the request; try another --wire",
+    422: "the server does not accept a field of the request; try another --wire",
     501: "the server lacks this interface; try another --wire",
 }
 _SHOWN_CHARS = 400
 _MOST_SILENCES = 2  # each costs minutes
 _MOST_CUTS = 5
-_MOST_GARBLED = 10  # of the worst servers one answer in four is
+_MOST_GARBLED = 10  # with the worst servers, one answer in four is garbled
 
 
 BREAKS = (httpx2.RequestError, httpx2.InvalidURL)
 
 
 class Transient(EndpointUnreachable):
-    """A failure that asking again may cure. ``retry_after_s`` is what the server asked to wait, where it did.
+    """A failure that may go away on a retry. ``retry_after_s`` is the wait that the server asked for, if it did.
 
-    ``most`` bounds how often it is met in one request before that is the end; None leaves it to the time limit, which
-    only fits failures that come at once.
+    ``most`` bounds how often one request may meet it; with None only the time limit applies, which suits failures
+    that come at once.
     """
 
     def __init__(self, message: str, *, retry_after_s: float | None = None, most: int | None = None) -> None:
@@ -83,7 +83,7 @@ class Transient(EndpointUnreachable):
 
 
 class Garbled(Transient):
-    """The server could not parse what the model said. The same seed would say it again."""
+    """The server could not parse the model's answer. The same seed would give the same answer."""
 
     def __init__(self, said: str) -> None:
         super().__init__(
@@ -94,13 +94,15 @@ class Garbled(Transient):
 def refusal(status: int, headers: Mapping[str, str], body: str, *, wall_s: float) -> ModelError:
     """Translate an answer that is not a success. ``wall_s`` is the time of day as seconds since the epoch."""
     said = message_in(body)
-    if status in {400, 422, 500} and _GARBLED.search(body):  # first: it quotes the model, who may say anything
+    if status in {400, 422, 500} and _GARBLED.search(
+        body
+    ):  # checked first: the body quotes the model, whose text may match anything
         return Garbled(said)
     if status == 413 or (status != 429 and _OVERFLOW.search(body)):
         return ContextOverflow(f"the prompt does not fit the model's window: {said or f'HTTP {status}'}")
     told = f"the endpoint answered HTTP {status}" + (f": {said}" if said else "")
     if status == 429 and _QUOTA.search(body):
-        return EndpointRefused(f"{told}; the quota behind this key is spent", status)
+        return EndpointRefused(f"{told}; the quota of this key is used up: raise it, or use another key", status)
     if status in _RETRIED_STATUSES or (500 <= status <= 599 and status != 501):
         return Transient(told, retry_after_s=retry_after_s(headers, wall_s=wall_s))
     if 300 <= status <= 399:
@@ -115,7 +117,7 @@ def error_event(error: object, *, wall_s: float) -> ModelError:
     code = error.get("code") if isinstance(error, dict) else None
     if isinstance(code, str) and code.isdigit():
         code = int(code)
-    # Without a status the server broke down in the middle: what it says decides only about the window and the quota.
+    # Without a status the server failed in the middle of the answer: its text is checked only for the window and the quota.
     status = code if isinstance(code, int) and not isinstance(code, bool) and 400 <= code <= 599 else 500
     return refusal(429 if _QUOTA.search(body) else status, {}, body, wall_s=wall_s)
 
@@ -129,7 +131,7 @@ def broken(error: Exception, url: str) -> ModelError:
         case httpx2.InvalidURL() | httpx2.UnsupportedProtocol():
             return EndpointRefused(f"no request can be sent to {url}: {said}; check the URL")
         case httpx2.ConnectError() if _is_certificate_error(error):
-            return EndpointRefused(f"nobody vouches for the certificate of {url}: {said}; set SSL_CERT_FILE to your CA")
+            return EndpointRefused(f"the certificate of {url} is not trusted: {said}; set SSL_CERT_FILE to your CA")
         case httpx2.ConnectError() | httpx2.ConnectTimeout():
             return Transient(f"no connection to {url}: {said}")
         case httpx2.ReadTimeout():
@@ -141,12 +143,12 @@ def broken(error: Exception, url: str) -> ModelError:
 
 
 def cut(what: str) -> Transient:
-    """An answer that did not arrive whole."""
-    return Transient(f"the answer did not arrive whole: {what}", most=_MOST_CUTS)
+    """Return the error for an incomplete answer."""
+    return Transient(f"the answer arrived incomplete: {what}", most=_MOST_CUTS)
 
 
 def refused_field(error: EndpointRefused, fields: Iterable[str]) -> str | None:
-    """Return which of ``fields`` a refusal names, the longest first: the request may do without it."""
+    """Return which of ``fields`` a refusal names (the longest match), so that the request can be sent without it."""
     if error.status not in {400, 422}:
         return None
     said = str(error)
@@ -154,7 +156,7 @@ def refused_field(error: EndpointRefused, fields: Iterable[str]) -> str | None:
 
 
 def message_in(body: str) -> str:
-    """Return what an error body says, shortened; servers wrap it in at least five ways."""
+    """Return the message in an error body, shortened; servers wrap it in at least five ways."""
     text = body.strip()
     try:
         found: Any = json.loads(text)
@@ -169,7 +171,7 @@ def message_in(body: str) -> str:
 
 
 def retry_after_s(headers: Mapping[str, str], *, wall_s: float) -> float | None:
-    """Return the wait a server asked for: ``Retry-After-Ms``, or ``Retry-After`` as seconds or as a date (RFC 9110, 10.2.3)."""
+    """Return the wait that a server asked for: ``Retry-After-Ms``, or ``Retry-After`` as seconds or a date (RFC 9110, 10.2.3)."""
     for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
         value = headers.get(name, "").strip()
         if re.fullmatch(r"\d+(\.\d+)?", value):

@@ -1,8 +1,7 @@
-"""Tools as the chat and responses wires know them: functions whose names have no dot and whose arguments are JSON objects. Pure.
+"""Tools on the chat and responses wires: functions whose names have no dot and whose arguments are JSON objects. Pure.
 
-Harmony's names may be dotted (``container.exec``) and its bodies may be plain text; servers take neither. This is the
-two-way table between both, and the guard that keeps what is replayed valid: one malformed call in the history makes many
-servers refuse every later request.
+Harmony's names may be dotted (``container.exec``) and its bodies may be plain text; servers accept neither. This module converts in
+both directions, and keeps the replayed history valid: one malformed call in it makes many servers refuse every later request.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ _FREEFORM_SCHEMA: Mapping[str, Any] = {
     "required": [_FREEFORM],
 }
 _MOST_NAME_CHARS = 64
-_MOST_REPAIRED_CHARS = 1 << 15  # a request repeats all calls, and repairing takes 10 µs a character
-# What stands for the trained texts, which only raw wires can show: for tools that are declared without a description.
+_MOST_REPAIRED_CHARS = 1 << 15  # every request repeats all calls, and repairing takes 10 µs per character
+# Descriptions for tools that are declared without one, in place of the trained texts, which only raw wires can show.
 _BUILT_IN: Mapping[str, str] = {
     "python": "Executes Python in a stateful notebook for 120 s at most; files can be kept in /mnt/data.",
     "browser": "Searches and opens web pages.",
@@ -32,7 +31,7 @@ _BUILT_IN: Mapping[str, str] = {
 
 
 class Functions:
-    """The declared tools under the names that a server accepts."""
+    """The declared tools, with names that servers accept."""
 
     def __init__(self, tools: Sequence[ToolSpec]) -> None:
         self._by_wire: dict[str, ToolSpec] = {}
@@ -44,7 +43,7 @@ class Functions:
         self._to_wire = {tool.name: name for name, tool in self._by_wire.items()}
 
     def declarations(self) -> list[dict[str, Any]]:
-        """Return name, description and parameters of every tool, in the order they were declared."""
+        """Return name, description and parameters of every tool, in the order of declaration."""
         return [
             {
                 "name": name,
@@ -55,13 +54,13 @@ class Functions:
         ]
 
     def recipients(self) -> frozenset[str]:
-        """Return the recipients as the model sees them, whose server makes functions of all tools."""
+        """Return the recipients as the model sees them: the server declares all tools as functions."""
         return frozenset(f"{_NAMESPACE}{name}" for name in self._by_wire)
 
     def recipient(self, name: str) -> str:
-        """Return the recipient that a function name stands for; an undeclared name stays as the model wrote it.
+        """Return the recipient for a function name; an undeclared name stays as the model wrote it.
 
-        Servers that fail to parse a header leave pieces of it in the name: all from the first control token on is dropped.
+        Servers that fail to parse a header leave pieces of it in the name: everything from the first control token on is dropped.
         """
         clean = name.split("<|", 1)[0].strip() or name
         tool = self._by_wire.get(clean.removeprefix(_NAMESPACE))
@@ -70,7 +69,7 @@ class Functions:
         return tool.name if "." in tool.name else _NAMESPACE + tool.name
 
     def name(self, recipient: str) -> str:
-        """Return the function name for a recipient, always one that servers accept."""
+        """Return a function name for a recipient that servers accept."""
         bare = recipient.removeprefix(_NAMESPACE)
         return self._to_wire.get(recipient) or self._to_wire.get(bare) or safe_name(bare)
 
@@ -83,7 +82,7 @@ class Functions:
         return text if isinstance(text, str) else arguments
 
     def arguments(self, recipient: str, body: str) -> str:
-        """Return a call's body as arguments to replay: a JSON object whatever the model had written."""
+        """Return a call's body as arguments to replay: always a JSON object, whatever the model wrote."""
         if self._is_freeform(recipient):
             return json.dumps({_FREEFORM: body}, ensure_ascii=False)
         if _object(body) is not None:
@@ -97,20 +96,20 @@ class Functions:
 
 
 def safe_name(name: str) -> str:
-    """Return ``name`` with what OpenAI's schema refuses in a function name (``[a-zA-Z0-9_-]{1,64}``) replaced."""
+    """Return ``name`` with every character replaced that OpenAI's schema refuses (``[a-zA-Z0-9_-]{1,64}``)."""
     return re.sub(r"[^a-zA-Z0-9_-]", "_", name)[:_MOST_NAME_CHARS] or "unnamed"
 
 
 def call_id(index: int) -> str:
-    """Return the id of the call at ``index`` of a conversation: the same in every request, so that caches hold.
+    """Return the id of the call at ``index`` of a conversation: the same in every request, so that caches stay valid.
 
-    Nine letters and digits, which the strictest servers ask for.
+    Nine letters and digits, as the strictest servers require.
     """
     return f"call{index:05d}"
 
 
 def whole(arguments: str) -> bool:
-    """Whether arguments are a JSON object that arrived to its end."""
+    """Whether arguments are a complete JSON object."""
     return _object(arguments) is not None
 
 
@@ -123,7 +122,7 @@ def _object(text: str) -> dict[str, Any] | None:
 
 
 def _repaired(text: str) -> dict[str, Any] | None:
-    """Repair what nearly is a JSON object; None where that would be guessing."""
+    """Repair a damaged JSON object; None if that would be guessing."""
     if not text.lstrip().startswith("{"):
         return None
     try:

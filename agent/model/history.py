@@ -1,8 +1,7 @@
-"""A conversation as the chat and responses wires replay it: every call with its result right after it. Pure.
+"""The order in which the chat and responses wires replay a conversation: every call is followed by its result. Pure.
 
-An answer may hold several calls, whose results follow it in their order. They are replayed one after the other, call and
-result, call and result: gpt-oss knows no other order, and its own chat template shows the model the first call of a
-message only.
+An answer may contain several calls, whose results follow in the same order. They are replayed pairwise, call and result,
+because gpt-oss was trained on no other order, and its own chat template renders only the first call of a message.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ NOT_RUN = "(this call was not run)"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One message at its place in the conversation. ``result`` is what a call is answered with, whatever became of it."""
+    """One message with its index in the conversation. ``result`` is the result of a call; every call has one."""
 
     index: int
     message: Message
@@ -25,9 +24,9 @@ class Entry:
 
 
 def entries(conversation: Conversation) -> Iterator[Entry]:
-    """Give the messages in the order in which they are replayed; results stand in the entries of their calls.
+    """Yield the messages in the order in which they are replayed; results are in the entries of their calls.
 
-    A call without a result gets one that says so. A result without a call stays an entry of its own.
+    A call without a result gets one that says so. A result without a call is an entry of its own.
     """
     messages = conversation.messages
     at = 0
@@ -44,18 +43,18 @@ def entries(conversation: Conversation) -> Iterator[Entry]:
         for index in results:
             yield Entry(index, messages[index])
         at = max(done, at)
-        if at == said and at < len(messages):  # neither an answer nor a result: the person's word
+        if at == said and at < len(messages):  # neither an answer nor a result: a user message
             yield Entry(at, messages[at])
             at += 1
 
 
 def last_final(conversation: Conversation) -> int:
-    """Return the place of the last final answer: reasoning before it is not replayed, as in harmony. -1: there is none."""
+    """Return the index of the last final answer, -1 if there is none. Reasoning before it is not replayed, as in harmony."""
     return max((index for index, message in enumerate(conversation.messages) if message.is_final), default=-1)
 
 
 def orphan(message: Message) -> str:
-    """Return what stands for a result whose call is gone."""
+    """Return the text that replaces a result whose call is gone."""
     return f"Output of {message.name or 'a tool'}:\n{message.text}"
 
 

@@ -1,4 +1,4 @@
-"""What an endpoint says of its models: names, kind of server, and the window, wherever each kind of server tells it."""
+"""Reads what an endpoint says about its models: names, kind of server, and window, wherever that kind of server reports it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from agent.model.client import Client
 from agent.model.stream import sequence
 
 _ASK_TIMEOUT_S = 5.0
-# Under which names servers tell the window of a model: vLLM and SGLang, llama.cpp, gateways.
+# The fields in which servers report the window of a model: vLLM and SGLang, llama.cpp, gateways.
 _WINDOW_KEYS = ("max_model_len", "n_ctx", "context_length", "context_window", "max_context_length")
 
 
 class Server(StrEnum):
-    """The kinds of server whose ways differ enough to matter."""
+    """The kinds of server that we treat differently."""
 
     VLLM = "vLLM"
     SGLANG = "SGLang"
@@ -38,7 +38,7 @@ _OWNERS: Mapping[str, Server] = {
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """One model: its name there, its window in tokens where it is told, and the kind of server."""
+    """One model: its name on the server, its window in tokens if it is reported, and the kind of server."""
 
     model: str
     context_tokens: int | None = None
@@ -60,10 +60,10 @@ def offers(listing: Mapping[str, Any]) -> list[Offer]:
 
 
 def loaded_window(client: Client, offer: Offer) -> int | None:
-    """Return the window the model is loaded with, which Ollama and LM Studio tell elsewhere; None where nobody says.
+    """Return the window the model is loaded with, which Ollama and LM Studio report elsewhere; None if it is not reported.
 
-    Ollama answers only for a model in memory. What it loads by default (4,096 tokens on a small card) is far below what
-    the model can do, and a longer prompt loses its beginning without an error.
+    Ollama reports it only for a model in memory. Its default (4,096 tokens on a small GPU) is far below what the model
+    supports, and a longer prompt loses its beginning without an error.
     """
     place = {Server.OLLAMA: "//api/ps", Server.LM_STUDIO: "//api/v0/models"}.get(offer.server)
     if offer.context_tokens is not None or place is None:
@@ -71,7 +71,7 @@ def loaded_window(client: Client, offer: Offer) -> int | None:
     try:
         found = client.get(place, _ASK_TIMEOUT_S)
     except ModelError:
-        return None  # an older or newer server without this page: then the window is not known
+        return None  # an older or newer server without this path: the window is unknown
     for entry in sequence(found.get("models")) or sequence(found.get("data")):
         if isinstance(entry, dict) and offer.model in (entry.get("name"), entry.get("model"), entry.get("id")):
             loaded = entry.get("loaded_context_length")

@@ -1,4 +1,4 @@
-"""The runtime in this process, as a source of tokens: the only place of the agent that knows it."""
+"""The runtime in this process as a source of tokens. No other module of the agent's models imports it."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
     from runtime.request import Streams
 
 Progress = Callable[[int, int], None]
-"""(bytes loaded, bytes in all)"""
+"""(bytes loaded, total bytes)"""
 
 
 ENGINE = Capabilities(raw=True, ids_in=True, ids_out=True)
 TRANSFORMERS = Capabilities(raw=True, ids_in=True, ids_out=True, parallel_requests=False)
 _SEEDS = 1 << 63
-_LEAST_TOP_P = 1e-9  # what is left of 0, which means the one likeliest token
+_LEAST_TOP_P = 1e-9  # replaces 0: only the most likely token is kept
 
 
 @dataclass(frozen=True, slots=True)
 class LocalOptions:
-    """What the runtime may use. None leaves the choice to it: the first CUDA device, or the CPU.
+    """Options of the runtime. None leaves the choice to it: the first CUDA device, or the CPU.
 
-    ``backend`` is one of those that need a checkpoint, see ``agent.backends``. ``cache_dir`` is where sizes of kernels that
-    were measured on this GPU are kept.
+    ``backend`` is one of those that need a checkpoint, see ``agent.backends``. ``cache_dir`` contains the kernel sizes that
+    were measured on this GPU.
     """
 
     backend: str = "local"
@@ -70,17 +70,17 @@ class LocalSource:
 
     @property
     def context_tokens(self) -> int:
-        """The window in tokens: the model's, or what its cache holds where that is less."""
+        """The window in tokens: the model's, or what its cache holds if that is less."""
         return self._context_tokens
 
     @property
     def capabilities(self) -> Capabilities:
-        """The engine's, unless it is another's."""
+        """The capabilities of the engine, or of transformers."""
         return self._capabilities
 
     @property
     def stopped(self) -> str | None:
-        """Why it will never answer again, None while it may."""
+        """Why it will never answer again, or None."""
         return self._worker.stopped
 
     def generate(
@@ -124,14 +124,16 @@ class LocalSource:
                         prompt_tokens=len(prompt) if out.finish else None,
                         cached_tokens=out.cached_tokens if out.finish else None,
                     )
-                    # Noise can go on for very long without a word that anybody else would look at the clock for.
+                    # The deadline is also checked here, because a stream may go on for long without an event that others check at.
                     if params.timeout_s is not None and self._clock() - began > params.timeout_s:
-                        raise ModelError(f"the {params.timeout_s:.0f} s that were left for an answer are over")
+                        raise ModelError(
+                            f"the answer took longer than the {params.timeout_s:.0f} s that the run had left"
+                        )
         except RuntimeFault as fault:
             raise ModelError(str(fault)) from fault
 
     def close(self) -> None:
-        """Stop the engine's thread; its memory goes with it."""
+        """Stop the engine's thread; its memory is freed."""
         self._worker.close()
 
 
@@ -141,10 +143,10 @@ def open_local(
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> LocalSource:
-    """Load a checkpoint (a folder, or the name of one that was pulled) and start an engine over it.
+    """Load a checkpoint (a folder, or the name of a downloaded one) and start an engine for it.
 
-    ``say`` is told where that will be too slow to be of use, and of sizes of kernels that were kept and do not hold any more.
-    Raises ModelUnfit when the checkpoint is unusable, the device has no room for it, or the runtime is not installed;
+    ``say`` is told if this will be too slow to be useful, and if saved kernel sizes cannot be used any more.
+    Raises ModelUnfit if the checkpoint is unusable, the device has no room for it, or the runtime is not installed;
     the message says what to do.
     """
     _load_runtime(str(directory))
@@ -176,7 +178,7 @@ def open_local(
 
 
 def is_pulled(name: str) -> bool:
-    """Whether a model's name is that of a checkpoint that was pulled to this machine, which has the runtime."""
+    """Whether a model's name is that of a downloaded checkpoint and the runtime is installed."""
     try:
         _load_runtime(name)
     except ModelUnfit:
@@ -192,7 +194,7 @@ def is_pulled(name: str) -> bool:
 
 
 def best_here(name: str) -> tuple[str, str]:
-    """Return the backend that suits this machine best for running a checkpoint, and why. Raises ModelUnfit."""
+    """Return the best backend of this machine for a checkpoint, and the reason. Raises ModelUnfit."""
     _load_runtime(name)
     from runtime.local import kernels_here
 
@@ -201,7 +203,7 @@ def best_here(name: str) -> tuple[str, str]:
 
 
 def sizes_here(name: str, cache_dir: Path) -> str | None:
-    """Say which sizes the kernels take on this GPU and where those are from; None where none are chosen. Raises ModelUnfit."""
+    """Say where the kernel sizes for this GPU come from; None if no sizes are used here. Raises ModelUnfit."""
     _load_runtime(name)
     from runtime.local import sizes_here as sizes
 
@@ -209,7 +211,7 @@ def sizes_here(name: str, cache_dir: Path) -> str | None:
 
 
 def _load_runtime(name: str) -> None:
-    """Load torch, after setting what it must find when it is loaded."""
+    """Import torch, after setting the environment that it reads at import."""
     try:
         from runtime.allocator import prepare_allocator
 

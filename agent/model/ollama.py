@@ -1,14 +1,14 @@
-"""Ollama's own ``/api/generate`` with ``raw``: text goes in and text comes out, and no ids at all.
+"""Ollama's own ``/api/generate`` with ``raw``: prompt and answer are text, without any ids.
 
-Read from its source, and handled here:
+Its behaviour, read from its source and handled here:
 
-- Up to 0.29 it shows control tokens as their text, one event for each token; from 0.30 on (llama-server inside) raw answers have
-  them stripped, so that nothing proves a header, and the wire is not taken.
-- A prompt beyond the window silently loses its beginning unless ``truncate`` and ``shift`` say no. The window is the request's
-  to choose (``num_ctx``), which the OpenAI routes do not let it.
+- Up to 0.29 it returns control tokens as text, one event per token; from 0.30 on (llama-server inside) it strips them from raw
+  answers, so headers cannot be proven, and this wire is not used.
+- A prompt longer than the window silently loses its beginning unless ``truncate`` and ``shift`` are false. The request chooses the
+  window (``num_ctx``), which is impossible with the OpenAI routes.
 - The tokens that end an answer are built into the model file and never shown.
-- ``think`` is true where it is left out, and may then split the text by tags found in the chat template.
-- A fault after the first byte is a line of its own, ``{"error": …}``. There is no count of what the cache held.
+- ``think`` defaults to true, and may then split the text by tags found in the chat template.
+- An error after the first byte is a line of its own, ``{"error": …}``. It does not report cached tokens.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from agent.model.base import SamplingParams
 from agent.model.spelling import Piece, Spelling, text_ids
 from agent.model.stream import count, string
 
-_KEEP_ALIVE = "30m"  # a check of the repository may take longer than its five minutes, and loading a model takes long
+_KEEP_ALIVE = "30m"  # the default is 5 minutes; a check of the repository may take longer, and loading a model is slow
 _SEEDS = 1 << 31
 _CONTROL = re.compile(r"<\|[a-z0-9_]+\|>")
 
@@ -30,7 +30,7 @@ _CONTROL = re.compile(r"<\|[a-z0-9_]+\|>")
 def request(
     model: str, prompt: Sequence[int], params: SamplingParams, spelling: Spelling, context_tokens: int | None
 ) -> tuple[str, dict[str, Any]]:
-    """Return path and body of a streamed request. Every sampling setting that a Modelfile may change is given."""
+    """Return path and body of a streamed request. Every sampling setting that a Modelfile may change is explicit."""
     options: dict[str, Any] = {
         "temperature": params.temperature,
         "top_p": params.top_p,
@@ -67,16 +67,16 @@ def read(document: Mapping[str, Any], spelling: Spelling) -> Piece:
     if not document.get("done"):
         return Piece(ids)
     finish = string(document.get("done_reason")) or "stop"
-    # Which token it was is not said. In a prompt a call is ended by its own all the same (agent/harmony/codec.py).
+    # It does not report which token ended the answer. In a prompt, the codec ends a call with <|call|> anyway (agent/harmony/codec.py).
     ended = RETURN if finish == "stop" else None
     return Piece(ids, finish, ended, count(document.get("prompt_eval_count")))
 
 
 def spelt(ids: Sequence[int], spelling: Spelling) -> str:
-    """Return a prompt as text in which only our own control tokens are control tokens.
+    """Return a prompt as text in which only real control tokens are spelt as such.
 
-    Ollama takes for one whatever spells one, also in a file that a tool has read. There a character of no width goes between
-    the bracket and the bar: the model reads nearly the same, and nothing is forged.
+    Ollama treats any text that spells a control token as one, even in a file that a tool has read. There a zero-width space is
+    inserted between the bracket and the bar: the model reads nearly the same, and no structure can be forged.
     """
     parts: list[str] = []
     start = 0

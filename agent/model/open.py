@@ -1,4 +1,4 @@
-"""Which model a configuration means: finds the endpoint, asks it what it has, and takes the best wire that it offers."""
+"""Opens the configured model: finds the endpoint, asks which models it has, and chooses the best wire that it offers."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from agent.harmony.codec import Codec
     from agent.model.local import LocalSource
 
-# Where the usual local servers listen when nobody says otherwise.
+# The default ports of the usual local servers.
 LOCAL_PORTS: Mapping[str, int] = {"Ollama": 11434, "LM Studio": 1234, "vLLM": 8000, "llama.cpp": 8080}
 _LOOK_TIMEOUT_S = 1.0
 _ASK_TIMEOUT_S = 10.0
-_SMALL_WINDOW_TOKENS = 16_384  # with less, a run is compacted every few turns
+_SMALL_WINDOW_TOKENS = 16_384  # below this, a run is compacted every few turns
 
 
 def open_model(
@@ -38,11 +38,11 @@ def open_model(
     clock: Clock | None = None,
     shared: bool = False,
 ) -> Model:
-    """Return the model that ``config`` means. ``say`` is told what was found where the configuration left it open.
+    """Return the configured model. ``say`` is told what was chosen where the configuration left it open.
 
-    ``shared`` says that several threads will ask it, see ``Endpoint``.
+    ``shared``: several threads will use it, see ``Endpoint``.
 
-    Raises ModelError when it cannot be asked, UsageError when the configuration does not say which one it is.
+    Raises ModelError if it is not available, UsageError if the configuration does not determine which model is meant.
     """
     wire = settled(config, say)
     match BACKENDS[wire].needs:
@@ -64,14 +64,14 @@ def open_model(
                 client.close()
                 raise
     if config.seed is not None and not model.capabilities.seed:
-        say(f"the seed is not used: {model.name} takes none")
+        say(f"the seed is not used: {model.name} does not support one")
     return model
 
 
 def settled(config: RunConfig, say: Callable[[str], None]) -> str:
-    """Return the name of the backend, still ``auto`` where it takes an endpoint to know; ``say`` is told what it was.
+    """Return the name of the backend, or ``auto`` if only the endpoint can tell; ``say`` is told what was chosen.
 
-    Raises ModelUnfit when it is one in this process and cannot be had.
+    Raises ModelUnfit if it is a backend in this process and is not available.
     """
     if config.wire != "auto":
         return config.wire
@@ -92,13 +92,13 @@ def settled(config: RunConfig, say: Callable[[str], None]) -> str:
 
 
 def _pulled(config: RunConfig, say: Callable[[str], None]) -> Model | None:
-    """Return the model over a checkpoint that was pulled, where no server was named and none is there; else None."""
+    """Return a model over a downloaded checkpoint if no endpoint was given and no local server answers, else None."""
     from agent.model.local import best_here, is_pulled
 
     if config.wire != "auto" or config.endpoint is not None or not config.model or not is_pulled(config.model):
         return None
     name, why = best_here(config.model)
-    say(_taking(name, f"no server is there, {config.model} was pulled, and {why}"))
+    say(_taking(name, f"no local server answers, {config.model} was downloaded, and {why}"))
     return _local(replace(config, wire=name), say)
 
 
@@ -114,7 +114,7 @@ def find_endpoint(
     clock: Clock | None = None,
     shared: bool = False,
 ) -> tuple[Client, Offer]:
-    """Return a client for the endpoint that ``config`` means, and the model there. Raises as ``open_model`` does."""
+    """Return a client for the configured endpoint, and the model there. Raises as ``open_model`` does."""
     clock = clock or Clock()
     if config.wire == "ollama":
         ports = {name: port for name, port in ports.items() if name == Server.OLLAMA}
@@ -155,7 +155,7 @@ def _local(config: RunConfig, say: Callable[[str], None]) -> Model:
 
 
 def open_checkpoint(config: RunConfig, say: Callable[[str], None]) -> LocalSource:
-    """Open a source of tokens in this process. Raises UsageError without a checkpoint, ModelUnfit when it cannot be had."""
+    """Open a source of tokens in this process. Raises UsageError without a checkpoint, ModelUnfit if it cannot be opened."""
     from agent.model.local import LocalOptions, open_local
 
     if not config.model:
@@ -174,7 +174,7 @@ def open_checkpoint(config: RunConfig, say: Callable[[str], None]) -> LocalSourc
 
 
 def open_ollama(config: RunConfig, say: Callable[[str], None]) -> CompletionsSource:
-    """Open Ollama's raw text for any model, also one that does not speak harmony. Raises as ``open_model`` does."""
+    """Open Ollama's raw text for any model, even one that does not speak harmony. Raises as ``open_model`` does."""
     client, offer = find_endpoint(config, say)
     spelling = Vocabulary(config.cache_dir).spelling()
     return CompletionsSource(client, Dialect.OLLAMA, spelling, config.context_tokens or loaded_window(client, offer))
@@ -182,13 +182,11 @@ def open_ollama(config: RunConfig, say: Callable[[str], None]) -> CompletionsSou
 
 def _tell_unconstrained(config: RunConfig, say: Callable[[str], None]) -> None:
     if config.constrain == "calls":
-        say(
-            "calls are not constrained: only the engine in this process (--wire local) can be told which tokens may come"
-        )
+        say("calls are not constrained: only the bundled engine (--wire local) supports that")
 
 
 def _over(client: Client, offer: Offer, config: RunConfig, say: Callable[[str], None]) -> Model:
-    """Return the model over the configured wire, or over the best that the endpoint offers."""
+    """Return the model over the configured wire, or over the best one that the endpoint offers."""
     context_tokens = config.context_tokens or loaded_window(client, offer)
     _tell_unconstrained(config, say)
     _tell_window(context_tokens, say)
@@ -203,10 +201,10 @@ def _over(client: Client, offer: Offer, config: RunConfig, say: Callable[[str], 
     if wire == "auto":
         wire = "responses" if offers_responses(client) else "chat"
         say(_taking(wire, f"raw completions are not offered: {why}"))
-        if context_tokens is None:  # Ollama tells it of a model in memory: by the probe it is there
+        if context_tokens is None:  # Ollama reports it for a model in memory, and the probe has loaded it
             context_tokens = loaded_window(client, offer)
             _tell_window(context_tokens, say)
-    client.openai()  # it takes half a second to import: now, while the sandbox starts
+    client.openai()  # the import takes half a second: do it now, while the sandbox starts
     if wire == "responses":
         from agent.model.responses import responses_model
 
@@ -224,7 +222,7 @@ def _tell_window(context_tokens: int | None, say: Callable[[str], None]) -> None
 def _raw(
     client: Client, offer: Offer, config: RunConfig, context_tokens: int | None, say: Callable[[str], None]
 ) -> tuple[Model | None, str]:
-    """Return the model over raw completions, or None and why there is none."""
+    """Return the model over raw completions, or None and the reason."""
     from agent.model.raw import RawModel
 
     vocabulary = Vocabulary(config.cache_dir)
@@ -235,7 +233,7 @@ def _raw(
         if not tried.why:
             if (
                 context_tokens is None and tried.dialect is Dialect.OLLAMA
-            ):  # which tells it of a model in memory: now it is
+            ):  # Ollama reports it for a model in memory, and now it is loaded
                 context_tokens = loaded_window(client, replace(offer, server=Server.OLLAMA))
                 _tell_window(context_tokens, say)
             if config.wire == "auto":
@@ -248,34 +246,34 @@ def _raw(
 
 
 def dialects(offer: Offer, wire: str) -> tuple[Dialect, ...]:
-    """Return the raw dialects that are worth trying at an endpoint."""
+    """Return the raw dialects that are worth trying with an endpoint."""
     if wire == "ollama" or (wire == "auto" and offer.server is Server.OLLAMA):
         return (Dialect.OLLAMA,)
     return STANDARD
 
 
 class Vocabulary:
-    """The codec, loaded when it is first needed, or earlier in parallel with other work."""
+    """The codec, loaded at its first use, or earlier in a thread."""
 
     def __init__(self, cache_dir: Path) -> None:
         self._cache_dir = cache_dir
         self._loading: Future[Codec] | None = None
 
     def start(self) -> None:
-        """Begin to load in a thread."""
+        """Start loading in a thread."""
         if self._loading is None:
             thread = ThreadPoolExecutor(1)
             self._loading = thread.submit(_codec, self._cache_dir)
             thread.shutdown(wait=False)
 
     def codec(self) -> Codec:
-        """Return the codec, waiting for it where need be. Raises AgentError when the vocabulary cannot be had."""
+        """Return the codec; wait for it if necessary. Raises AgentError if the vocabulary is not available."""
         self.start()
         assert self._loading is not None
         return self._loading.result()
 
     def spelling(self) -> Spelling:
-        """Return what a source of text needs of it; nothing is loaded until that is used."""
+        """Return the functions that a source of text needs; the vocabulary is loaded at their first use."""
         return Spelling(lambda text: self.codec().encode(text), self._control, lambda ids: self.codec().decode(ids))
 
     def _control(self, text: str) -> int | None:
@@ -304,17 +302,17 @@ def _look_around(config: RunConfig, ports: Mapping[str, int], clock: Clock, say:
         return url
     tried = ", ".join(f"{server} {port}" for server, port in ports.items())
     raise EndpointUnreachable(
-        f"no endpoint was given and nobody answers on the usual local ports ({tried}): "
+        f"no endpoint was given and no server answers on the usual local ports ({tried}): "
         "start a model server, or give its URL with --endpoint or OPENAI_BASE_URL"
     )
 
 
 def _offer(config: RunConfig, client: Client, say: Callable[[str], None]) -> Offer:
-    """Return the model to ask for: the configured one, or the only one, or the only gpt-oss there is."""
+    """Return the model to use: the configured one, the only one, or the only gpt-oss model."""
     if config.model and config.context_tokens:
         return Offer(config.model, config.context_tokens)
     try:
-        # Ollama's own list has names only, but is there also where the URL has no /v1.
+        # Ollama's own list has only names, but it is available even if the URL has no /v1.
         found = offers(_patiently(client, "//api/tags" if config.wire == "ollama" else "/models"))
     except (EndpointRefused, ModelUnfit):
         if not config.model:
@@ -331,7 +329,7 @@ def _offer(config: RunConfig, client: Client, say: Callable[[str], None]) -> Off
 
 
 def _patiently(client: Client, path: str) -> dict[str, Any]:
-    """Get a document as patiently as an answer: the server may be starting."""
+    """Get a document with the same retries as an answer: the server may be starting."""
     for found in persist(lambda: iter([client.get(path, _ASK_TIMEOUT_S)]), client.endpoint, client.clock):
         if isinstance(found, dict):
             return found

@@ -1,6 +1,6 @@
-"""A close look at an endpoint, for `agent doctor`: what it really does, within a minute, and what to do about what is wrong.
+"""Tests of an endpoint for `agent doctor`: what it really does, within a minute, and what to do about problems.
 
-Every statement comes from something that was tried: a needle at the start of a long prompt, the same history with and
+Every statement comes from an experiment: a code word at the start of a long prompt, the same history with and
 without its reasoning, the same question at two temperatures.
 """
 
@@ -34,7 +34,7 @@ _NEEDLE = "PERIWINKLE"
 _WINDOW_STEPS_TOKENS = (6_000, 24_000, 100_000)
 _TOKENS_A_LINE = 16
 _THOUGHT = "The owl counts the lanterns along the quiet harbour. " * 20
-_THOUGHT_TOKENS = 150  # what that is at least
+_THOUGHT_TOKENS = 150  # a lower bound of its tokens
 _WIDEN: Mapping[Server, str] = {
     Server.OLLAMA: "start it with OLLAMA_CONTEXT_LENGTH=65536 ollama serve, or make an alias with PARAMETER num_ctx 65536",
     Server.LLAMA: "start llama-server with -c 65536, or -c 0 for all that the model can",
@@ -47,7 +47,7 @@ _WIDEN: Mapping[Server, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One thing that was tried. ``good`` is None where it could not be told; ``remedy`` says what to do about a bad one."""
+    """The result of one experiment. ``good`` is None if it was inconclusive; ``remedy`` says what to do about a bad one."""
 
     subject: str
     seen: str
@@ -61,13 +61,13 @@ class _Heard:
 
     text: str
     pieces: int
-    sampled: Sampled | None  # None: the time ran out in the middle
+    sampled: Sampled | None  # None: the time ran out during the answer
 
 
 def probe(config: RunConfig, clock: Clock | None = None, limit_s: float = LIMIT_S) -> Iterator[Observation]:
-    """Look at the endpoint that ``config`` means and give what is seen, as it is seen.
+    """Test the configured endpoint and yield the observations one by one.
 
-    Ends after ``limit_s`` at the latest, give or take one silence of the server; what was not tried by then is said.
+    Ends after about ``limit_s`` (at most one silence of the server later) and reports what was not tried by then.
     """
     clock = clock or Clock()
     config = replace(
@@ -113,7 +113,7 @@ def probe(config: RunConfig, clock: Clock | None = None, limit_s: float = LIMIT_
 
 
 def _raw(client: Client, offer: Offer, config: RunConfig) -> Iterator[Observation]:
-    """Whether ids go in, ids and control tokens come out, and stop ids stop."""
+    """Test whether prompts of ids are accepted, ids and control tokens come back, and stop ids end the answer."""
     spelling = Vocabulary(config.cache_dir).spelling()
     tried: list[Tried] = list(raw_wires(client, spelling, dialects(offer, config.wire)))
     taken = next((found for found in tried if not found.why), None)
@@ -131,7 +131,7 @@ def _raw(client: Client, offer: Offer, config: RunConfig) -> Iterator[Observatio
     if taken.dialect in {Dialect.LLAMA, Dialect.OLLAMA}:
         yield Observation("stop ids", "built into the model file; the agent also hangs up at them")
         return
-    # A word that surely comes soon, as a stop id: the server should end there by itself.
+    # Use a word that surely comes soon as a stop id: the server should end there by itself.
     path, body = request(
         taken.dialect, client.endpoint.model, PROBE_PROMPT, SamplingParams(0.0, max_tokens=8), [MESSAGE], spelling
     )
@@ -160,7 +160,7 @@ def _speed(model: Model, clock: Clock, ends_s: float) -> Observation:
 
 
 def _round_trip(model: Model, clock: Clock, ends_s: float) -> Observation:
-    """The same history with and without reasoning before a call: the prompts must differ by that reasoning."""
+    """Send the same history with and without reasoning before a call: the prompts must differ by that reasoning."""
     tool = ToolSpec("look", "Looks.", {"type": "object", "properties": {}})
 
     def history(*thoughts: Message) -> Conversation:
@@ -175,7 +175,7 @@ def _round_trip(model: Model, clock: Clock, ends_s: float) -> Observation:
         return Observation("reasoning", "not told in time", good=None)
     more = thought.prompt_tokens - plain.prompt_tokens
     if more >= _THOUGHT_TOKENS:
-        return Observation("reasoning", f"it goes back between calls ({more} tokens of it were read)")
+        return Observation("reasoning", f"it is sent back between calls ({more} tokens of it were read)")
     remedy = "the model forgets why it made a call: use a raw completions wire, or a newer server"
     return Observation("reasoning", "the server drops it between calls", good=False, remedy=remedy)
 
@@ -185,7 +185,7 @@ def _sampling(model: Model, clock: Clock, ends_s: float) -> Observation:
     cold = {_hear(model, conversation, _COLD, clock, ends_s).text for _ in range(2)}
     warm = {_hear(model, conversation, _WARM, clock, ends_s).text for _ in range(3)}
     if len(warm) == 1 and len(cold | warm) == 1:
-        remedy = "the server samples as it likes; look for a fixed temperature in its settings"
+        remedy = "the server ignores the temperature; look for a fixed one in its settings"
         return Observation("sampling", "temperature 1 gives the same answer as 0", good=False, remedy=remedy)
     if len(cold) > 1:
         return Observation("sampling", "temperature 0 gives different answers (batching does that too)", good=None)
@@ -193,7 +193,7 @@ def _sampling(model: Model, clock: Clock, ends_s: float) -> Observation:
 
 
 def _window(model: Model, server: Server, clock: Clock, ends_s: float) -> Observation:
-    """Put a needle first and longer and longer hay after it, while there is time and the stated window allows it."""
+    """Put a code word first and ever more filler after it, as long as the time and the stated window allow."""
     stated = model.context_tokens
     told = f"{stated} tokens are stated" if stated else "no window is stated"
     fits = unsure = 0
@@ -222,7 +222,7 @@ def _window(model: Model, server: Server, clock: Clock, ends_s: float) -> Observ
         return Observation(
             "window", f"{told}, and {fits} were read whole: small for an agent", good=False, remedy=_WIDEN[server]
         )
-    if unsure:  # cut by a server that does not count, or not understood by a weak model
+    if unsure:  # either truncated by a server that does not count, or not understood by a weak model
         seen = f"asked for the first words of a prompt of {unsure} tokens, the answer lacks them ({told})"
         return Observation("window", seen, good=None, remedy=_WIDEN[server])
     if not fits:
@@ -238,7 +238,7 @@ def _haystack(tokens: int) -> Conversation:
 
 
 def _hear(model: Model, conversation: Conversation, params: SamplingParams, clock: Clock, ends_s: float) -> _Heard:
-    """Take one answer, but not beyond the end of the time."""
+    """Sample one answer, but stop at the deadline."""
     texts: list[str] = []
     pieces = 0
     with closing_iterator(model.sample(conversation, params)) as events:

@@ -1,7 +1,7 @@
 """The responses API: stateless, with the whole history and the raw reasoning in every request.
 
-Read with a wide tolerance: gpt-oss's own reference server starts its output indexes at -1, announces calls only when they
-are done, and says completed when the limit cut it off. So items are taken as they are done, in the order they arrive.
+Streams are read tolerantly: gpt-oss's own reference server starts its output indexes at -1, announces calls only when they
+are done, and reports completed when the limit cut the answer off. So items are taken when they are done, in order of arrival.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import httpx2
     import openai
 
-_FOREIGN = ("top_k", "min_p")  # not the openai package's, but taken by vLLM and SGLang
+_FOREIGN = ("top_k", "min_p")  # unknown to the openai package, but accepted by vLLM and SGLang
 _DELTAS: Mapping[str, Channel] = {
     "response.reasoning_text.delta": Channel.ANALYSIS,
     "response.reasoning_summary_text.delta": Channel.ANALYSIS,
@@ -101,10 +101,10 @@ class _Answer:
     usage: Mapping[str, Any] = field(default_factory=dict)
     status: str | None = None
     reason: str | None = None
-    calling: str = ""  # the function whose arguments are arriving, where the server announced it
+    calling: str = ""  # the function whose arguments are arriving, if the server announced it
 
     def read(self, event: ServerEvent, *, wall_s: float) -> Iterator[Delta]:
-        """Take one event of the stream and give what of it is for the eye."""
+        """Read one event of the stream and yield the text to display."""
         if event.data.strip() == "[DONE]":
             return
         found = decoded(event)
@@ -127,18 +127,18 @@ class _Answer:
         self.status = str(response.get("status") or "completed")
         self.reason = mapping(response.get("incomplete_details")).get("reason")
         self.usage = mapping(response.get("usage"))
-        if not self.items:  # some servers give the items only here
+        if not self.items:  # some servers send the items only here
             self.items = [item for item in sequence(response.get("output")) if isinstance(item, dict)]
 
     def close(self, functions: Functions) -> Made:
-        """Return the messages, what was repaired and the finish. Raises Transient if the answer is not whole."""
+        """Return the messages, the repairs and the finish reason. Raises Transient if the answer is incomplete."""
         calls = [item for item in self.items if item.get("type") == "function_call" and item.get("name")]
         if self.status is None and not (calls and self.items[-1] is calls[-1]):
             raise cut("the stream ended without a closing event")
         if self.status in {"failed", "cancelled"}:
             raise cut(f"the server ended it as {self.status}")
         repairs: list[Repaired] = []
-        # Some servers say completed although the limit cut the answer off: the count tells.
+        # Some servers report completed although the limit cut the answer off: then the token count shows it.
         full = self.most_tokens is not None and (count(self.usage.get("output_tokens")) or 0) >= self.most_tokens
         limited = full or (self.status == "incomplete" and self.reason != "content_filter")
         if limited and calls and not whole(_arguments(calls[-1])):
@@ -167,7 +167,7 @@ class _Answer:
                     calling = True
                     yield called(functions, str(item["name"]), _arguments(item))
                 case _ if calling:
-                    pass  # what the model said after a call, it said without the result
+                    pass  # text after a call was written without the call's result: drop it
                 case "reasoning" if text := _reasoning(item):
                     yield Message(Role.ASSISTANT, text, Channel.ANALYSIS)
                 case "message" if text := _text(item.get("content")):
@@ -177,7 +177,7 @@ class _Answer:
 
 
 def input_items(conversation: Conversation, functions: Functions) -> list[dict[str, Any]]:
-    """Return the history as input items, valid whatever happened in it; the rules are those of ``chat.chat_messages``."""
+    """Return the history as input items that every server accepts, by the rules of ``chat.chat_messages``."""
     result: list[dict[str, Any]] = []
     final = last_final(conversation)
     for entry in entries(conversation):
@@ -209,13 +209,13 @@ def _user(text: str) -> dict[str, Any]:
 
 
 def _arguments(item: Mapping[str, Any]) -> str:
-    """Return a call's arguments, which some servers give as an object rather than as its text."""
+    """Return a call's arguments as text; some servers send an object."""
     found = item.get("arguments")
     return json.dumps(found, ensure_ascii=False) if isinstance(found, dict) else string(found) or "{}"
 
 
 def _reasoning(item: Mapping[str, Any]) -> str:
-    """Return an item's raw reasoning, or its summary where only that is shown."""
+    """Return an item's raw reasoning, or its summary if there is nothing else."""
     return _text(item.get("content")) or _text(item.get("summary"))
 
 

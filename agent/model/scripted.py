@@ -1,11 +1,11 @@
-"""A model that plays what was written down: for demos, tests and bug reports. Everything around it is real.
+"""A model that replays a script: for demos, tests and bug reports. Everything around it is real.
 
 A script is a JSON file ``{"turns": [[message, …], …]}`` or the ``events.jsonl`` of a recorded run. A message is ``{"text":
 …}`` plus ``channel`` (analysis, commentary or final; commentary where there is a recipient, else final), ``recipient`` and
 ``content_type``; a call's ``text`` may be written as ``arguments``, any JSON value. Examples: docs/scripts.md.
 
-It finds its place from the conversation, never from a counter: a resumed run, and one whose history was compacted, go
-on where they were.
+It finds its position from the conversation, never from a counter, so that a resumed run, or one whose history was compacted,
+continues where it was.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ MESSAGE_KEYS = frozenset({"text", "arguments", "channel", "recipient", "content_
 
 
 class ScriptedModel:
-    """Plays ``turns``, one answer each. Raises ScriptEnded when the script is at its end.
+    """Plays ``turns``, one answer each. Raises ScriptEnded at the end of the script.
 
-    An answer without a message leaves no trace to find one's place by; write it as an empty analysis.
+    An answer without a message would leave no trace from which to find the position; write it as an empty analysis.
     """
 
     def __init__(self, turns: Turns, name: str = "scripted", context_tokens: int | None = None) -> None:
@@ -44,17 +44,17 @@ class ScriptedModel:
 
     @property
     def context_tokens(self) -> int | None:
-        """The window it pretends to have, in tokens."""
+        """The simulated window, in tokens."""
         return self._context_tokens
 
     @property
     def capabilities(self) -> Capabilities:
-        """What is said with certainty stays what it is under any temperature, top_p and seed."""
+        """Its capabilities. A script is deterministic, so any temperature, top_p and seed are honoured."""
         return Capabilities(cached_tokens=False)
 
     def sample(self, conversation: Conversation, params: SamplingParams) -> Iterator[ModelEvent]:
-        """Play what follows the conversation's own answers. Half a turn in the conversation is played to its end."""
-        del params  # a recording has no temperature
+        """Play what follows the answers in the conversation. An incomplete turn in the conversation is completed."""
+        del params  # a script has no temperature
         spoken = [_key(message) for message in conversation.messages if message.role is Role.ASSISTANT]
         answer = self._next(spoken)
         for message in answer:
@@ -65,7 +65,7 @@ class ScriptedModel:
         yield Sampled(estimate(conversation), sum(map(message_tokens, answer)), finish)
 
     def _next(self, spoken: list[tuple[str | None, ...]]) -> tuple[Message, ...]:
-        """Return the rest of the first turn that continues the longest matching tail of what was said."""
+        """Return the rest of the turn that continues the longest matching end of the conversation."""
         flat = [(_key(message), turn) for turn, messages in enumerate(self._turns) for message in messages]
         said = _position([key for key, _ in flat], spoken)
         if said == len(flat):
@@ -78,7 +78,7 @@ class ScriptedModel:
         return self._turns[turn][said - before :]
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing: it holds no resources."""
 
 
 def _key(message: Message) -> tuple[str | None, ...]:
@@ -86,7 +86,7 @@ def _key(message: Message) -> tuple[str | None, ...]:
 
 
 def _position(script: list[tuple[str | None, ...]], spoken: list[tuple[str | None, ...]]) -> int:
-    """Return how many messages of the script were played: where the longest tail of ``spoken`` matches, the first such."""
+    """Return how many messages of the script were played: the first position at which the longest tail of ``spoken`` matches."""
     best, best_length = 0, 0
     for end in range(1, len(script) + 1):
         length = 0
@@ -98,7 +98,7 @@ def _position(script: list[tuple[str | None, ...]], spoken: list[tuple[str | Non
 
 
 def load_script(path: Path) -> Turns:
-    """Read a script file or a recorded run (its folder or its log). Raises UsageError or LogError, naming the place."""
+    """Read a script file or a recorded run (its folder or its log). Raises UsageError or LogError, which name the place."""
     if path.is_dir():
         path = path / LOG_NAME
     if path.suffix == ".jsonl":
@@ -119,7 +119,7 @@ def load_script(path: Path) -> Turns:
 
 
 def recorded(path: Path) -> Turns:
-    """Return the answers of a recorded run, each what one Sampled ended. Token ids are left out: they were another's."""
+    """Return the answers of a recorded run; each ends with a Sampled. Token ids are left out: they belong to another prompt."""
     turns: list[list[Message]] = [[]]
     for entry in read(path):
         match entry.event:

@@ -1,4 +1,4 @@
-"""A source of tokens that plays a script, as a real server would: for tests, demos and bug reports of the raw wires."""
+"""A source of tokens that replays a script like a real server: for tests, demos and bug reports of the raw wires."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Script = Callable[[Sequence[int]], Sequence[int]]
 
 
 class ScriptedTokens:
-    """A TokenSource whose ``script`` says how any prompt continues.
+    """A TokenSource whose ``script`` returns the continuation of any prompt.
 
-    Keeps to what a server keeps to: it ends after the first stop id (which is part of the answer) or at ``max_tokens``,
-    and it reads its turn from the prompt, so that a resumed run finds its place. ``chunk_tokens`` is the size of a chunk.
+    Like a server, it ends after the first stop id (which is part of the answer) or at ``max_tokens``, and it finds its position
+    from the prompt, so that a resumed run continues where it was. ``chunk_tokens`` is the size of a chunk.
     """
 
     def __init__(
@@ -28,17 +28,17 @@ class ScriptedTokens:
 
     @property
     def name(self) -> str:
-        """What the script is called."""
+        """The script's name."""
         return self._name
 
     @property
     def context_tokens(self) -> int | None:
-        """The window that it plays, if it plays one."""
+        """The simulated window, if there is one."""
         return self._context_tokens
 
     @property
     def capabilities(self) -> Capabilities:
-        """What is said with certainty stays what it is under any temperature, top_p and seed."""
+        """Its capabilities. A script is deterministic, so any temperature, top_p and seed are honoured."""
         return Capabilities(raw=True, ids_in=True, ids_out=True, cached_tokens=False)
 
     def generate(self, prompt: Sequence[int], params: SamplingParams, stop: Sequence[int]) -> Iterator[Chunk | Retried]:
@@ -52,4 +52,4 @@ class ScriptedTokens:
         yield Chunk((), "length" if most < ends else "stop", prompt_tokens=len(prompt))
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: it holds no resources."""

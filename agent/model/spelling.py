@@ -1,4 +1,4 @@
-"""Text of a server as token ids, and what one event of a raw answer brings. Pure."""
+"""Converts a server's text to token ids; the content of one event of a raw answer. Pure."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from agent.model.stream import token_ids
 
 @dataclass(frozen=True, slots=True)
 class Spelling:
-    """The vocabulary as far as a source of text needs it.
+    """The functions of the vocabulary that a source of text needs.
 
-    ``encode`` never gives a control id; ``control`` gives the one that is spelt so, or None; ``decode`` spells any ids.
+    ``encode`` never returns a control id; ``control`` returns the control id that a text spells, or None; ``decode`` takes any ids.
     """
 
     encode: Callable[[str], Sequence[int]]
@@ -22,17 +22,17 @@ class Spelling:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one event brings."""
+    """The content of one event."""
 
     ids: tuple[int, ...] = ()
     finish: str | None = None
-    stopped_by: int | None = None  # the stop id, where the server names it apart from the ids
+    stopped_by: int | None = None  # the stop id, if the server reports it separately
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
 
 
 def text_ids(text: str, spelling: Spelling) -> tuple[int, ...]:
-    """Return the ids of text that a server showed as one: a control token if it is one alone, else text ids only."""
+    """Return the ids of a piece of text: one control id if the whole piece spells a control token, otherwise text ids only."""
     if text.startswith("<|") and (control := spelling.control(text)) is not None:
         return (control,)
     return token_ids(list(spelling.encode(text)))

@@ -1,7 +1,7 @@
-"""Server-sent events, as far as model servers use them, and JSON lines, which Ollama streams instead. Pure.
+"""Parses server-sent events, as far as model servers use them, and JSON lines, which Ollama streams instead. Pure.
 
-The grammar is the WHATWG HTML standard's, section 9.2.6: lines end in CR LF, LF or CR; a blank line ends an event; a line that
-starts with a colon is a comment (servers send them so that the connection is not silent).
+The grammar is that of the WHATWG HTML standard, section 9.2.6: lines end in CR LF, LF or CR; a blank line ends an event; a line
+that starts with a colon is a comment (servers send them to keep the connection alive).
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ _MOST_LINE_BYTES = 16 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class ServerEvent:
-    """One event: its name (empty where the server gave none) and its data lines joined by newlines."""
+    """One event: its name (empty if it has none) and its data lines joined by newlines."""
 
     name: str
     data: str
 
 
 def lines(chunks: Iterable[bytes]) -> Iterator[str]:
-    """Split a byte stream into lines. Only CR and LF end a line: U+2028 and the like are text, and may be cut in half by a chunk.
+    """Split a byte stream into lines. Only CR and LF end a line: U+2028 and the like are text. Chunks may split characters.
 
-    Raises ModelUnfit for a line beyond all reason, so that no server can fill the memory.
+    Raises ModelUnfit for an absurdly long line, so that no server can fill the memory.
     """
     rest = b""
     after_cr = False
@@ -51,7 +51,7 @@ def lines(chunks: Iterable[bytes]) -> Iterator[str]:
 
 
 def events(source: Iterable[str]) -> Iterator[ServerEvent]:
-    """Group lines into events. An event that the end of the stream cuts off is given too: its reader finds out if it is whole."""
+    """Group lines into events. An event that the end of the stream cuts off is yielded too: its reader checks whether it is complete."""
     name, data = "", list[str]()
     for line in source:
         if not line:
@@ -65,7 +65,7 @@ def events(source: Iterable[str]) -> Iterator[ServerEvent]:
             data.append(value)
         elif key == "event":
             name = value
-        elif key == "error":  # old llama.cpp announces a failure in a field of its own
+        elif key == "error":  # old llama.cpp reports a failure in a field of its own
             data.append('{"error": ' + value + "}")
     if data:
         yield ServerEvent(name, "\n".join(data))

@@ -1,7 +1,6 @@
-"""What all wires do with an event: decode it, take it apart, and count. Pure.
+"""What all wires do with an event: decode it, read its members, and count. Pure.
 
-A member of another type than it should be counts as one that is not there: servers differ, and none may break a run with
-anything but a ModelError.
+A member of a wrong type counts as missing: servers differ, and none may break a run with anything but a ModelError.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ from agent.harmony.tokens import VOCABULARY_SIZE
 from agent.model.faults import cut
 from agent.model.sse import ServerEvent
 
-# For servers that count nothing: source code runs at three to four bytes a token, and too many is the safe side.
+# For servers that do not count: source code has three to four bytes per token, and overestimating is safe.
 _BYTES_A_TOKEN = 3
 
 
 def decoded(event: ServerEvent) -> dict[str, Any]:
-    """Return an event's JSON object. Raises Transient when it is garbled: the connection mixed something in."""
+    """Return an event's JSON object. Raises Transient if it is not JSON: the stream was corrupted."""
     try:
         found = json.loads(event.data)
     except (ValueError, RecursionError) as error:
@@ -31,34 +30,36 @@ def decoded(event: ServerEvent) -> dict[str, Any]:
 
 
 def mapping(value: object) -> Mapping[str, Any]:
-    """Return a JSON object, an empty one where there is none."""
+    """Return ``value`` if it is a JSON object, otherwise an empty one."""
     return value if isinstance(value, dict) else {}
 
 
 def sequence(value: object) -> Sequence[Any]:
-    """Return a JSON array, an empty one where there is none."""
+    """Return ``value`` if it is a JSON array, otherwise an empty one."""
     return value if isinstance(value, list) else []
 
 
 def string(value: object) -> str:
-    """Return a JSON string, "" where there is none."""
+    """Return ``value`` if it is a string, otherwise ""."""
     return value if isinstance(value, str) else ""
 
 
 def token_ids(value: object) -> tuple[int, ...]:
-    """Return sampled ids. Raises ModelUnfit where one is not in the vocabulary: sent back, it would break every later prompt."""
+    """Return sampled ids. Raises ModelUnfit if one is not in the vocabulary: it would break every later prompt."""
     ids = tuple(sequence(value))
     odd = [token for token in ids if type(token) is not int or not 0 <= token < VOCABULARY_SIZE]
     if odd:
-        raise ModelUnfit(f"the endpoint gives {odd[0]!r} for a token, which gpt-oss does not have")
+        raise ModelUnfit(
+            f"the endpoint sent the token id {odd[0]!r}, which gpt-oss does not have: is it another model?"
+        )
     return ids
 
 
 def count(value: object) -> int | None:
-    """Return a server's count, None where it gave none."""
+    """Return ``value`` if it is a count, otherwise None."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def estimated_tokens(value: object) -> int:
-    """Return how many tokens a JSON value may be, for servers that do not count. An estimate on the safe side."""
+    """Return an estimate of a JSON value's tokens, for servers that do not count. It is rather too high."""
     return len(json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")) // _BYTES_A_TOKEN

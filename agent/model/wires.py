@@ -1,7 +1,7 @@
-"""Which wires an endpoint offers, found out by asking: a few tokens at most.
+"""Finds out which wires an endpoint offers, by requests for a few tokens.
 
-The proof of a raw wire is an answer in harmony: continued from ``<|start|>assistant``, gpt-oss says ``<|channel|>``. A server that
-gives back that very id has understood the ids, runs a harmony model, and shows its control tokens.
+A raw wire is proven by an answer in harmony: after ``<|start|>assistant``, gpt-oss samples ``<|channel|>``. A server that
+returns that id understands ids, runs a harmony model, and shows its control tokens.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from agent.model.client import Client
 from agent.model.completions import STANDARD, CompletionsSource, Dialect
 from agent.model.spelling import Spelling
 
-_USER, _HI = 1428, 3686  # plain words of the vocabulary, so that probing needs none of it loaded
+_USER, _HI = 1428, 3686  # ids of two plain words, so that probing does not need the vocabulary
 PROBE_PROMPT = (START, _USER, MESSAGE, _HI, END, *OPENING)
 _PROBE_PARAMS = SamplingParams(temperature=0.0, max_tokens=2)
 _ASK_TIMEOUT_S = 20.0
-TEXTS = frozenset({Dialect.TEXT, Dialect.OLLAMA})  # the dialects in which nothing but text comes back
+TEXTS = frozenset({Dialect.TEXT, Dialect.OLLAMA})  # the dialects that return only text
 _NO_SUCH_PLACE = frozenset({404, 405, 501})
 
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """What came of trying a raw dialect. ``ids`` are what came back; ``why`` says why it is of no use, empty if it is."""
+    """The result of trying a raw dialect. ``ids`` came back; ``why`` says why the dialect is unusable, and is empty if it works."""
 
     dialect: Dialect
     ids: tuple[int, ...] = ()
@@ -34,19 +34,19 @@ class Tried:
 
 
 def raw_wires(client: Client, spelling: Spelling, dialects: Sequence[Dialect] = STANDARD) -> Iterator[Tried]:
-    """Try raw dialects, best first, up to the first that is of use or that shows that none can be.
+    """Try raw dialects, best first, until one works or shows that none can work.
 
-    Raises EndpointUnreachable when the endpoint is not there.
+    Raises EndpointUnreachable if the endpoint does not answer.
     """
     for dialect in dialects:
         tried = try_dialect(client, dialect, spelling)
         yield tried
         if not tried.why or (tried.ids and dialect not in TEXTS):
-            return  # ids came back: if they are not harmony, no other dialect will make them so
+            return  # ids came back: if they are not harmony, they will not be in another dialect either
 
 
 def try_dialect(client: Client, dialect: Dialect, spelling: Spelling) -> Tried:
-    """Ask for two tokens. Raises EndpointUnreachable when the endpoint is not there."""
+    """Request two tokens. Raises EndpointUnreachable if the endpoint does not answer."""
     source = CompletionsSource(client, dialect, spelling)
     ids: tuple[int, ...] = ()
     try:
@@ -66,7 +66,7 @@ def try_dialect(client: Client, dialect: Dialect, spelling: Spelling) -> Tried:
 
 
 def offers_responses(client: Client) -> bool:
-    """Whether there is a ``/responses`` to post to. Nothing is sampled: the request is one that must be refused."""
+    """Whether the endpoint has ``/responses``. Nothing is sampled: the request is invalid on purpose."""
     try:
         client.ask("/responses", {}, _ASK_TIMEOUT_S)
     except EndpointRefused as error:

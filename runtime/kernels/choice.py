@@ -103,9 +103,7 @@ def choose(gpu: Gpu, cache: Path, warn: Callable[[str], None]) -> Choice:
     changed = [name for name, value in asdict(defaults).items() if value != getattr(Tuning(), name)]
     if changed:
         small = f"{gpu.shared_bytes >> 10} KiB of shared memory"
-        return Choice(
-            defaults, f"defaults, reduced for {', '.join(changed)} to fit {small} (not measured on this GPU)"
-        )
+        return Choice(defaults, f"defaults, reduced for {', '.join(changed)} to fit {small} (not measured on this GPU)")
     measured = gpu.name.startswith(DEFAULTS_GPU)
     return Choice(defaults, f"defaults ({'measured on this kind of GPU' if measured else 'not measured on this GPU'})")
 

@@ -50,7 +50,9 @@ LEAST: Mapping[str, Numbers] = {  # of fields that need more: two rows make a pa
     "chunk_tile": (16, 32, 64, 1, 1, 24),
     "prompt_tile": (16, 32, 64, 1, 1, 24),
 }
-MOST: Mapping[str, Numbers] = {  # of fields that allow less: their rows must divide those of every model (see limits.py)
+MOST: Mapping[
+    str, Numbers
+] = {  # of fields that allow less: their rows must divide those of every model (see limits.py)
     "up": (128, 255),
     "down": (64, 255),
 }

@@ -1,8 +1,7 @@
-"""Checkpoints in safetensors: found, accounted for tensor by tensor, streamed to a device, and written.
+"""Checkpoints in safetensors: located, checked tensor by tensor, streamed to a device, and written.
 
-Nothing is loaded before every name, shape and type has been checked in the headers. Shards are mapped, not read whole,
-one at a time, and each tensor goes straight to its place on the device: the host holds one shard at most. MXFP4 bytes
-stay what they are.
+Every name, shape and type is checked in the headers before anything is loaded. Shards are memory-mapped one at a time, and each
+tensor is copied straight to its place on the device, so the host holds at most one shard. MXFP4 bytes are not converted.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ from runtime.model.memory import require_weights
 from runtime.model.rope import inverse_frequencies
 from runtime.model.weights import Layout, Weights, allocate, destinations
 
-# Called with the bytes that are on the device so far and the bytes that will be there in the end.
+# Called with (bytes on the device so far, total bytes).
 Progress = Callable[[int, int], None]
 
-SCALE_NAN = 255  # the OCP format's NaN, which no trained weight can be
+SCALE_NAN = 255  # NaN in the OCP format: no trained weight has it
 DENSE_TYPES = frozenset({"BF16", "F16", "F32"})
 ORIGINAL_PREFIXES = ("block.", "embedding.", "unembedding.", "norm.")
 HUGGING_FACE_PREFIXES = ("model.", "lm_head.")
@@ -36,16 +35,16 @@ NAMES_SHOWN = 4
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where a tensor is and what its header says of it."""
+    """A tensor's shard, and its shape and type according to the header."""
 
     shard: Path
     shape: tuple[int, ...]
-    kind: str  # safetensors' name of the type: BF16, U8 …
+    kind: str  # the type's name in safetensors: BF16, U8 …
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint whose every tensor is known to be there, in the right shape and type."""
+    """A checkpoint whose tensors were all found, with the right shapes and types."""
 
     directory: Path
     config: ModelConfig
@@ -54,10 +53,10 @@ class Checkpoint:
 
 
 def open_checkpoint(directory: Path) -> Checkpoint:
-    """Read the config and all headers of a checkpoint's folder and account for every tensor.
+    """Read the config and all headers in a checkpoint's folder and check every tensor.
 
-    A folder that keeps its weights in ``original/`` only is followed there. Raises CheckpointError naming the file,
-    the key or the tensor that is missing, extra, misshapen, of a wrong type, twice there, or of the other layout.
+    If the weights are only in the subfolder ``original/``, that is used. Raises CheckpointError, which names the file, key
+    or tensor that is missing, unexpected, of a wrong shape or type, duplicated, or of the other layout.
     """
     if not directory.is_dir():
         raise CheckpointError(
@@ -71,7 +70,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
             f"{directory} has no *.safetensors: it is not a checkpoint, or nothing was downloaded yet"
         )
     config = read_config(directory / "config.json")
-    inverse_frequencies(config)  # refuses a ramp that cannot be, before gigabytes are loaded
+    inverse_frequencies(config)  # raises for an impossible YaRN ramp, before gigabytes are loaded
     _check_index(directory, shards)
     entries = _headers(shards)
     layout = detect_layout(entries)
@@ -80,27 +79,27 @@ def open_checkpoint(directory: Path) -> Checkpoint:
 
 
 def detect_layout(names: Collection[str]) -> Layout:
-    """Tell the layouts apart by tensor names. Raises CheckpointError for a mix of both, or neither."""
+    """Return the layout according to the tensor names. Raises CheckpointError for a mix of both, or neither."""
     original = next((name for name in names if name.startswith(ORIGINAL_PREFIXES)), None)
     hugging_face = next((name for name in names if name.startswith(HUGGING_FACE_PREFIXES)), None)
     match original, hugging_face:
         case str(), str():
             raise CheckpointError(
-                f"the checkpoint mixes two layouts: {original!r} is of the original one, {hugging_face!r} of Hugging "
-                "Face's. Keep the shards of one of them in the folder"
+                f"the checkpoint mixes two layouts: {original!r} belongs to the original one, {hugging_face!r} to Hugging "
+                "Face's. Keep only the shards of one of them in the folder"
             )
         case str(), None:
             return Layout.ORIGINAL
         case None, str():
             return Layout.HUGGING_FACE
         case _:
-            raise CheckpointError(f"no tensor has a name of gpt-oss: {_some(names)}")
+            raise CheckpointError(f"no tensor has a name that gpt-oss uses: {_some(names)}")
 
 
 def load_weights(
     checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, progress: Progress | None = None
 ) -> Weights:
-    """Load a checkpoint to a device: dense tensors in ``dtype``, gains and sinks in fp32, MXFP4 as it is.
+    """Load a checkpoint to a device: dense tensors in ``dtype``, gains and sinks in fp32, MXFP4 unchanged.
 
     Raises DoesNotFit before anything is allocated, and CheckpointError for a shard that cannot be read or an MXFP4
     scale of 255.
@@ -126,7 +125,7 @@ def load_weights(
 
 
 def save_weights(weights: Weights, config: ModelConfig, directory: Path, layout: Layout, shards: int = 1) -> None:
-    """Write a checkpoint as the published ones are: dense tensors in bf16, an index beside several shards."""
+    """Write a checkpoint like the published ones: dense tensors in bf16, with an index if there are several shards."""
     directory.mkdir(parents=True, exist_ok=True)
     found = {
         name: (tensor if tensor.dtype is torch.uint8 else tensor.to(torch.bfloat16)).cpu().clone()
@@ -148,7 +147,7 @@ def save_weights(weights: Weights, config: ModelConfig, directory: Path, layout:
 
 
 def _check_index(directory: Path, shards: list[Path]) -> None:
-    """Name the shards that the index promises and the folder lacks: better than a list of hundreds of tensors."""
+    """Raise CheckpointError for shards that are in the index but not in the folder: clearer than a list of hundreds of tensors."""
     path = directory / INDEX
     if not path.exists():
         return

@@ -13,14 +13,14 @@ from runtime.kernels.base import Shapes
 
 Json = Mapping[str, Any]
 
-# Far above any model, and far below what a damaged file can ask the memory for.
+# Far above any real model, and far below what a damaged file could request.
 MOST = 1 << 24
 MOST_LAYERS = 1024
 MOST_HEAD_DIM = 4096
-MOST_WEIGHTS = 1 << 48  # of the experts of a layer
-MOST_NUMBER = 1e30  # of what need not be whole
+MOST_WEIGHTS = 1 << 48  # in the experts of one layer
+MOST_NUMBER = 1e30  # for values that need not be integers
 
-# Every key of the original form; the reference passes the file straight to a dataclass, so an unknown one is an error.
+# Every key of the original form. The reference implementation passes the file straight to a dataclass, so an unknown key is an error.
 ORIGINAL_KEYS = frozenset(
     {
         "num_hidden_layers",
@@ -41,7 +41,7 @@ ORIGINAL_KEYS = frozenset(
         "rope_ntk_beta",
     }
 )
-# Keys of the Hugging Face form that change the arithmetic, each read or checked below.
+# Keys of the Hugging Face form that affect the computation; each is read or checked below.
 HF_KEYS = frozenset(
     {
         "model_type",
@@ -71,7 +71,7 @@ HF_KEYS = frozenset(
         "quantization_config",
     }
 )
-# Keys of the Hugging Face form that say nothing about the arithmetic of inference.
+# Keys of the Hugging Face form that do not affect inference.
 HF_IGNORED = frozenset(
     {
         "_name_or_path",
@@ -102,7 +102,7 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """The sizes of a model. ``sliding`` says for each layer whether it sees only the newest ``window`` tokens."""
+    """The sizes of a model. ``sliding`` says for each layer whether it attends only to the last ``window`` tokens."""
 
     hidden: int
     intermediate: int
@@ -114,11 +114,11 @@ class ModelConfig:
     vocabulary: int
     window: int
     sliding: tuple[bool, ...]
-    context_tokens: int  # the longest sequence the positions are made for
+    context_tokens: int  # the longest sequence that the positional encoding supports
     rope_theta: float = 150_000.0
-    rope_factor: float = 32.0  # YaRN's stretch; 1 or less is plain RoPE
-    rope_beta_slow: float = 1.0  # rotations over the initial context below which a frequency is stretched whole
-    rope_beta_fast: float = 32.0  # … and above which it is left alone
+    rope_factor: float = 32.0  # YaRN's scaling factor; 1 or less is plain RoPE
+    rope_beta_slow: float = 1.0  # frequencies with fewer rotations over the initial context are scaled fully
+    rope_beta_fast: float = 32.0  # … and those with more are not scaled
     initial_context_tokens: int = 4096
     swiglu_limit: float = 7.0
     swiglu_alpha: float = 1.702
@@ -126,15 +126,15 @@ class ModelConfig:
 
     @property
     def layers(self) -> int:
-        """How many layers there are."""
+        """The number of layers."""
         return len(self.sliding)
 
     def layer_window(self, layer: int) -> int | None:
-        """Return the window of a layer in tokens, itself included, or None where attention is full."""
+        """Return the window of a layer in tokens, including the token itself, or None for full attention."""
         return self.window if self.sliding[layer] else None
 
     def shapes(self) -> Shapes:
-        """Return what a kernel needs to know."""
+        """Return the sizes that the kernels need."""
         return Shapes(
             hidden=self.hidden,
             intermediate=self.intermediate,
@@ -152,7 +152,7 @@ class ModelConfig:
 
 
 def gpt_oss(layers: int, experts: int) -> ModelConfig:
-    """Return the published shape, of which the two sizes differ in layers and experts only."""
+    """Return the published sizes; the two models differ only in layers and experts."""
     return ModelConfig(
         hidden=2880,
         intermediate=2880,
@@ -179,12 +179,12 @@ def gpt_oss_120b() -> ModelConfig:
 
 
 def alternating(layers: int) -> tuple[bool, ...]:
-    """Return gpt-oss's pattern: even layers (counted from 0) slide, odd ones see everything."""
+    """Return gpt-oss's pattern: even layers (counted from 0) use a sliding window, odd ones full attention."""
     return tuple(layer % 2 == 0 for layer in range(layers))
 
 
 def read_json(path: Path) -> Json:
-    """Read a file that holds one JSON object. Raises CheckpointError."""
+    """Read a file with one JSON object. Raises CheckpointError."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -197,7 +197,7 @@ def read_json(path: Path) -> Json:
 
 
 def read_config(path: Path) -> ModelConfig:
-    """Read a config.json of either form. Raises CheckpointError naming the file and the key that is wrong."""
+    """Read a config.json of either form. Raises CheckpointError, which names the file and the wrong key."""
     data = read_json(path)
     try:
         return parse_config(data)
@@ -206,7 +206,7 @@ def read_config(path: Path) -> ModelConfig:
 
 
 def parse_config(data: Json) -> ModelConfig:
-    """Read either form, told apart by ``model_type``. Raises CheckpointError naming the key that is wrong."""
+    """Read either form; only Hugging Face's has ``model_type``. Raises CheckpointError, which names the wrong key."""
     config = _hugging_face(data) if "model_type" in data else _original(data)
     return _checked(config)
 
@@ -269,14 +269,14 @@ def _hugging_face(data: Json) -> ModelConfig:
         swiglu_alpha=_number(data, "swiglu_alpha", 1.702),
         norm_eps=_number(data, "rms_norm_eps", 1e-5),
     )
-    # The published files repeat these two under the original form's names.
+    # The published files repeat these two under their names in the original form.
     _fixed(data, "experts_per_token", config.experts_per_token)
     _fixed(data, "initial_context_length", config.initial_context_tokens)
     return config
 
 
 def _rope(data: Json) -> Json:
-    """Return the rope settings with theta in them: ``rope_parameters`` is transformers 5, the other form is older."""
+    """Return the RoPE settings, theta included: from ``rope_parameters`` (transformers 5) or from the older form."""
     scaling = _object(data, "rope_parameters", _object(data, "rope_scaling", {"rope_type": "default"}))
     rope = {"rope_theta": data.get("rope_theta", 150_000.0), **scaling}
     kind = rope.get("rope_type", rope.get("type"))
@@ -314,17 +314,17 @@ def _layer_types(value: object, layers: int) -> tuple[bool, ...]:
 
 
 def _checked(config: ModelConfig) -> ModelConfig:
-    """Refuse sizes that no gpt-oss can have, so that kernels need not ask."""
+    """Raise CheckpointError for sizes that no gpt-oss model can have, so that kernels need not check them."""
     rules = (
         (config.query_heads % config.kv_heads == 0, "num_attention_heads must be a multiple of num_key_value_heads"),
         (config.head_dim % 2 == 0, "head_dim must be even"),
         (config.query_heads * config.head_dim <= MOST, f"num_attention_heads * head_dim must be at most {MOST}"),
         (config.hidden % 32 == 0, "hidden_size must be a multiple of 32 (an MXFP4 block)"),
         (config.intermediate % 32 == 0, "intermediate_size must be a multiple of 32 (an MXFP4 block)"),
-        (config.experts_per_token <= config.experts, "more experts a token than experts"),
+        (config.experts_per_token <= config.experts, "more experts per token than experts"),
         (
             config.experts * config.intermediate * config.hidden <= MOST_WEIGHTS,
-            "hidden_size, intermediate_size and the number of experts ask for more weights than any memory holds",
+            "hidden_size, intermediate_size and the number of experts give more weights than any memory holds",
         ),
         (config.context_tokens <= MOST, f"initial_context_length * rope_scaling_factor must be at most {MOST}"),
         (config.rope_theta > 1.0, "rope_theta must be above 1"),
@@ -338,7 +338,7 @@ def _checked(config: ModelConfig) -> ModelConfig:
 def _known(data: Json, keys: frozenset[str]) -> None:
     unknown = sorted(data.keys() - keys)
     if unknown:
-        raise CheckpointError(f"unknown key {', '.join(map(repr, unknown))}: it might change the arithmetic")
+        raise CheckpointError(f"unknown key {', '.join(map(repr, unknown))}: it might change what the model computes")
 
 
 def _fixed(data: Json, key: str, value: object) -> None:
@@ -372,7 +372,7 @@ def _count(data: Json, key: str, most: int = MOST) -> int:
 
 
 def original_json(config: ModelConfig) -> dict[str, Any]:
-    """Return the original form of a config. It has no place for another alpha, epsilon or pattern of windows."""
+    """Return the original form of a config. It cannot express another alpha, epsilon or pattern of windows."""
     return {
         "num_hidden_layers": config.layers,
         "num_experts": config.experts,
@@ -394,8 +394,8 @@ def original_json(config: ModelConfig) -> dict[str, Any]:
 
 
 def hugging_face_json(config: ModelConfig) -> dict[str, Any]:
-    """Return the Hugging Face form of a config, as the published checkpoints have it."""
-    harmony = config.vocabulary > 200_002  # a smaller vocabulary does not hold harmony's special tokens
+    """Return the Hugging Face form of a config, like that of the published checkpoints."""
+    harmony = config.vocabulary > 200_002  # a smaller vocabulary lacks harmony's special tokens
     return {
         "architectures": ["GptOssForCausalLM"],
         "model_type": "gpt_oss",

@@ -1,8 +1,8 @@
-"""Checkpoints from Hugging Face's hub: fetched into its common cache, listed, found again, and verified.
+"""Checkpoints from the Hugging Face hub: downloaded into its shared cache, listed, located and verified.
 
-A broken download resumes where it broke. A killed download keeps every whole file and starts the unfinished ones
-again. What was fetched is hashed afterwards, because the client compares sizes only: in the cache a file's blob is
-named after its hash (SHA-256 of a large file, git's SHA-1 of a small one), so that this needs no network.
+A download resumes after a lost connection. After a killed download, complete files are kept and incomplete ones start again.
+Downloads are hashed afterwards, because the client compares only sizes. That needs no network: in the cache, a file's blob is
+named after its hash (SHA-256 of a large file, git's SHA-1 of a small one).
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from runtime.errors import CheckpointError, DoesNotFit
 from runtime.model.checkpoint import open_checkpoint
 from runtime.model.config import read_config
 
-# The repositories also hold the original layout and one for Metal: the same weights again.
+# The repositories also contain the same weights in the original layout and in one for Metal.
 FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "LICENSE*", "USAGE_POLICY*"]
 NOT_FILES = ["original/*", "metal/*"]
 READ_BYTES = 8 << 20
 GIB = 1 << 30
 
-# Called with the name of a file and the bytes of it that were read so far.
+# Called with (file name, bytes read of it so far).
 Progress = Callable[[str, int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class CachedModel:
-    """A gpt-oss checkpoint in the cache. ``problem`` says what is wrong with it, None where nothing is."""
+    """A gpt-oss checkpoint in the cache. ``problem`` says what is wrong with it, if anything."""
 
     repository: str
     revision: str
@@ -46,7 +46,7 @@ class CachedModel:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What was verified: files whose hash is known and right, files that nobody knows a hash of, and bytes read."""
+    """The result of a verification: files with the right hash, files whose hash is not known, and bytes read."""
 
     hashed_files: int
     unknown_files: int
@@ -54,7 +54,7 @@ class Verified:
 
 
 class _Silent(tqdm):
-    """A progress bar that shows nothing, for the question what there is to fetch."""
+    """A progress bar that shows nothing, for listing what there is to download."""
 
     def __init__(self, *given: object, **named: object) -> None:
         super().__init__(*given, **{**named, "disable": True})  # type: ignore[no-untyped-call]
@@ -67,11 +67,11 @@ def pull(
     endpoint: str | None = None,
     progress: Progress | None = None,
 ) -> tuple[Path, Verified]:
-    """Fetch a checkpoint and verify it; return its folder. What is already there is not fetched again.
+    """Download a checkpoint and verify it; return its folder. Files that are there already are not downloaded again.
 
-    ``cache`` None is the hub's common cache. The client shows the fetching itself, on a terminal; ``progress`` is told of
-    the hashing. Raises CheckpointError when it cannot be fetched or arrived damaged (the
-    damaged files are removed, so that pulling again fetches them again), and DoesNotFit when the disk is too full.
+    ``cache`` None is the hub's shared cache. On a terminal the client shows the download's progress itself; ``progress`` is
+    called while hashing. Raises CheckpointError if it cannot be downloaded or arrived damaged (damaged files are
+    removed, so that the next pull downloads them again), and DoesNotFit if the disk is too full.
     """
     with _asking(repository):
         files = snapshot_download(
@@ -85,7 +85,9 @@ def pull(
             dry_run=True,
         )
     if not any(file.filename.endswith(".safetensors") for file in files):
-        raise CheckpointError(f"{repository} holds no *.safetensors: it is not a checkpoint that this runtime reads")
+        raise CheckpointError(
+            f"{repository} contains no *.safetensors: it is not a checkpoint that this runtime can read"
+        )
     _require_disk(sum(file.file_size or 0 for file in files if file.will_download), cache)
     with _asking(repository):
         path = snapshot_download(
@@ -108,17 +110,17 @@ def pull(
 
 
 def verify(folder: Path, progress: Progress | None = None) -> Verified:
-    """Hash every file of a checkpoint whose hash is known and account for every tensor. Raises CheckpointError."""
+    """Hash every file of a checkpoint whose hash is known, and check every tensor. Raises CheckpointError."""
     damaged, verified = _hash_files(folder, progress)
     if damaged:
         names = ", ".join(file.name for file in damaged)
-        raise CheckpointError(f"{names} in {folder} does not have its hash: remove it and pull the model again")
+        raise CheckpointError(f"{names} in {folder} has a wrong hash: remove it and pull the model again")
     open_checkpoint(folder)
     return verified
 
 
 def cached_models(cache: Path | None = None) -> list[CachedModel]:
-    """Return the gpt-oss checkpoints in the cache, by name; others are left out."""
+    """Return the gpt-oss checkpoints in the cache, sorted by name; other models are left out."""
     try:
         info = scan_cache_dir(cache)
     except CacheNotFound:
@@ -148,9 +150,9 @@ def cached_models(cache: Path | None = None) -> list[CachedModel]:
 
 
 def locate(name: str, cache: Path | None = None) -> Path:
-    """Return the folder of a checkpoint: ``name`` is a folder, or a repository that was pulled. Asks no network.
+    """Return the folder of a checkpoint: ``name`` is a folder, or a downloaded repository. Uses no network.
 
-    Raises CheckpointError when it is neither.
+    Raises CheckpointError if it is neither.
     """
     if Path(name).is_dir():
         return Path(name)
@@ -160,17 +162,17 @@ def locate(name: str, cache: Path | None = None) -> Path:
         )
     except (LocalEntryNotFoundError, HFValidationError) as error:
         raise CheckpointError(
-            f"{name} is neither a folder nor a model that was pulled whole: agent models pull {name}"
+            f"{name} is neither a folder nor a completely downloaded model: agent models pull {name}"
         ) from error
     return Path(path)
 
 
 def _hash_files(folder: Path, progress: Progress | None) -> tuple[list[Path], Verified]:
-    """Hash what lies in the cache's blobs; return the files that are not what their blob's name says."""
+    """Hash the files in the cache; return those whose hash is not the name of their blob, and the totals."""
     damaged, hashed, unknown, read = [], 0, 0, 0
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     if not files:
-        raise CheckpointError(f"{folder} holds no file: there is nothing to verify")
+        raise CheckpointError(f"{folder} contains no files: there is nothing to verify")
     for file in files:
         blob = file.resolve()
         if blob.parent.name != "blobs":
@@ -179,7 +181,7 @@ def _hash_files(folder: Path, progress: Progress | None) -> tuple[list[Path], Ve
         size = blob.stat().st_size
         digest = hashlib.sha256() if len(blob.name) == 64 else hashlib.sha1(usedforsecurity=False)
         if len(blob.name) == 40:
-            digest.update(b"blob %d\0" % size)  # git hashes a file with its length in front
+            digest.update(b"blob %d\0" % size)  # git's hash includes this header
         with blob.open("rb") as stream:
             while part := stream.read(READ_BYTES):
                 digest.update(part)
@@ -199,18 +201,18 @@ def _require_disk(need_bytes: int, cache: Path | None) -> None:
     free = shutil.disk_usage(place).free
     if need_bytes > free:
         raise DoesNotFit(
-            f"{need_bytes / GIB:.1f} GiB are to be fetched and {place} has {free / GIB:.1f} GiB free: make room, or set "
-            "HF_HOME to a larger disk"
+            f"the download needs {need_bytes / GIB:.1f} GiB and {place} has {free / GIB:.1f} GiB free: make room, or set "
+            "HF_HOME to a folder on a larger disk"
         )
 
 
 @contextmanager
 def _asking(repository: str) -> Iterator[None]:
-    """Translate what the hub's client raises; its messages say which file and status."""
+    """Translate the errors of the hub's client; its messages name the file and the status."""
     try:
         yield
     except HFValidationError as error:
         raise CheckpointError(f"{repository!r} is not the name of a repository (owner/name): {error}") from error
     except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise CheckpointError(f"{repository} cannot be fetched: {type(error).__name__}: {reason}") from error
+        raise CheckpointError(f"{repository} cannot be downloaded: {type(error).__name__}: {reason}") from error

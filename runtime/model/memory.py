@@ -1,4 +1,4 @@
-"""What a model needs and what a device has, said before anything is allocated."""
+"""The memory that a model needs and a device has, checked before anything is allocated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from runtime.model.config import ModelConfig, gpt_oss_20b
 from runtime.model.weights import allocate, size_bytes
 
 GIB = 1 << 30
-# Tokens of the step that room is kept for besides weights and cache.
+# The size of the step for which workspace is reserved besides weights and cache.
 WORKSPACE_TOKENS = 512
 
 
@@ -22,14 +22,14 @@ def weights_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
 
 
 def workspace_bytes(config: ModelConfig) -> int:
-    """Return about what a step needs besides weights and cache: fp32 logits, activations and one decoded expert."""
+    """Return an estimate of what a step needs besides weights and cache: fp32 logits, activations and one decoded expert."""
     activations = config.experts_per_token * 3 * config.intermediate + 8 * config.hidden
     expert = 3 * config.intermediate * config.hidden
     return 4 * (WORKSPACE_TOKENS * (config.vocabulary + activations) + expert)
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Return what can still be allocated on a device, or None where nobody says."""
+    """Return how many bytes can still be allocated on a device, or None if that is unknown."""
     match device.type:
         case "cuda":
             free, _ = torch.cuda.mem_get_info(device)
@@ -44,9 +44,9 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def require_weights(config: ModelConfig, device: torch.device, dtype: torch.dtype, free: int | None = None) -> None:
-    """Raise DoesNotFit where the weights and a step's workspace are more than a device has free.
+    """Raise DoesNotFit if the weights and a step's workspace exceed a device's free memory.
 
-    ``free`` None asks the device. The message says how much is missing and what would fit.
+    ``free`` None: read it from the device. The message says how much is missing and what would fit.
     """
     have = free_bytes(device) if free is None else free
     need, step = weights_bytes(config, dtype), workspace_bytes(config)
@@ -59,7 +59,7 @@ def require_weights(config: ModelConfig, device: torch.device, dtype: torch.dtyp
 
 
 def _advice(config: ModelConfig, dtype: torch.dtype, have: int) -> str:
-    """Say what would fit in ``have`` bytes, or how large a device would have to be."""
+    """Return what would fit in ``have`` bytes, or how large a device must be."""
     if dtype is not torch.bfloat16 and weights_bytes(config, torch.bfloat16) + workspace_bytes(config) <= have:
         return "In bf16 it fits."
     small = weights_bytes(gpt_oss_20b(), torch.bfloat16) + workspace_bytes(gpt_oss_20b())
@@ -69,7 +69,7 @@ def _advice(config: ModelConfig, dtype: torch.dtype, have: int) -> str:
 
 
 def _available_host_bytes() -> int | None:
-    """Return MemAvailable (Linux: free pages and what the kernel can drop), else the free pages."""
+    """Return MemAvailable on Linux (free pages and reclaimable ones), elsewhere the free pages."""
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         for line in meminfo.read_text(encoding="ascii").splitlines():

@@ -1,4 +1,4 @@
-"""Weights made up on the device, at any shape: for measuring, where only sizes and types matter."""
+"""Random weights of any shape, generated on the device: for measurements, where only shapes and types matter."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from runtime.model.config import ModelConfig
 from runtime.model.memory import require_weights
 from runtime.model.weights import Weights, allocate
 
-# The root mean square of the sixteen MXFP4 values is 2.93: with scales of 2^-8 … 2^-6 weights are about 0.02 wide.
+# The root mean square of the sixteen MXFP4 values is 2.93: with scales of 2^-8 … 2^-6 the weights are of the order of 0.02.
 SCALE_BYTES = (119, 121)
 
 
 def random_weights(config: ModelConfig, device: torch.device, dtype: torch.dtype, seed: int = 0) -> Weights:
-    """Return random weights: norms 1, a router that spreads evenly, dense matrices that keep a token's size, valid MXFP4.
+    """Return random weights: norm gains of 1, a router that uses all experts evenly, dense matrices that preserve the norm, valid MXFP4.
 
     The same seed gives the same weights on the same kind of device. Raises DoesNotFit.
     """
@@ -52,9 +52,9 @@ def random_weights(config: ModelConfig, device: torch.device, dtype: torch.dtype
 def separate_experts(weights: Weights, seed: int = 3) -> None:
     """Give the routers biases so far apart that rounding never changes their choice: for comparing whole models in bf16.
 
-    With evenly spread routers some token's fourth and fifth expert are always within rounding of each other, and a model of
-    random weights that takes another expert says something else altogether (20b shapes, 200 tokens: the logits of two right
-    computations differ by 0.76 relative; with separate experts by 0.03).
+    With an even router, some token's fourth and fifth expert always score within rounding of each other, and with random weights
+    another expert changes the output completely (20b shapes, 200 tokens: the logits of two correct computations differ by 0.76
+    relative; with separate experts by 0.03).
     """
     generator = torch.Generator(weights.embedding.device).manual_seed(seed)
     for layer in weights.layers:

@@ -1,8 +1,8 @@
 """YaRN: the rotary frequencies and the table of cosines and sines.
 
 Peng et al. 2023 (YaRN, arXiv 2309.00071), as gpt-oss was trained with it: the edges of the ramp are *not* rounded to
-whole dimensions. A model with rounded edges differs by less than bf16 noise at short contexts, so only a test on the
-numbers below can tell them apart.
+whole dimensions. At short contexts, rounded edges change the output by less than bf16 noise, so only a test of the
+numbers below can detect them.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from runtime.model.config import ModelConfig
 
 
 def inverse_frequencies(config: ModelConfig) -> torch.Tensor:
-    """Return the angle a position adds in each of the head_dim / 2 planes, in radians, float64 [D / 2].
+    """Return the angle per position in each of the head_dim / 2 planes, in radians, float64 [D / 2].
 
     f_i = theta^(2i/D); edge(n) = (D/2) ln(initial / (2 pi n)) / ln(theta); ramp_i rises from 0 at edge(beta_fast) to 1
     at edge(beta_slow); the result is (1 - ramp_i) / f_i + ramp_i / (factor f_i). With a factor of 1 or less: 1 / f_i.
 
-    Raises CheckpointError where the edges do not lie in order inside the dimensions.
+    Raises CheckpointError if the edges are out of order or outside the dimensions.
     """
     half = config.head_dim // 2
     plane = torch.arange(half, dtype=torch.float64)
@@ -39,7 +39,7 @@ def inverse_frequencies(config: ModelConfig) -> torch.Tensor:
 
 
 def edge(config: ModelConfig, rotations: float) -> float:
-    """Return the plane, a real number, that makes so many rotations over the initial context."""
+    """Return the plane (a real number) that makes ``rotations`` rotations over the initial context."""
     periods = config.initial_context_tokens / (rotations * 2.0 * math.pi)
     return config.head_dim / 2 * math.log(periods) / math.log(config.rope_theta)
 
@@ -52,7 +52,7 @@ def concentration(config: ModelConfig) -> float:
 def rope_table(config: ModelConfig, positions: int, device: torch.device) -> torch.Tensor:
     """Return fp32 [positions, D] = cos | sin, each times the concentration.
 
-    Angles are made in float64 on the host: a product in fp32 is off by 0.004 radians at position 131,000.
+    Angles are computed in float64 on the host: in fp32 the product is off by 0.004 radians at position 131,000.
     """
     angles = torch.arange(positions, dtype=torch.float64)[:, None] * inverse_frequencies(config)
     table = torch.cat((angles.cos(), angles.sin()), dim=1) * concentration(config)

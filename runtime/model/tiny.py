@@ -1,4 +1,4 @@
-"""A tiny gpt-oss for tests and demonstrations: every part of the arithmetic in it, and every part of it noticeable."""
+"""A tiny gpt-oss model for tests and demonstrations: it has every part of the computation, and an error in any part is visible."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ HARMONY_VOCABULARY = 201_088
 
 
 def tiny_config(vocabulary: int = 256, layers: int = 4, window: int = 16) -> ModelConfig:
-    """Return tiny sizes that trip what the real ones forgive.
+    """Return tiny sizes that expose mistakes which the real sizes would hide.
 
     head_dim is not 64, kv_heads squared is not query_heads, queries are wider than hidden, and intermediate differs
-    from hidden. ``HARMONY_VOCABULARY`` makes it speak harmony's ids; its weights then take 52 MB in bf16.
+    from hidden. With ``HARMONY_VOCABULARY`` it has harmony's ids; its weights then take 52 MB in bf16.
     """
     return ModelConfig(
         hidden=64,
@@ -46,9 +46,9 @@ def tiny_weights(config: ModelConfig, seed: int = 0) -> Weights:
         for bias in (layer.qkv_bias, layer.out_bias, layer.router_bias, layer.up_bias, layer.down_bias):
             bias.normal_(0.0, 0.5, generator=generator)
         layer.sinks.normal_(1.0, 1.0, generator=generator)
-        layer.up.scales.add_(4)  # activations that reach the clamp at 7 …
-        layer.down.scales.sub_(3)  # … and yet do not drown the residual stream, where bf16 would drift
-    # Gains and sinks are held in fp32 but stored in bf16: round them, so that what is saved is what was made.
+        layer.up.scales.add_(4)  # so that activations reach the clamp at 7 …
+        layer.down.scales.sub_(3)  # … without dominating the residual stream, where bf16 errors would accumulate
+    # Gains and sinks are fp32 in memory but bf16 on disk: round them here, so that saving does not change them.
     for tensor in (
         weights.final_gain,
         *(t for layer in weights.layers for t in (layer.attention_gain, layer.mlp_gain, layer.sinks)),
@@ -64,7 +64,7 @@ def write_tiny(
     seed: int = 0,
     shards: int = 1,
 ) -> ModelConfig:
-    """Write a tiny checkpoint in a layout and return its sizes. The same seed writes the same model in both layouts."""
+    """Write a tiny checkpoint in a layout and return its sizes. The same seed gives the same model in both layouts."""
     chosen = tiny_config() if config is None else config
     save_weights(tiny_weights(chosen, seed), chosen, directory, layout, shards)
     return chosen

@@ -1,4 +1,4 @@
-"""The layers over a record of kernels: token ids and paged caches in, logits out."""
+"""The transformer: from token ids and paged caches to logits, with a given record of kernels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from runtime.model.weights import Weights
 
 @dataclass(frozen=True, slots=True)
 class Transformer:
-    """A model ready to run: weights, kernels, and the table of rotations, all on one device."""
+    """A model ready to run: weights, kernels and the RoPE table, all on one device."""
 
     config: ModelConfig
     shapes: Shapes
@@ -26,17 +26,17 @@ class Transformer:
 
     @property
     def device(self) -> torch.device:
-        """Where the model lives."""
+        """The model's device."""
         return self.weights.embedding.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it computes in, and what its cache holds."""
+        """The dtype of its computation and its cache."""
         return self.weights.embedding.dtype
 
 
 def require_kernels(config: ModelConfig, kernels: Kernels) -> None:
-    """Raise RuntimeFault where the kernels do not take a model's sizes."""
+    """Raise RuntimeFault if the kernels do not support a model's sizes."""
     if (refusal := kernels.refusal(config.shapes())) is not None:
         raise RuntimeFault(f"the {kernels.name} kernels do not run this model: {refusal}. Use the reference kernels")
 
@@ -44,9 +44,9 @@ def require_kernels(config: ModelConfig, kernels: Kernels) -> None:
 def build_transformer(
     config: ModelConfig, weights: Weights, kernels: Kernels, positions: int | None = None
 ) -> Transformer:
-    """Put a model together. ``positions`` bounds the table of rotations (None: the whole context).
+    """Build a model. ``positions`` is the length of the RoPE table (None: the whole context).
 
-    Raises RuntimeFault where the kernels do not take the model's sizes.
+    Raises RuntimeFault if the kernels do not support the model's sizes.
     """
     require_kernels(config, kernels)
     count = config.context_tokens if positions is None else positions
@@ -56,11 +56,10 @@ def build_transformer(
 
 @torch.no_grad()
 def forward(model: Transformer, inputs: StepInputs, caches: Sequence[LayerCache]) -> torch.Tensor:
-    """Run one step and return fp32 logits [S, V] of the rows ``inputs.sample_rows``; the caches are written.
+    """Run one step: write the caches and return fp32 logits [S, V] of the rows ``inputs.sample_rows``.
 
-    Nothing here reads a value back to the host or depends on one, so with kernels that do not either, a step can be
-    captured in a CUDA graph and replayed on other inputs of the same shape. Raises RuntimeFault where a kernel does not run
-    on the device.
+    No value is read back to the host here, so with kernels that read none either, a step can be captured in a CUDA graph and
+    replayed on other inputs of the same shape. Raises RuntimeFault if a kernel does not run on the device.
     """
     try:
         return _forward(model, inputs, caches)
@@ -82,8 +81,10 @@ def _forward(model: Transformer, inputs: StepInputs, caches: Sequence[LayerCache
         normalised, ids, shares = run.route(x, layer.mlp_gain, layer.router_weight, layer.router_bias, shapes)
         activated = run.experts_up(normalised, ids, layer.up, layer.up_bias, shapes)
         x = run.experts_down(activated, ids, shares, layer.down, layer.down_bias, x, shapes)
-    if not inputs.sample_rows.numel():  # a chunk of a prompt: the unembedding is a quarter of a token's bytes
+    if (
+        not inputs.sample_rows.numel()
+    ):  # a chunk of a prompt: skip the unembedding, a quarter of the bytes that a token reads
         return x.new_empty(0, shapes.vocabulary, dtype=torch.float32)
-    if x.shape[0] > 1:  # one row needs no choosing, and a launch less is felt
+    if x.shape[0] > 1:  # a single row needs no gather, and one launch less is measurable
         x = x.index_select(0, inputs.sample_rows)
     return run.unembed(x, weights.final_gain, weights.unembedding, shapes)

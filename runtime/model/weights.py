@@ -1,7 +1,7 @@
-"""A model's tensors: where they live, and how both checkpoint layouts name them.
+"""A model's tensors, and their names in both checkpoint layouts.
 
-Everything about checkpoints is derived from one table: ``destinations`` says, for a layout, which tensor of the model
-each name fills. Its keys are the names that must be there, its shapes are the shapes that are demanded.
+Everything about checkpoints is derived from one table: for a layout, ``destinations`` maps each name to the tensor of the model
+that it fills. Its keys are the required names, its shapes the required shapes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from runtime.model.config import ModelConfig
 
 
 class Layout(StrEnum):
-    """The two ways a checkpoint names its tensors."""
+    """The two naming schemes of checkpoints."""
 
     ORIGINAL = "original"
     HUGGING_FACE = "hugging_face"
@@ -25,7 +25,7 @@ class Layout(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One layer. Gains and sinks are fp32, MXFP4 stays as it is, the rest is in the compute dtype."""
+    """One layer. Gains and sinks are fp32, experts MXFP4, the rest is in the compute dtype."""
 
     attention_gain: torch.Tensor  # [H]
     qkv_weight: torch.Tensor  # [(Nq + 2 Nk) D, H]
@@ -44,7 +44,7 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """All of a model's tensors, on one device."""
+    """All tensors of a model, on one device."""
 
     embedding: torch.Tensor  # [V, H]
     layers: tuple[LayerWeights, ...]
@@ -53,7 +53,7 @@ class Weights:
 
 
 def allocate(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Weights:
-    """Return weights of the right shapes with nothing in them. On the device ``meta`` they take no memory."""
+    """Return uninitialized weights of the right shapes. On the device ``meta`` they take no memory."""
 
     def dense(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
@@ -97,7 +97,7 @@ def allocate(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> W
 
 
 def destinations(weights: Weights, config: ModelConfig, layout: Layout) -> dict[str, torch.Tensor]:
-    """Return, for every name of a layout's checkpoint, the tensor (or the rows of one) that it fills."""
+    """Return, for every name in a layout, the tensor (or the rows of one) that it fills."""
     match layout:
         case Layout.ORIGINAL:
             return _original(weights)
@@ -167,12 +167,12 @@ def _hugging_face(weights: Weights, config: ModelConfig) -> dict[str, torch.Tens
 
 
 def size_bytes(weights: Weights) -> int:
-    """Return the bytes of all tensors, of weights on ``meta`` too."""
+    """Return the bytes of all tensors; also works on ``meta``."""
     return sum(tensor.nbytes for tensor in tensors(weights))
 
 
 def tensors(weights: Weights) -> Iterator[torch.Tensor]:
-    """Give every tensor once."""
+    """Yield every tensor once."""
     yield from (weights.embedding, weights.final_gain, weights.unembedding)
     for layer in weights.layers:
         for field in fields(layer):

@@ -267,4 +267,4 @@ def test_a_model_that_was_pulled_is_run_here_where_no_server_is(
     assert isinstance(model.codec, Codec)  # type: ignore[attr-defined]
     model.close()
     assert said[0].startswith("taking the ")
-    assert "no server is there, somebody/tiny was pulled, and " in said[0]
+    assert "no local server answers, somebody/tiny was downloaded, and " in said[0]

@@ -209,7 +209,7 @@ def rename(old: str, new: str) -> Callable[[Tensors], None]:
             rename("block.0.mlp.mlp1_weight.blocks", "block.0.mlp.mlp1_weight_blocks"),
             r"missing: block\.0\.mlp\.mlp1_weight",
         ),
-        (put("lm_head.weight", torch.zeros(256, 64)), r"mixes two layouts: '.*' is of the original one, 'lm_head"),
+        (put("lm_head.weight", torch.zeros(256, 64)), r"mixes two layouts: '.*' belongs to the original one, 'lm_head"),
     ],
     ids=["missing", "extra", "misshapen", "wrong type", "scales as floats", "wrong joiner", "mixed"],
 )
@@ -327,7 +327,7 @@ def test_folders_that_are_no_checkpoint_are_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt_oss"}), encoding="utf-8")
     with pytest.raises(CheckpointError, match="num_hidden_layers"):
         open_checkpoint(tmp_path)
-    with pytest.raises(CheckpointError, match=r"no tensor has a name of gpt-oss: wte\.weight"):
+    with pytest.raises(CheckpointError, match=r"no tensor has a name that gpt-oss uses: wte\.weight"):
         detect_layout(["wte.weight"])
 
 

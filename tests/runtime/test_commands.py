@@ -202,7 +202,7 @@ def test_bench_takes_a_checkpoint_too(tiny_checkpoints: dict[Layout, Path], caps
         ("9" * 5000, f"line 1: '{'9' * 40}' is not an id"),
         ("-1\n", "line 1: '-1'"),
         ("1 2\n", "line 1: '1 2'"),
-        ("\n\n", "holds no token id"),
+        ("\n\n", "contains no token ids"),
         ("é\n", "cannot be read as token ids"),
     ],
 )
@@ -224,7 +224,7 @@ def test_wrong_ids_are_named(
         (["--device", "cuda"], "finds no CUDA device here"),
         (["--device", "mps"], "finds no Metal device here"),
         (["--device", "gpu"], "no such device"),
-        (["--device", "meta"], "--device meta: nothing here runs on it; use cpu, cuda or mps"),
+        (["--device", "meta"], "--device meta: the runtime does not support it; use cpu, cuda or mps"),
         (["--max-tokens", "131072"], "the model's window is 131072"),
         (["--temperature", "-1"], "temperature is -1.0"),
         (["--ids", "/nowhere"], "cannot be read as token ids"),
@@ -251,7 +251,7 @@ def test_what_cannot_be_is_said_in_one_line(
 def test_a_checkpoint_that_is_not_there_is_named(ids_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("/no/such/folder", "someone/never-pulled"):
         assert cli.main(["generate", name, "--ids", str(ids_file)]) == cli.FAULT
-        assert f"{name} is neither a folder nor a model that was pulled" in capsys.readouterr().err
+        assert f"{name} is neither a folder nor a completely downloaded model" in capsys.readouterr().err
 
 
 def test_a_model_that_does_not_fit_is_refused(

@@ -168,7 +168,7 @@ def test_an_unknown_key_is_named(form: dict[str, Any]) -> None:
         ({"intermediate_size": 100}, "intermediate_size must be a multiple of 32"),
         ({"num_attention_heads": 63}, "multiple of num_key_value_heads"),
         ({"head_dim": 63}, "head_dim must be even"),
-        ({"num_local_experts": 2}, "more experts a token"),
+        ({"num_local_experts": 2}, "more experts per token"),
         ({"hidden_size": "2880"}, "hidden_size is '2880'"),
         ({"hidden_size": 2880.5}, "whole number"),
         ({"hidden_size": True}, "positive number"),

@@ -102,7 +102,7 @@ def test_a_disk_that_is_too_full_is_said_before_anything_is_fetched(
 
 def test_a_repository_without_weights_is_no_checkpoint(server: FakeHub, tmp_path: Path) -> None:
     server.files = {"config.json": b"{}"}
-    with pytest.raises(CheckpointError, match=r"holds no \*\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"contains no \*\.safetensors"):
         hub.pull(REPOSITORY, cache=tmp_path, endpoint=server.endpoint)
 
 
@@ -115,7 +115,7 @@ def test_another_model_is_refused_once_it_is_seen(server: FakeHub, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("repository", "message"),
-    [("someone/else", "someone/else cannot be fetched: "), ("no such//name", "is not the name of a repository")],
+    [("someone/else", "someone/else cannot be downloaded: "), ("no such//name", "is not the name of a repository")],
 )
 def test_what_is_not_there_is_named(repository: str, message: str, server: FakeHub, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=message):
@@ -123,7 +123,7 @@ def test_what_is_not_there_is_named(repository: str, message: str, server: FakeH
 
 
 def test_a_hub_that_does_not_answer_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=f"{REPOSITORY} cannot be fetched"):
+    with pytest.raises(CheckpointError, match=f"{REPOSITORY} cannot be downloaded"):
         hub.pull(REPOSITORY, cache=tmp_path, endpoint="http://127.0.0.1:9")
 
 
@@ -137,7 +137,7 @@ def test_verify_needs_no_network_and_names_the_damaged_file(server: FakeHub, tmp
     content = bytearray(blob.read_bytes())
     content[-1] ^= 1
     blob.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"model-00002-of-00002\.safetensors in .* does not have its hash"):
+    with pytest.raises(CheckpointError, match=r"model-00002-of-00002\.safetensors in .* has a wrong hash"):
         hub.verify(path)
     assert server.requests == []
 
@@ -149,7 +149,7 @@ def test_a_plain_folder_is_verified_by_its_tensors(tmp_path: Path) -> None:
     (tmp_path / "model" / "model-00001-of-00002.safetensors").unlink()
     with pytest.raises(CheckpointError, match="lacks model-00001"):
         hub.verify(tmp_path / "model")
-    with pytest.raises(CheckpointError, match="holds no file"):
+    with pytest.raises(CheckpointError, match="contains no files"):
         hub.verify(tmp_path / "nothing")
 
 
@@ -172,5 +172,5 @@ def test_a_model_is_located_by_folder_or_by_name(server: FakeHub, tmp_path: Path
     with pytest.raises(CheckpointError, match="agent models pull someone/else"):
         hub.locate("someone/else", cache=tmp_path)
     (path / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="neither a folder nor a model that was pulled whole"):
+    with pytest.raises(CheckpointError, match="neither a folder nor a completely downloaded model"):
         hub.locate(REPOSITORY, cache=tmp_path)

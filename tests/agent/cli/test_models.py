@@ -42,7 +42,7 @@ def test_a_model_is_pulled_listed_and_verified(
     blob = Path(path, "model.safetensors").resolve()
     blob.write_bytes(blob.read_bytes()[:-1] + b"?")
     assert run(["models", "verify", path]) == 3
-    assert "does not have its hash" in capsys.readouterr().err
+    assert "has a wrong hash" in capsys.readouterr().err
 
 
 def test_a_terminal_is_told_what_is_being_hashed(
@@ -82,7 +82,7 @@ def test_a_repository_that_is_not_there_is_one_line(
     server: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["models", "pull", "someone/else", "--cache", str(tmp_path), "--endpoint", server.endpoint]) == 3
-    assert "agent: someone/else cannot be fetched" in capsys.readouterr().err
+    assert "agent: someone/else cannot be downloaded" in capsys.readouterr().err
 
 
 def test_without_the_runtime_it_says_how_to_get_it(

@@ -97,7 +97,7 @@ def test_it_does_not_give_up_long_before_its_time() -> None:
 
 def test_a_wait_longer_than_patience_is_not_begun() -> None:
     watch = Watch()
-    with pytest.raises(EndpointUnreachable, match="wants 300 s of rest, which is more than endpoint_timeout_s = 60"):
+    with pytest.raises(EndpointUnreachable, match="asks to wait 300 s, which is more than endpoint_timeout_s = 60"):
         list(persist(forever(Transient("429", retry_after_s=300), watch), ENDPOINT, watch.clock()))
     assert watch.slept == []
 

@@ -43,9 +43,7 @@ def test_the_only_gpt_oss_is_taken_among_others() -> None:
 
 def test_who_wants_calls_constrained_is_told_that_a_server_cannot() -> None:
     said = opened(listing({"id": "m"}), model="m", context_tokens=32_768, constrain="calls")[2]
-    assert said == [
-        "calls are not constrained: only the engine in this process (--wire local) can be told which tokens may come"
-    ]
+    assert said == ["calls are not constrained: only the bundled engine (--wire local) supports that"]
 
 
 @pytest.mark.parametrize("models", [["a", "b"], ["gpt-oss-20b", "gpt-oss-120b", "c"], []])
@@ -299,4 +297,4 @@ def test_a_seed_that_nobody_heeds_is_said_not_to_be_used(wire: str, told: bool) 
     with serving([listing({"id": "m", "max_model_len": 40_960})]) as server:
         model = open_model(RunConfig(endpoint=server.url, wire=wire, model="m", seed=3), said.append)
         model.close()
-    assert said == ([f"the seed is not used: m at {server.url} (responses) takes none"] if told else [])
+    assert said == ([f"the seed is not used: m at {server.url} (responses) does not support one"] if told else [])

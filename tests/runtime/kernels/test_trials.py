@@ -128,7 +128,7 @@ def test_what_computes_something_else_is_left_out(
 
     monkeypatch.setattr(tune, "triton_kernels", kernels)
     part = "chosen" if name == "route" else name
-    with pytest.raises(Left, match=f"{part} is .* away from what the defaults compute"):
+    with pytest.raises(Left, match=f"the result of {part} differs by .* from that of the defaults"):
         trials.prepare(field, sizes())
 
 
@@ -247,7 +247,7 @@ def test_the_choice_is_kept_told_and_taken_from_then_on(made_up: None, tmp_path:
     assert said[0] == "NVIDIA Made Up, 132 processors, Triton 3.6.0; 8 layers of gpt-oss-20b"
     assert said[1] == "gemv           (4, 255) -> (32, 255) (1 tried, the best takes 0.500)"
     assert said[3].split()[-3:] == ["1000000.0", "500000.0", "0.500"]
-    assert f"kept in {kept}" in said[4]
+    assert f"saved in {kept}" in said[4]
     assert len(said) == 5
     chosen = choose(GPU, tmp_path, said.append).tuning
     assert chosen == replace(Tuning(), gemv=(32, 255))
@@ -290,7 +290,7 @@ def test_what_ends_it_early_leaves_what_was_chosen(
     with pytest.raises(raised, match=says):
         tune.tune("20b", quick=True, out=None, cache=tmp_path, say=said.append)
     assert choose(GPU, tmp_path, said.append).tuning == replace(Tuning(), gemv=(32, 255))
-    assert (said[-1] == f"stopped: the results so far are kept in {kept_at(GPU, tmp_path)}") == (says is None)
+    assert (said[-1] == f"stopped: the results so far are saved in {kept_at(GPU, tmp_path)}") == (says is None)
 
 
 def test_what_ends_it_in_its_first_field_leaves_nothing_and_says_so(
@@ -316,7 +316,9 @@ def test_kernels_that_do_not_run_at_all_are_said(
     monkeypatch.setattr(
         tune, "triton_kernels", lambda device, tuning: replace(triton_kernels(device, tuning), unembed=refuse)
     )
-    with pytest.raises(RuntimeFault, match=r"do not run on this NVIDIA Made Up with the sizes .* OutOfResources"):
+    with pytest.raises(
+        RuntimeFault, match=r"do not run on this NVIDIA Made Up with their initial sizes: .*OutOfResources"
+    ):
         tune.tune("20b", quick=True, out=None, cache=tmp_path, say=lambda _: None)
     assert list(tmp_path.iterdir()) == []
 
