@@ -1,4 +1,4 @@
-"""One attempt of one task: begun, gone on with, or read from its log; what it came to, and which of them to keep."""
+"""One attempt at one task: started, resumed, or read from its log; its result, and which attempt of several to keep."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from sandbox.errors import DiffRefused, SandboxError, WorktreeError
 RESULT_NAME = "result.json"
 LOCK_WAIT_S = 20.0
 FAILED_CALLS = 3
-# Answers that could not be used as they came, whatever was made of them.
+# Kinds of repair of answers that could not be used as they were.
 UNUSABLE = (Repair.RESAMPLED, Repair.CUT_CALL, Repair.CUT_LOOP, Repair.CUT_THINKING)
 
 
 class Kind(StrEnum):
-    """What an attempt came to, by who is to look at it."""
+    """The result of an attempt, by where the cause of a failure is."""
 
-    DONE = "done"  # a change, and no check speaks against it
-    MODEL = "model"  # the model's own: wrong, or no change
-    PARSER = "parser"  # as model, and at least half of the answers could not be used as they came
+    DONE = "done"  # a change was made and no check failed because of it
+    MODEL = "model"  # the model failed: a wrong change, or none
+    PARSER = "parser"  # as model, and at least half of the answers could not be used as they were
     TOOL = "tool"  # as model, and the last calls all failed
     LIMIT = "limit"  # turns, tokens or time
     POLICY = "policy"  # the change may not leave the sandbox
@@ -70,7 +70,7 @@ RANKS = (Outcome.PASSED, Outcome.UNVERIFIED, Outcome.CHECKS_FAILED, Outcome.LIMI
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a worker is told. ``config`` is ``agent.config.public`` of the run's; the key comes from the environment."""
+    """A worker's job. ``config`` is ``agent.config.public`` of the run's configuration; the API key comes from the environment."""
 
     task: str
     attempt: int  # from 1
@@ -82,13 +82,13 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Task and attempt, for people."""
+        """Task and attempt, for display."""
         return f"{self.task} #{self.attempt}"
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What an attempt came to: observed, apart from what was claimed, and what it cost. ``run`` is its folder's name."""
+    """The result of an attempt: what was observed, what the model claimed, and what it cost. ``run`` is the name of its folder."""
 
     attempt: int
     kind: Kind
@@ -104,9 +104,9 @@ class Attempt:
     turns: int = 0
     calls: int = 0
     repairs: int = 0
-    total_tokens: int = 0  # prompts and answers
+    total_tokens: int = 0  # of prompts and answers
     sampled_tokens: int = 0
-    duration_s: float = 0.0  # at work, over all its starts
+    duration_s: float = 0.0  # working time, over all its starts
     ended_at: float = 0.0  # seconds since the epoch
 
 
@@ -120,10 +120,10 @@ class Progress:
 
 
 def run_attempt(job: Job, may_ask: Callable[[], None], tell: Callable[[Progress], None]) -> Attempt | None:
-    """Do an attempt, or what is left of it, and return what it came to; None when it was interrupted.
+    """Do an attempt, or the rest of one, and return its result; None if it was interrupted.
 
-    ``may_ask`` is called before every request to the model: it waits until one is allowed, and raises KeyboardInterrupt
-    when no more are. ``tell`` is called as the attempt proceeds. A defect is raised.
+    ``may_ask`` is called before every request to the model: it waits until the request is allowed, and raises KeyboardInterrupt
+    if no more are. ``tell`` is called as the attempt proceeds. Unexpected errors are raised.
     """
     folder = Path(job.folder)
     known = load_attempt(folder)
@@ -149,9 +149,9 @@ def run_attempt(job: Job, may_ask: Callable[[], None], tell: Callable[[Progress]
 
 
 def load_attempt(folder: Path) -> Attempt | None:
-    """Return what the attempt in a folder came to, None where it has not ended or its result is damaged.
+    """Return the result of the attempt in a folder; None if it has not ended or the result file is damaged.
 
-    Nothing is lost with it: the attempt is read from its log again.
+    A damaged result loses nothing, because the attempt is read from its log again.
     """
     try:
         return from_record(dict(json.loads((folder / RESULT_NAME).read_bytes())))
@@ -160,7 +160,7 @@ def load_attempt(folder: Path) -> Attempt | None:
 
 
 def from_record(data: Mapping[str, Any]) -> Attempt:
-    """Read what ``to_record`` gave."""
+    """Return the attempt in a record that ``to_record`` made."""
     paths = {key: tuple(data.get(key, ())) for key in ("changed_paths", "test_paths")}
     return Attempt(**{**data, **paths, "kind": Kind(data["kind"])})
 
@@ -171,7 +171,7 @@ def to_record(attempt: Attempt) -> dict[str, Any]:
 
 
 def select(attempts: Sequence[Attempt]) -> Attempt:
-    """Return the attempt to keep: by observed checks, then without test edits, then the smallest change. Pure."""
+    """Return the attempt to keep: the best by observed checks, then one without edits of tests, then the smallest change. Pure."""
 
     def rank(attempt: Attempt) -> tuple[int, int, bool, int, int]:
         place = RANKS.index(Outcome(attempt.outcome)) if attempt.outcome in RANKS else len(RANKS)
@@ -181,7 +181,7 @@ def select(attempts: Sequence[Attempt]) -> Attempt:
 
 
 def summed_up(entries: Sequence[Entry], run: Path, number: int) -> Attempt:
-    """Sum a run up from its log and patch."""
+    """Return the result of a run, from its log and patch."""
     state = fold(entry.event for entry in entries)
     ended = state.ended or RunEnded(Outcome.INTERRUPTED, "it was killed")
     steps = (pair for pair in pairwise(entries) if not isinstance(pair[1].event, Resumed))
@@ -236,7 +236,7 @@ def _keep(folder: Path, attempt: Attempt) -> Attempt:
 
 
 def _begun(folder: Path) -> tuple[Path | None, list[Entry]]:
-    """Return the run that was begun here and its log; what was killed before it began is removed."""
+    """Return the run that was started in a folder and its log; runs that were killed before their first event are removed."""
     begun: tuple[Path | None, list[Entry]] = None, []
     for run in sorted(path for path in folder.glob("*") if path.is_dir()):
         log = run / LOG_NAME
@@ -251,7 +251,7 @@ def _begun(folder: Path) -> tuple[Path | None, list[Entry]]:
 
 
 def _wait_for(log: Path) -> None:
-    """Wait for a worker that is still dying. Raises LogError when it does not."""
+    """Wait for a worker that is still exiting. Raises LogError if it does not exit."""
     give_up_s = time.monotonic() + LOCK_WAIT_S
     while is_running(log):
         if time.monotonic() > give_up_s:
@@ -260,7 +260,7 @@ def _wait_for(log: Path) -> None:
 
 
 def _follower(state: State, tell: Callable[[Progress], None]) -> Callable[[Event], None]:
-    """Return what is shown every event: it folds them, and tells when there is something new."""
+    """Return an event listener that folds the events and calls ``tell`` when there is progress."""
 
     def show(event: Event) -> None:
         nonlocal state
@@ -273,7 +273,7 @@ def _follower(state: State, tell: Callable[[Progress], None]) -> Callable[[Event
 
 
 class Gated:
-    """A model that asks before it is asked."""
+    """A model that waits for permission before each request."""
 
     def __init__(self, model: Model, may_ask: Callable[[], None]) -> None:
         self._model, self._may_ask = model, may_ask

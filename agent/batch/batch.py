@@ -1,4 +1,4 @@
-"""Many tasks: which attempt comes next, what each task came to, and when to stop."""
+"""Runs many tasks: decides which attempt comes next, records the result of each task, and stops when told to."""
 
 from __future__ import annotations
 
@@ -37,36 +37,36 @@ AGAIN = (Kind.ENDPOINT, Kind.SANDBOX, Kind.HARNESS)  # no fault of the task or t
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a batch is run. ``ladder`` holds the efforts to try, one after the other while checks fail; () is the task's own."""
+    """How to run a batch. ``ladder`` are the efforts to try one after another while checks fail; () means the task's own."""
 
     jobs: int = 1
-    attempts: int = 1  # of each rung, side by side
+    attempts: int = 1  # per effort, in parallel
     ladder: tuple[str, ...] = ()
-    stagger_s: float = 0.3  # between the first starts, so that they do not all meet the engine at once
-    again: tuple[Kind, ...] = AGAIN  # tasks that ended so are run again
+    stagger_s: float = 0.3  # between the first starts, so that they do not all start containers at once
+    again: tuple[Kind, ...] = AGAIN  # tasks with these results are run again
 
 
 class Engine(Protocol):
-    """What runs attempts."""
+    """Runs attempts."""
 
     def run(self, job: Job, tell: Callable[[Progress], None]) -> Attempt | None:
-        """Do an attempt and return what it came to; None when it was stopped before its end. Any thread may call it."""
+        """Do an attempt and return its result; None if it was stopped before its end. Thread-safe."""
         ...
 
     def stop(self) -> None:
-        """Ask what runs to stop cleanly."""
+        """Ask all running attempts to stop cleanly."""
         ...
 
 
 class Checkouts(Protocol):
-    """Where the repositories of tasks are."""
+    """Provides the checkouts of tasks."""
 
     def take(self, task: Task) -> Path:
         """Return the task's checkout, the same for all its attempts."""
         ...
 
     def give_back(self, task: Task) -> None:
-        """The task is done."""
+        """Release the checkout: the task is done."""
         ...
 
 
@@ -82,29 +82,29 @@ class Watch(Protocol):
         ...
 
     def ended(self, job: Job, attempt: Attempt | None) -> None:
-        """An attempt has ended (None: was stopped)."""
+        """An attempt has ended (None: it was stopped)."""
         ...
 
     def finished(self, record: Record) -> None:
-        """A task is done: its line is on the disk."""
+        """A task is done: its result is on disk."""
         ...
 
 
 @dataclass(slots=True)
 class _Entry:
-    """A task on its way."""
+    """A task in progress."""
 
     task: Task
     rung: int = 0
     attempts: list[Attempt] = field(default_factory=list)
-    open: int = 0  # attempts of this rung that have not ended
+    open: int = 0  # attempts with the current effort that have not ended
 
 
 Configure = Callable[[Task, Path], RunConfig]
 
 
 class Batch:
-    """Runs tasks that have no line yet. ``configure`` makes the configuration of a task from it and its checkout."""
+    """Runs the tasks that have no result yet. ``configure`` returns the configuration for a task and its checkout."""
 
     def __init__(
         self, tasks: Sequence[Task], configure: Configure, plan: Plan, results: Results, engine: Engine, governor: Governor,
@@ -117,20 +117,20 @@ class Batch:
         self._working = 0  # threads
         self._ended: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._unfinished = 0
-        self._lost = 0  # attempts in a row that the endpoint failed
+        self._lost = 0  # attempts in a row that failed because of the endpoint
         self._failure: BaseException | None = None
         for task in tasks:
             self._enter(task)
 
     @property
     def unfinished(self) -> int:
-        """How many tasks have no line yet."""
+        """How many tasks have no result yet."""
         return self._unfinished
 
     def run(self) -> None:
-        """Run until every task has its line or the governor is stopped. Raises KeyboardInterrupt after a clean stop.
+        """Run until every task has a result or the governor is stopped. Raises KeyboardInterrupt after a clean stop.
 
-        Whatever ends it, running it again continues from there.
+        Whatever ends it, the next run continues from there.
         """
         threads = [
             threading.Thread(target=self._work, args=(number,), name=f"worker {number}", daemon=True)
@@ -142,7 +142,7 @@ class Batch:
         try:
             self._wait()
         except KeyboardInterrupt:
-            self._governor.stop("interrupted by the person")
+            self._governor.stop("interrupted by the user")
             with self._state:
                 self._state.notify_all()
             self._engine.stop()
@@ -171,7 +171,7 @@ class Batch:
         numbers = range(entry.rung * self._plan.attempts + 1, (entry.rung + 1) * self._plan.attempts + 1)
         entry.open = len(numbers)
         pairs = [(entry, number) for number in numbers]
-        if first:  # a task that has begun is ended before another begins
+        if first:  # finish a started task before starting another
             self._waiting.extendleft(reversed(pairs))
         else:
             self._waiting.extend(pairs)
@@ -181,7 +181,7 @@ class Batch:
             if self._governor.wait(number * self._plan.stagger_s):
                 while (taken := self._take()) is not None:
                     self._attempt(*taken)
-        except BaseException as error:  # noqa: BLE001 - it is raised where the batch is waited for
+        except BaseException as error:  # noqa: BLE001 - raised again by run()
             self._failure = error
             self._governor.stop(f"an internal error: {error}")
             with self._state:
@@ -192,13 +192,13 @@ class Batch:
             self._ended.put(None)
 
     def _wait(self) -> None:
-        """Wait for the threads. Not by join: a Ctrl-C in it makes Python take a thread that runs for ended (up to 3.12)."""
+        """Wait for the threads. Not with join: after a Ctrl-C in it, Python up to 3.12 treats a running thread as ended."""
         while self._working:
             with suppress(queue.Empty):
-                self._ended.get(timeout=0.5)  # not forever: Ctrl-C must be heard
+                self._ended.get(timeout=0.5)  # with a timeout, so that Ctrl-C is handled
 
     def _take(self) -> tuple[_Entry, int] | None:
-        """Return the next attempt; wait while one may still come. None: there is none, or the batch is stopped."""
+        """Return the next attempt; wait while one may still come. None: there are no more, or the batch is stopped."""
         with self._state:
             self._state.wait_for(lambda: bool(self._waiting or not self._unfinished or self._governor.stopped))
             return None if self._governor.stopped or not self._waiting else self._waiting.popleft()
@@ -226,7 +226,9 @@ class Batch:
 
     def _job(self, entry: _Entry, number: int) -> Job:
         task, plan = entry.task, self._plan
-        with self._state:  # attempts of a task share its checkout; git is quick, and one at a time spares the disk
+        with (
+            self._state
+        ):  # attempts of a task share its checkout; git is fast, and one checkout at a time is easier on the disk
             checkout = self._checkouts.take(task)
         shown = public(self._configure(task, checkout))
         if plan.ladder:
@@ -262,7 +264,7 @@ class Batch:
 
 
 def _record(task: Task, attempts: Sequence[Attempt]) -> Record:
-    """Return a task's line. ``folder`` is the kept run's, relative to the batch's."""
+    """Return a task's result record. ``folder`` is the kept run's folder, relative to the batch's."""
     kept = select(attempts)
     return {
         "task": task.name,
@@ -283,7 +285,7 @@ def _record(task: Task, attempts: Sequence[Attempt]) -> Record:
 
 
 def spent_tokens(records: Mapping[str, Record]) -> dict[tuple[str, int], int]:
-    """Return what each attempt of earlier starts has sampled, for the budget."""
+    """Return how many tokens each attempt of earlier batch runs has sampled, for the budget."""
     return {
         (name, attempt.attempt): attempt.sampled_tokens
         for name, record in records.items()

@@ -1,4 +1,4 @@
-"""Several attempts at one thing, and the best of them: what `agent fix -n K` does."""
+"""Best of several attempts at one task: `agent fix -n K`."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ NAME = "fix"
 def best_of(config: RunConfig, prompt: str, repository: Path, plan: Plan, watch: Watch) -> Path:
     """Make the attempts, keep the best as a run in ``runs_dir`` and deliver its change; return that run's folder.
 
-    Each attempt works on its own copy of the repository as it is now. The others' runs are deleted, and all of them where
-    this is interrupted. Raises ModelError where the endpoint was lost, AgentError where no attempt could begin.
+    Each attempt works on its own copy of the current repository. The other runs are deleted; if this is interrupted, all
+    are. Raises ModelError if the endpoint was lost, AgentError if no attempt could begin.
     """
     with scratch.folder("attempts") as state:
         admit_delivery(config, snapshots.take(repository, state, config.include_uncommitted))
@@ -63,7 +63,7 @@ def best_of(config: RunConfig, prompt: str, repository: Path, plan: Plan, watch:
 
 
 def _deliver(config: RunConfig, run: Path) -> None:
-    """Make the branch of a run that has only its patch, where one is wanted, and write that into its log."""
+    """Make the branch for a run that has only a patch, if one is wanted, and record it in the run's log."""
     with Log(run / LOG_NAME) as log:
         state = fold(entry.event for entry in log.entries)
         assert state.ended is not None

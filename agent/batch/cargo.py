@@ -1,4 +1,4 @@
-"""What travels between machines that share no disk: a checkout to where it is worked on, an attempt's folder back."""
+"""Archives that are sent between machines without a shared disk: a checkout to a worker, an attempt's folder back."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ LEFT_OUT_NAME = "left-out.txt"
 
 
 def pack_checkout(checkout: Path, max_bytes: int = MAX_CHECKOUT_BYTES) -> bytes:
-    """Return a checkout's commit as an archive of its git directory, with as much history as a sandbox is given.
+    """Return a checkout's commit as an archive of its git directory, with the same history as in a sandbox.
 
-    Raises WorktreeError where git cannot, AgentError where there is more of it than ``max_bytes``.
+    Raises WorktreeError if git fails, AgentError if the archive exceeds ``max_bytes``.
     """
     with scratch.folder("cargo") as fresh:
         snapshot = snapshots.take(checkout, fresh / "state", include_uncommitted=False)
         git_dir = fresh / ".git"
         git_dir.mkdir()
         snapshots.write_metadata(snapshot, git_dir)
-        for folder in ("refs/heads", "objects"):  # git knows a repository by these, and a clean one may lack them
+        for folder in ("refs/heads", "objects"):  # git requires these folders in a repository, but they may be missing
             (git_dir / folder).mkdir(parents=True, exist_ok=True)
         data = _archive([(".git", git_dir)], "w")
     if len(data) > max_bytes:
         raise AgentError(
-            f"the repository of {len(data) >> 20} MiB is more than the {max_bytes >> 20} MiB that are sent to a machine "
-            "of the cluster: run this task on one machine, or on a smaller repository"
+            f"the repository has {len(data) >> 20} MiB, more than the {max_bytes >> 20} MiB that can be sent to a machine "
+            "of the cluster: run this task without --engine ray, or on a smaller repository"
         )
     return data
 
 
 def unpack_checkout(data: bytes, place: Path) -> None:
-    """Make the checkout at ``place``, which must not be there yet, whole or not at all."""
+    """Create the checkout at ``place``, which must not exist, atomically."""
     place.parent.mkdir(parents=True, exist_ok=True)
     with scratch.staging(place.parent) as folder:
         fresh = folder / "checkout"
@@ -53,9 +53,9 @@ def unpack_checkout(data: bytes, place: Path) -> None:
 
 
 def pack_attempt(folder: Path, max_bytes: int = MAX_ATTEMPT_BYTES) -> bytes:
-    """Return what is kept of an attempt that has ended: result, patch, log and what the worker said.
+    """Return an archive of an ended attempt: result, patch, log and the worker's output.
 
-    Where that is more than ``max_bytes``, only result and patch go along, and a note that says so.
+    If that exceeds ``max_bytes``, it has only result and patch, and a note that says so.
     """
     kept = [*folder.glob(RESULT_NAME), *folder.glob(f"*/{PATCH_NAME}")]
     logs = [*folder.glob(WORKER_LOG_NAME), *folder.glob(f"*/{LOG_NAME}")]
@@ -68,7 +68,7 @@ def pack_attempt(folder: Path, max_bytes: int = MAX_ATTEMPT_BYTES) -> bytes:
 
 
 def unpack_attempt(data: bytes, folder: Path) -> None:
-    """Put what ``pack_attempt`` gave into a folder; the result, which says that the attempt is done, comes last."""
+    """Unpack an archive of ``pack_attempt`` into a folder; the result, which marks the attempt as done, is written last."""
     folder.mkdir(parents=True, exist_ok=True)
     with scratch.staging(folder) as fresh:
         _extract(data, fresh)

@@ -1,4 +1,4 @@
-"""A checkout of a task's repository, at the commit that the task begins with."""
+"""Checkouts of tasks' repositories, at the commit at which the task begins."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sandbox import plumbing, scratch
 from sandbox.errors import WorktreeError
 from sandbox.guest.removal import remove_tree
 
-# A folder of files becomes the same commit, wherever and whenever it is made.
+# Fixed author and date: a folder of files gives the same commit everywhere and every time.
 IDENTITY = {
     f"GIT_{who}_{what}": value
     for who in ("AUTHOR", "COMMITTER")
@@ -27,13 +27,13 @@ LEFTOVERS = ("__pycache__", "*.pyc", ".pytest_cache", "node_modules")
 
 @dataclass(frozen=True, slots=True)
 class Copies:
-    """A checkout for each task below ``folder``, removed when the task is done."""
+    """A checkout below ``folder`` for each task, removed when the task is done."""
 
     folder: Path
     cache: Path
 
     def take(self, task: Task) -> Path:
-        """Return the task's checkout, made if need be. Raises as ``lay_out`` does."""
+        """Return the task's checkout; create it if necessary. Raises as ``lay_out`` does."""
         return lay_out(task, self.folder / task.name, self.cache)
 
     def give_back(self, task: Task) -> None:
@@ -43,7 +43,7 @@ class Copies:
 
 @dataclass(frozen=True, slots=True)
 class InPlace:
-    """One repository that is there, for every task; it is only read."""
+    """One existing repository for every task; it is only read."""
 
     repository: Path
 
@@ -57,10 +57,10 @@ class InPlace:
 
 
 def lay_out(task: Task, place: Path, cache: Path) -> Path:
-    """Make the checkout at ``place``, whole or not at all, unless it is there; return it.
+    """Create the checkout at ``place`` atomically, unless it exists; return it.
 
-    What is fetched from elsewhere is kept as a mirror below ``cache``, one for all tasks of a repository.
-    Raises WorktreeError where git cannot, UsageError where there is no such repository.
+    A remote repository is kept as a mirror below ``cache``, one for all its tasks.
+    Raises WorktreeError if git fails, UsageError if there is no such repository.
     """
     if place.is_dir():
         return place
@@ -83,7 +83,7 @@ def lay_out(task: Task, place: Path, cache: Path) -> Path:
 def _commit(source: Path, fresh: Path) -> None:
     try:
         shutil.copytree(source, fresh, symlinks=True, ignore=shutil.ignore_patterns(*LEFTOVERS))
-    except shutil.Error as error:  # one for all files; the first says enough
+    except shutil.Error as error:  # it lists all files; the first one is enough
         raise WorktreeError(f"{source} cannot be copied to {fresh}: {error.args[0][0][2]}") from error
     env = {**plumbing.ISOLATED, **IDENTITY}
     plumbing.run(["init", "-q", "--initial-branch=main"], fresh, env)
@@ -100,7 +100,7 @@ def _clone(source: Path, fresh: Path, task: Task) -> None:
 
 
 def _mirror(url: str, commit: str | None, cache: Path) -> Path:
-    """Return a bare clone of what is elsewhere; fetched again only where the commit is not in it yet."""
+    """Return a bare clone of a remote repository; it is fetched again only if it lacks the commit."""
     mirror = cache / "mirrors" / f"{hashlib.sha256(url.encode()).hexdigest()[:24]}.git"
     mirror.parent.mkdir(parents=True, exist_ok=True)
     with _locked(mirror.with_suffix(".lock")):
@@ -121,7 +121,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def forget(place: Path) -> None:
-    """Remove a checkout that is no longer needed. Raises WorktreeError where something of it stays."""
+    """Remove a checkout that is no longer needed. Raises WorktreeError if it cannot be removed completely."""
     remove_tree(str(place))
     if place.exists():
         raise WorktreeError(f"the checkout {place} cannot be removed; remove it yourself")

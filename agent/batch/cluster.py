@@ -1,9 +1,9 @@
-"""The engine of many machines: each attempt an actor of a Ray cluster, which runs there what runs here otherwise.
+"""The engine for many machines: each attempt runs in an actor of a Ray cluster, with the same worker as on one machine.
 
-The batch keeps what must be one: the results, the token budget and the request rate; a worker asks for every request, and
-is told over the same line as on one machine. Nothing is read from a disk that is shared: checkouts go out and results come
-back through Ray. An attempt whose worker or machine is lost is begun again, on the same machine where that still lives,
-because it then resumes from its log.
+The batch process keeps what must exist once: the results, the token budget and the request rate. A worker asks it for permission
+before every request, by the same protocol as on one machine. No shared disk is needed: checkouts and results are sent
+through Ray. An attempt whose worker or machine is lost is started again, if possible on the same machine, where it
+resumes from its log.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from agent.errors import AgentError, UsageError
 from agent.saver import write_whole
 from sandbox.errors import WorktreeError
 
-LOSSES = 5  # machines come and go in a cluster; a worker that dies for reasons of its own counts on its machine
+LOSSES = 5  # lost actors per attempt, because machines come and go; a dying worker process is counted on its machine
 POLL_S = 0.5
-REST_S = 10.0  # how long an actor without work keeps its place
+REST_S = 10.0  # how long an idle actor keeps its place
 CONNECT_S = 10.0
 MACHINE_NAME = "machine"
 BATCH_NAME = "cluster-batch"
-Handle: TypeAlias = Any  # of an actor: Ray makes its methods when it runs
-THREADS = 4  # of an actor: the attempt, its reports, and orders to it
+Handle: TypeAlias = Any  # an actor handle: Ray creates its methods at runtime
+THREADS = 4  # per actor: for the attempt, its reports, and commands to it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,10 +51,10 @@ class _Place:
 
 
 class Cluster:
-    """Runs attempts on a Ray cluster. Thread safe; a context manager that connects and disconnects.
+    """Runs attempts on a Ray cluster. Thread-safe; a context manager that connects and disconnects.
 
-    ``address`` is the head's host:port, or auto for the cluster that this machine belongs to: it must belong to it anyway.
-    ``folder`` is the batch's, which gives it its name on the machines.
+    ``address`` is the head's host:port, or auto; this machine must be part of the cluster in both cases.
+    ``folder`` is the batch's folder, from which the batch's name on the machines is derived.
     """
 
     def __init__(self, address: str, folder: Path, governor: Governor) -> None:
@@ -63,10 +63,10 @@ class Cluster:
         self._lock = threading.Lock()
         self._seats: set[Handle] = set()
         self._resting: list[_Place] = []
-        self._wanted: list[str] = []  # machines on which an attempt that was begun there waits for a CPU
+        self._wanted: list[str] = []  # machines on which an attempt that was started there waits for a CPU
 
     def __enter__(self) -> Cluster:
-        """Connect. Raises UsageError where there is no cluster."""
+        """Connect. Raises UsageError if there is no cluster."""
         try:
             _reach(self._address)
             ray.init(self._address, log_to_driver=False, logging_level=logging.ERROR)
@@ -81,16 +81,16 @@ class Cluster:
         ray.shutdown()
 
     def run(self, job: Job, tell: Callable[[Progress], None]) -> Attempt | None:
-        """Do an attempt and return what it came to; None when it was stopped before its end.
+        """Do an attempt and return its result; None if it was stopped before its end.
 
-        Raises AgentError where the cluster's machines do not have this version of the program.
+        Raises AgentError if the cluster's machines do not have this version of the program.
         """
         known = load_attempt(Path(job.folder))
-        if known is not None:  # the batch was killed between the arrival of the result and its line
+        if known is not None:  # the batch was killed after the result arrived and before it was recorded
             return known
         lost, tell = "", adding_up(tell)
         for loss in range(LOSSES):
-            if not self._governor.wait(min(loss, 1)):  # not at once where something was just lost
+            if not self._governor.wait(min(loss, 1)):  # wait a second after a loss
                 return None
             try:
                 return self._start(job, tell)
@@ -147,7 +147,7 @@ class Cluster:
         return attempt
 
     def _place(self, job: Job) -> _Place | None:
-        """Return a place, on the machine where the attempt was begun or anywhere. None: stopped before there was one."""
+        """Return a place, if possible on the machine where the attempt was started. None: stopped before there was one."""
         began = Path(job.folder, MACHINE_NAME)
         machine = began.read_text() if began.exists() else None
         cpus = float(job.config.get("cpus") or 1.0)
@@ -175,7 +175,7 @@ class Cluster:
 
     @contextmanager
     def _wanting(self, machine: str) -> Iterator[None]:
-        """While entered, nobody rests on a machine, since that would hold the CPU that is waited for."""
+        """Inside this context no actor stays idle on the machine, because it would hold the CPU that is needed."""
         with self._lock:
             self._wanted.append(machine)
             there = [each for each in self._resting if each.machine == machine]
@@ -188,7 +188,7 @@ class Cluster:
                 self._wanted.remove(machine)
 
     def _take(self, cpus: float) -> _Place | None:
-        """Return a place that rested, None where none does."""
+        """Return an idle place, or None."""
         with self._lock:
             found = next((each for each in self._resting if each.cpus == cpus), None)
             if found is not None:
@@ -196,7 +196,7 @@ class Cluster:
             return found
 
     def _rest(self, place: _Place) -> None:
-        """Keep a place for the next attempt: it is a second of work to make one, and the worker is a process of its own."""
+        """Keep a place for the next attempt: starting an actor takes a second, and attempts run in processes of their own anyway."""
         with self._lock:
             self._resting.append(place)
             wanted = place.machine in self._wanted
@@ -205,7 +205,7 @@ class Cluster:
         timer.start()
 
     def _wake(self, place: _Place) -> None:
-        """End a place that still rests."""
+        """End a place if it is still idle."""
         with self._lock:
             if place not in self._resting:
                 return
@@ -219,7 +219,7 @@ class Cluster:
 
 
 def _admitted(said: Handle) -> str:
-    """Return the id of the machine where an actor is. Raises AgentError where that has another program than this one."""
+    """Return the id of an actor's machine. Raises AgentError if the machine has another version of this program."""
     try:
         theirs, machine = ray.get(said)
     except RayError as error:
@@ -236,7 +236,7 @@ def _admitted(said: Handle) -> str:
 
 
 def adding_up(tell: Callable[[Progress], None]) -> Callable[[Progress], None]:
-    """Return ``tell`` with the tokens of lost starts added: an attempt that began from its beginning again has spent both."""
+    """Return ``tell`` with the tokens of lost starts added: an attempt that had to start again has spent both."""
     before = last = 0
 
     def told(progress: Progress) -> None:
@@ -250,25 +250,25 @@ def adding_up(tell: Callable[[Progress], None]) -> Callable[[Progress], None]:
 
 
 def _reach(address: str) -> None:
-    """Raise OSError or ValueError where nobody listens at host:port: Ray itself would try for minutes."""
+    """Raise OSError or ValueError if nothing listens at host:port: Ray itself would try for minutes."""
     if address != "auto":
         host, _, port = address.rpartition(":")
         socket.create_connection((host, int(port)), CONNECT_S).close()
 
 
 def _is_ours(error: RayError) -> bool:
-    """Whether our own code raised it far away; else Ray did, about the cluster."""
+    """Whether our own code raised the error on the other machine; otherwise Ray did, because of the cluster."""
     return isinstance(error, RayTaskError) or (isinstance(error, RayActorError) and error.actor_init_failed)
 
 
 def _told(error: RayError) -> str:
-    """Return what an error says in one line: with a trace of our own code the last, of Ray's the first."""
+    """Return an error in one line: the last line of a traceback of our code, the first line of an error of Ray."""
     lines = str(error).strip().splitlines()
     return lines[-1 if _is_ours(error) else 0].strip()
 
 
 def _batch_name(folder: Path) -> str:
-    """Return the name that machines keep a batch's attempts under: the same when it is run again, and nobody else's."""
+    """Return the name of a batch's folder on the machines: stable between runs of the batch, and unique to it."""
     path = folder / BATCH_NAME
     if not path.exists():
         write_whole(path, secrets.token_hex(8).encode())

@@ -1,4 +1,4 @@
-"""What all workers share: a budget of tokens and a rate of requests."""
+"""Limits shared by all workers: a token budget and a request rate."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Protocol
 
 
 class Grants(Protocol):
-    """Whoever says whether a request may be made."""
+    """Decides whether a request may be made."""
 
     @property
     def stopped(self) -> str:
-        """Why no more requests are granted, "" while they are."""
+        """Why no more requests are allowed, "" while they are."""
         ...
 
     def permit(self) -> bool:
-        """Wait until a request is allowed. False: no more are."""
+        """Wait until a request is allowed; return False if no more are."""
         ...
 
 
 class Governor:
-    """Grants requests. Counts sampled tokens by attempt, so that one that is told twice counts once. Thread safe."""
+    """Permits requests. Counts sampled tokens by attempt, so that a repeated report is counted once. Thread-safe."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Governor:
             return sum(self._spent.values())
 
     def spend(self, attempt: tuple[str, int], tokens: int) -> None:
-        """Say how many tokens an attempt has sampled so far."""
+        """Set how many tokens an attempt has sampled so far."""
         with self._state:
             self._spent[attempt] = max(tokens, self._spent.get(attempt, 0))
             total = sum(self._spent.values())
@@ -68,13 +68,13 @@ class Governor:
             return not self._stopped
 
     def stop(self, why: str) -> None:
-        """Grant no more requests; the first reason counts."""
+        """Permit no more requests; the first reason is kept."""
         with self._state:
             self._stopped = self._stopped or why
             self._state.notify_all()
 
     def wait(self, duration_s: float) -> bool:
-        """Wait for a while, or until stopped. False: stopped."""
+        """Wait for ``duration_s``, or until stopped; return False if stopped."""
         with self._state:
             self._state.wait_for(lambda: bool(self._stopped), duration_s)
             return not self._stopped

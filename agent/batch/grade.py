@@ -1,7 +1,7 @@
-"""Grading: a task's checks in a fresh sandbox that has nothing of the agent's but its patch.
+"""Grading: runs a task's checks in a fresh sandbox that has only the agent's patch.
 
-What the patch does to files that the task's own tests bring is undone first, so that no agent grades itself. Reports have
-the shape of the ``swebench`` package: ``report.json`` of a task, and one over all of them.
+Changes of the patch to files of the task's own tests are undone first, so that no agent grades itself. Reports have
+the format of the ``swebench`` package: a ``report.json`` per task, and one for all tasks.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ SCHEMA_VERSION = 2
 REPORT_NAME = "report.json"
 OUTPUT_NAME = "test_output.txt"
 SCRATCH = ("checkout", "state")
-GOOD = frozenset({"passed", "xfailed"})  # swebench takes what is expected to fail for passed, and skipped for absent
+GOOD = frozenset({"passed", "xfailed"})  # swebench counts expected failures as passed, and skipped tests as absent
 
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """What a patch is worth. ``tests`` maps id to state.
+    """The grade of a patch. ``tests`` maps ids to states.
 
-    ``error`` says why it could not be graded, "" where it was; ``doubt`` why what the tests printed counts for nothing.
+    ``error`` says why it could not be graded ("" if it was); ``doubt`` says why the tests' output cannot be trusted.
     """
 
     task: str
@@ -57,9 +57,9 @@ class Grade:
 
 
 def grade(task: Task, patch: bytes, config: RunConfig, folder: Path) -> Grade:
-    """Grade a patch; ``folder`` keeps the report and what the checks printed. What goes wrong with it is in the grade.
+    """Grade a patch; the report and the checks' output are written to ``folder``. Errors of the patch are part of the grade.
 
-    Raises UsageError where the folder holds anything but an earlier grade: a task, or its run, may have the same name.
+    Raises UsageError if the folder contains anything but an earlier grade: a task, or its run, may have the same name.
     """
     _empty(folder)
     if not patch.strip():
@@ -78,10 +78,10 @@ def grade(task: Task, patch: bytes, config: RunConfig, folder: Path) -> Grade:
 
 def _empty(folder: Path) -> None:
     ours = (*SCRATCH, REPORT_NAME, OUTPUT_NAME)
-    torn = (".new-", f".{REPORT_NAME}.", f".{OUTPUT_NAME}.")  # what a grade leaves that was killed
+    torn = (".new-", f".{REPORT_NAME}.", f".{OUTPUT_NAME}.")  # temporary files of a killed grading
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     if any(name not in ours and not name.startswith(torn) for name in names):
-        raise UsageError(f"{folder} exists and holds something other than a grade: name another --out")
+        raise UsageError(f"{folder} exists and contains something other than a grade: name another --out")
     remove_tree(str(folder))
     folder.mkdir(parents=True)
 
@@ -119,7 +119,7 @@ def _shell(script: str) -> tuple[str, ...]:
 
 
 def _with_tests(snapshot: Snapshot, tree: str, tests: bytes) -> str:
-    """Return the tree with the tests' files as the task began, and then the tests' patch."""
+    """Return the tree with the tests' files as at the task's beginning and then the tests' patch applied."""
     paths = diffs.paths(diffs.parse(tests))
     began = {item.path: item for item in snapshots.items(snapshot)}
     env = {"GIT_INDEX_FILE": str(snapshot.git_dir / "index.tests")}
@@ -136,26 +136,26 @@ def _with_tests(snapshot: Snapshot, tree: str, tests: bytes) -> str:
 
 
 def _by_tests(name: str, suite: Suite, sandbox: Sandbox, timeout_s: float) -> Grade:
-    """Run the files of the tests that decide, and look for each by its id."""
+    """Run the files of the tests that decide, and look up each test by its id."""
     wanted = (*suite.fail_to_pass, *suite.pass_to_pass)
     files = dict.fromkeys(test.partition("::")[0] for test in wanted)
     (done,) = run_checks([f"{suite.command} {shlex.join(files)}"], sandbox, timeout_s)
     if done.exit_code is None:
         return Grade(name, applied=True, error="the tests ran out of time", output=done.output)
-    # As swebench: what ran none but skipped tests says nothing, and an exit code that no failing test explains speaks
-    # against a report, which the patch may have had a hand in. It then says that the patch was not applied; so do we.
+    # As in swebench: a run with only skipped tests proves nothing, and an error exit code without a failing test makes the
+    # output suspect, because the patch may have influenced it. swebench then reports the patch as not applied; so do we.
     if not any(state != "skipped" for state in done.tests.values()):
         return Grade(name, doubt=f"no test ran: exit code {done.exit_code}", output=done.output)
     if done.exit_code and not failing_tests(done):
-        return Grade(name, doubt=f"exit code {done.exit_code}, though no test is said to fail", output=done.output)
+        return Grade(name, doubt=f"exit code {done.exit_code}, but no test is reported to fail", output=done.output)
     states = {test: _state(test, done.tests) for test in wanted}
     return Grade(name, all(map(GOOD.__contains__, states.values())), applied=True, tests=states, output=done.output)
 
 
 def _state(test: str, states: Mapping[str, str]) -> str:
-    """Return what a test came to. Hundreds of ids in SWE-bench's sets are cut off within their parameters (its issue 290):
+    """Return the state of a test. Hundreds of ids in SWE-bench's data sets are truncated within their parameters (its issue 290).
 
-    such a one is found by its beginning, where all that begin so agree.
+    Such a test is found by its prefix, if all tests with that prefix agree.
     """
     if test in states or test.count("[") <= test.count("]"):
         return states.get(test, "missing")
@@ -164,7 +164,7 @@ def _state(test: str, states: Mapping[str, str]) -> str:
 
 
 def report(task: Task, result: Grade) -> dict[str, Any]:
-    """Return a task's report, in the shape of swebench's ``get_eval_report``."""
+    """Return a task's report, in the format of swebench's ``get_eval_report``."""
     told: dict[str, Any] = {
         "patch_is_None": False,
         "patch_exists": not result.empty,
@@ -194,7 +194,7 @@ def _sorted(tests: Sequence[str], states: Mapping[str, str]) -> dict[str, list[s
 
 
 def summary(tasks: Sequence[Task], grades: Mapping[str, Grade]) -> dict[str, Any]:
-    """Return the report over all tasks, in the shape of swebench's ``make_run_report``."""
+    """Return the report on all tasks, in the format of swebench's ``make_run_report``."""
     every = sorted(grades.values(), key=lambda each: each.task)
     lists = {
         "completed": [each.task for each in every if not each.empty and not each.error],
@@ -203,7 +203,7 @@ def summary(tasks: Sequence[Task], grades: Mapping[str, Grade]) -> dict[str, Any
         "submitted": [each.task for each in every],
         "resolved": [each.task for each in every if each.resolved],
         "unresolved": [each.task for each in every if not each.resolved and not each.empty and not each.error],
-        "infra_failure": list[str](),  # swebench guesses these from logs
+        "infra_failure": list[str](),  # swebench infers these from logs
         "ambiguous_failure": [each.task for each in every if each.doubt],
         "error": [each.task for each in every if each.error],
     }
@@ -217,9 +217,9 @@ def summary(tasks: Sequence[Task], grades: Mapping[str, Grade]) -> dict[str, Any
 
 
 def read_patches(place: Path) -> dict[str, bytes]:
-    """Return the patches of a batch's folder, or of a file of predictions (a JSON object or list, or JSON lines).
+    """Return the patches in a batch's folder, or in a file of predictions (a JSON object or list, or JSON lines).
 
-    Raises UsageError where it is neither.
+    Raises UsageError if it is neither.
     """
     path = place / "all_preds.jsonl" if place.is_dir() else place
     try:
@@ -235,5 +235,5 @@ def read_patches(place: Path) -> dict[str, bytes]:
         raise UsageError(f"{path} cannot be read: {error.strerror}; `agent tasks run --out DIR` makes one") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UsageError(
-            f"{path} holds no predictions (instance_id, model_patch): {type(error).__name__}: {error}"
+            f"{path} contains no predictions (instance_id, model_patch): {type(error).__name__}: {error}"
         ) from error

@@ -1,4 +1,4 @@
-"""Data sets of tasks: fetched from Hugging Face's hub into its common cache, and Parquet, the form they mostly come in."""
+"""Data sets of tasks: downloads them from the Hugging Face hub into its shared cache, and reads Parquet, their usual format."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BATCH_ROWS = 100
 
 
 class _Silent(tqdm):
-    """A progress bar that shows nothing, where nobody would see it move."""
+    """A progress bar that shows nothing."""
 
     def __init__(self, *given: object, **named: object) -> None:
         super().__init__(*given, **{**named, "disable": True})  # type: ignore[no-untyped-call]
@@ -30,10 +30,10 @@ class _Silent(tqdm):
 def fetch(
     name: str, revision: str | None, split: str, endpoint: str | None = None, cache: Path | None = None
 ) -> list[Path]:
-    """Fetch the files of a split of the data set OWNER/NAME, whatever is not in the cache yet; return them in order.
+    """Download the files of a split of the data set OWNER/NAME that are not in the cache yet; return all of them in order.
 
-    A split that several configurations have is ``CONFIGURATION/SPLIT``. ``endpoint`` None is the hub itself, or what HF_ENDPOINT says. Without
-    a network the cache's are returned. Raises UsageError.
+    If several configurations have the split, it is given as ``CONFIGURATION/SPLIT``. ``endpoint`` None is the hub itself, or
+    HF_ENDPOINT. Without a network the cached files are returned. Raises UsageError.
     """
     names = [f"{split}{rest}.{ending}" for rest in ("", "-*", "/*") for ending in ENDINGS]
     try:
@@ -57,22 +57,22 @@ def fetch(
         raise UsageError(f"{name!r} is not the name of a data set (OWNER/NAME): {error}") from error
     except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise UsageError(f"the data set {name} cannot be fetched: {type(error).__name__}: {reason}") from error
+        raise UsageError(f"the data set {name} cannot be downloaded: {type(error).__name__}: {reason}") from error
     if len(configurations := sorted({_split(path.relative_to(folder)).lstrip("/") for path in files})) > 1:
         raise UsageError(
-            f"the data set {name} has several of {split!r}: say which of {', '.join(configurations)}, "
-            f"as hf:{name}:{configurations[0]}"
+            f"several configurations of the data set {name} have the split {split!r}: choose one of "
+            f"{', '.join(configurations)}, as hf:{name}:{configurations[0]}"
         )
     parts = re.search(r"-of-(\d+)", files[0].name)
     if parts and len(files) != int(parts[1]):
         raise UsageError(
-            f"only {len(files)} of {int(parts[1])} parts of {configurations[0]} of {name} are there: fetch it again"
+            f"only {len(files)} of {int(parts[1])} parts of {configurations[0]} of {name} are there: download it again"
         )
     return files
 
 
 def _split(path: Path) -> str:
-    """Return the split that a file is a part of, with its configuration's folders, "" where it is of none: ``/data/test``."""
+    """Return the split that a file belongs to, with its configuration's folders (``/data/test``); "" if it belongs to none."""
     if path.suffix.lstrip(".") not in ENDINGS:
         return ""
     stem = re.sub(r"-\d+-of-\d+(-[0-9a-f]+)?$", "", path.stem)
@@ -81,11 +81,11 @@ def _split(path: Path) -> str:
 
 
 def read_parquet(path: Path) -> Iterator[dict[str, object]]:
-    """Yield the rows of a Parquet file, each without its empty cells. Raises UsageError where it is none."""
+    """Yield the rows of a Parquet file, each without its empty cells. Raises UsageError if it is not one."""
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(BATCH_ROWS):
                 for row in batch.to_pylist():
                     yield {key: value for key, value in row.items() if value is not None}
     except (OSError, pyarrow.ArrowException) as error:
-        raise UsageError(f"{path} is not a Parquet file that can be read: {error}") from error
+        raise UsageError(f"{path} cannot be read as a Parquet file: {error}") from error

@@ -1,4 +1,4 @@
-"""The engine of one machine: a process for each attempt, so that the end of one never harms another."""
+"""The engine for one machine: a process for each attempt, so that a crash of one does not affect the others."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from agent.batch.attempt import Attempt, Job, Kind, Progress, load_attempt
 from agent.batch.governor import Grants
 
 LOG_NAME = "worker.log"
-STARTS = 3  # a worker that died resumes from its log, this often at most
+STARTS = 3  # at most so many starts per attempt: after a crash it resumes from its log
 LAST_WORDS_BYTES = 2000
-# Not `-m`, which imports what lies in the working directory, and there lies the repository: -P, and where this program is.
+# Not `-m`, which would import modules from the working directory, that is, from the repository. So -P, and this program's own path.
 PROGRAM = (
     "import sys; root = sys.argv.pop(); root in sys.path or sys.path.insert(0, root); "
     "import runpy; runpy.run_module('agent.batch.worker', run_name='__main__')"
@@ -26,7 +26,7 @@ PROGRAM = (
 
 
 class Processes:
-    """Runs attempts in processes of this machine. Thread safe."""
+    """Runs attempts in processes of this machine. Thread-safe."""
 
     def __init__(self, governor: Grants) -> None:
         self._governor = governor
@@ -34,7 +34,7 @@ class Processes:
         self._workers: set[subprocess.Popen[str]] = set()
 
     def run(self, job: Job, tell: Callable[[Progress], None]) -> Attempt | None:
-        """Do an attempt and return what it came to; None when it was stopped before its end."""
+        """Do an attempt and return its result; None if it was stopped before its end."""
         folder = Path(job.folder)
         folder.mkdir(parents=True, exist_ok=True)
         code = 0
@@ -62,7 +62,7 @@ class Processes:
     def _start(self, job: Job, folder: Path, tell: Callable[[Progress], None]) -> int:
         """Run one worker to its end and return its exit code."""
         with (folder / LOG_NAME).open("ab") as errors:
-            # A session of its own: Ctrl-C on the terminal is for whoever started the batch, who then stops the workers.
+            # A session of its own, so that Ctrl-C on the terminal reaches only the batch process, which then stops the workers.
             worker = subprocess.Popen(
                 [sys.executable, "-P", "-c", PROGRAM, str(Path(agent.__file__).parents[1])],
                 stdin=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""Every task of some paths, whatever shape they come in."""
+"""Reads tasks from paths and data sets, in every supported format."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def read_tasks(
     repositories: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[Task]:
-    """Read every task of the places: task folders, folders of them, files of rows, data sets by name. Sorted by name.
+    """Read all tasks in ``places``: task folders, folders of them, files of rows, data sets by name. Sorted by name.
 
-    ``pattern`` is searched for in the names; ``repositories`` is a folder of clones for rows that say ``owner/name``; ``say``
-    is told what is fetched. Raises UsageError, naming the place.
+    ``pattern`` is searched for in the names; ``repositories`` is a folder of clones for rows that name ``owner/name``; ``say``
+    is told what is downloaded. Raises UsageError, which names the place.
     """
     try:
         wanted = re.compile(pattern or "")
@@ -51,7 +51,7 @@ def _read(place: str, repositories: Path | None, say: Callable[[str], None]) -> 
     if path.is_file() and path.suffix in ENDINGS:
         return read_rows(path, repositories)
     named = DATA_SET.fullmatch(place)
-    # A plain name is one only where it cannot be a slip of the hand in the name of a file or folder.
+    # A plain name counts as a data set only if it cannot be a mistyped file or folder.
     slip = path.exists() or path.parent.is_dir() or path.suffix in ENDINGS
     if named and (named["hub"] or not slip):
         return _fetch(named, repositories, say)
@@ -64,6 +64,6 @@ def _read(place: str, repositories: Path | None, say: Callable[[str], None]) -> 
 def _fetch(named: re.Match[str], repositories: Path | None, say: Callable[[str], None]) -> Iterable[Task]:
     name, split = named["name"], named["split"] or SPLIT
     why = "" if named["hub"] else f"there is no {named[0]} here, so "
-    say(f"{why}the split {split} of the data set {name} is taken from Hugging Face")
+    say(f"{why}the split {split} of the data set {name} is loaded from Hugging Face")
     files = open_hub().fetch(name, named["revision"], split)
     return [task for file in files for task in read_rows(file, repositories, foreign=f"{name}, {file.name}")]

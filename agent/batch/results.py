@@ -1,6 +1,6 @@
-"""What a batch has come to: one line a task, only ever added, and what is derived from it.
+"""The results of a batch: an append-only file with one line per task, and the files derived from it.
 
-A task is done when its line is on the disk, and not before. A line that a crash tore is cut off when the file is opened.
+A task is done once its line is on disk. An incomplete last line, left by a crash, is removed when the file is opened.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from agent.saver import write_whole
 RESULTS_NAME = "results.jsonl"
 SETTINGS_NAME = "batch.json"
 Record = dict[str, Any]
-# A line as agent/batch/batch.py writes it, as far as it is read again.
+# The fields of a line that are read again; agent/batch/batch.py writes it.
 FIELDS: Mapping[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("task", "class", "outcome", "reason", "folder", "model", "language", "difficulty"), str),
     **dict.fromkeys(("kept", "sampled_tokens", "total_tokens"), int),
@@ -30,9 +30,9 @@ FIELDS: Mapping[str, type | tuple[type, ...]] = {
 
 
 class Results:
-    """The one writer of a batch's results. Holds an exclusive lock until closed; a context manager.
+    """The only writer of a batch's results. Holds an exclusive lock until closed; a context manager.
 
-    Raises LogError when the file cannot be used, or another batch is running in the folder.
+    Raises LogError if the file cannot be used, or another batch is running in the folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -58,12 +58,12 @@ class Results:
             raise
 
     def append(self, record: Record) -> None:
-        """Write a task's line; it is on the disk when this returns. Raises LogError when the disk refuses."""
+        """Write a task's line; it is on disk when this returns. Raises LogError if it cannot be written."""
         line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
         end = os.fstat(self._file).st_size
         try:
             rest = memoryview(line)
-            while rest:  # a disk that fills takes a part, and refuses the next
+            while rest:  # a disk that fills up may accept only a part
                 rest = rest[os.write(self._file, rest) :]
             os.fsync(self._file)
         except OSError as error:
@@ -74,7 +74,7 @@ class Results:
         self.records[record["task"]] = record
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         os.close(self._file)
 
     def __enter__(self) -> Self:
@@ -85,7 +85,7 @@ class Results:
 
 
 def read_results(folder: Path) -> dict[str, Record]:
-    """Return the newest line of every task. Raises UsageError where there are no results, LogError where they are broken."""
+    """Return the latest record of every task. Raises UsageError if there are no results, LogError if they are damaged."""
     path = folder / RESULTS_NAME
     try:
         data = path.read_bytes()
@@ -111,7 +111,7 @@ def _parse(data: bytes, path: Path) -> dict[str, Record]:
 
 
 def _record(line: bytes) -> Record:
-    """Return a line's record. Raises ValueError, TypeError or KeyError where it is not one that this version writes."""
+    """Return a line's record. Raises ValueError, TypeError or KeyError if it is not a record of this version."""
     record: Record = dict(json.loads(line))
     for key, kind in FIELDS.items():
         if not isinstance(record[key], kind):
@@ -123,7 +123,7 @@ def _record(line: bytes) -> Record:
 
 
 def patch_of(folder: Path, record: Mapping[str, Any]) -> bytes:
-    """Return the patch that was kept for a task, b"" where there is none."""
+    """Return the patch that was kept for a task, b"" if there is none."""
     try:
         return (folder / record["folder"] / PATCH_NAME).read_bytes() if record["folder"] else b""
     except FileNotFoundError:
@@ -131,7 +131,7 @@ def patch_of(folder: Path, record: Mapping[str, Any]) -> bytes:
 
 
 def derive(folder: Path, records: Mapping[str, Record]) -> None:
-    """Write ``preds.json`` and ``all_preds.jsonl``: the patches in SWE-bench's form."""
+    """Write ``preds.json`` and ``all_preds.jsonl``: the patches in SWE-bench's format."""
     rows = [
         {
             "instance_id": name,
@@ -146,9 +146,9 @@ def derive(folder: Path, records: Mapping[str, Record]) -> None:
 
 
 def hold_to(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Keep the settings that decide what comes out; raise UsageError where a batch begun with others is gone on with.
+    """Store the settings that affect results; raise UsageError if the batch was started with different ones.
 
-    Raises LogError where what was kept cannot be read.
+    Raises LogError if the stored settings cannot be read.
     """
     path = folder / SETTINGS_NAME
     if not path.exists():
@@ -157,7 +157,7 @@ def hold_to(folder: Path, settings: Mapping[str, Any]) -> None:
     try:
         before = dict(json.loads(path.read_bytes()))
     except (ValueError, TypeError) as error:
-        raise LogError(f"{path} does not hold the settings of a batch: {error}; give another --out") from error
+        raise LogError(f"{path} does not contain the settings of a batch: {error}; give another --out") from error
     plain = json.loads(json.dumps(settings))
     other: Iterable[str] = (key for key in sorted({*before, *plain}) if before.get(key) != plain.get(key))
     if said := ", ".join(f"{key} was {before.get(key)!r} and is {plain.get(key)!r}" for key in other):

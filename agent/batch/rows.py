@@ -1,8 +1,8 @@
-"""Tasks as rows of a JSON, JSONL or Parquet file: our own keys, or SWE-bench's shape.
+"""Reads tasks from rows of a JSON, JSONL or Parquet file, with our own keys or in SWE-bench's format.
 
-A row of our own has the keys of task.toml, ``prompt`` and, to be graded, ``check`` (a shell script). A row in SWE-bench's
-shape has ``instance_id, repo, base_commit, problem_statement, test_patch, FAIL_TO_PASS, PASS_TO_PASS``; ``image`` and
-``test_cmd`` may be added, and every other key of the data set is left alone.
+A row of our own has the keys of task.toml, ``prompt`` and, for grading, ``check`` (a shell script). A row in SWE-bench's
+format has ``instance_id, repo, base_commit, problem_statement, test_patch, FAIL_TO_PASS, PASS_TO_PASS``; ``image`` and
+``test_cmd`` may be added, and all other keys are ignored.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ HOME_OF_REPOSITORIES = "https://github.com"
 def read_rows(path: Path, repositories: Path | None = None, *, foreign: str | None = None) -> list[Task]:
     """Read every row of a file: JSON lines, one JSON array, or Parquet.
 
-    ``foreign`` is the name of the data set that somebody else published and the file is of: its rows may not name places
-    of this machine, but for clones in ``repositories``. Raises UsageError naming file, line (or row) and key.
+    ``foreign`` is the name of the downloaded data set that the file belongs to: its rows may not name paths on this
+    machine, except for clones in ``repositories``. Raises UsageError, which names file, line (or row) and key.
     """
     place = foreign or str(path)
     match path.suffix:
@@ -68,7 +68,7 @@ def _table(path: Path, name: str) -> Iterator[tuple[str, object]]:
 
 
 def open_hub() -> ModuleType:
-    """Load what reads data sets. Raises UsageError where it is not installed."""
+    """Import the reader of data sets. Raises UsageError if its packages are not installed."""
     try:
         from agent.batch import hub
     except ModuleNotFoundError as missing:
@@ -128,7 +128,7 @@ def _from_swe_bench(row: Mapping[str, Any], place: str, folder: Path, repositori
 
 
 def _refuse_here(row: Mapping[str, Any], place: str) -> None:
-    """Raise UsageError where a row that somebody else wrote would have a folder of this machine copied to the model."""
+    """Raise UsageError if a downloaded row names a path on this machine, whose files the model would then see."""
     for key in ("repo", "repository"):
         value = row.get(key)
         elsewhere = isinstance(value, str) and is_url(value) and not value.startswith("file:")
@@ -139,7 +139,7 @@ def _refuse_here(row: Mapping[str, Any], place: str) -> None:
 
 
 def _names(value: object, place: str) -> tuple[str, ...]:
-    """Return test ids: the data sets hold them as a list, or as the JSON text of one."""
+    """Return test ids, which data sets contain as a list or as its JSON text."""
     try:
         names = json.loads(value) if isinstance(value, str) else value
     except (ValueError, RecursionError) as error:
@@ -150,7 +150,7 @@ def _names(value: object, place: str) -> tuple[str, ...]:
 
 
 def _find(repo: str, folder: Path, repositories: Path | None, place: str) -> str:
-    """Return where ``owner/name`` is: in the folder of clones, else at its home; a path or URL is taken as it is."""
+    """Return the location of ``owner/name``: in the folder of clones, otherwise on GitHub; a path or URL is returned unchanged."""
     if is_url(repo) or repo.startswith(("/", ".")):
         return repo if is_url(repo) else str((folder / repo).absolute())
     if not REPOSITORY.fullmatch(repo) or ".." in repo:
@@ -160,5 +160,5 @@ def _find(repo: str, folder: Path, repositories: Path | None, place: str) -> str
     names = (repo, f"{repo}.git", repo.replace("/", "__"), repo.rpartition("/")[2])
     found = next((repositories / name for name in names if (repositories / name).is_dir()), None)
     if found is None:
-        raise UsageError(f"{place}: {repositories} holds no clone of {repo} (as {names[0]} or {names[2]})")
+        raise UsageError(f"{place}: {repositories} contains no clone of {repo} (as {names[0]} or {names[2]})")
     return str(found.absolute())

@@ -1,9 +1,8 @@
-"""The far end of the cluster's engine: attempts, one at a time, on a machine that shares no disk with the batch.
+"""The remote part of the cluster's engine: an actor that runs attempts, one at a time, on a machine of the cluster.
 
-What runs the attempt there is what runs it here (agent/batch/processes.py), so a worker hangs on a leash there too: when
-this process is killed, because the batch was or its machine's keeper wants its place, the worker ends at once, and its
-container after its grace period. What was begun stays in a folder named after the batch, and is gone on with when the same
-attempt comes to this machine again.
+It runs them as on one machine (agent/batch/processes.py). So if this process is killed, with the batch or by Ray, the worker
+ends at once, and its container after its grace period. A started attempt stays in a folder named after the batch, and is
+resumed when the same attempt is sent to this machine again.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ Report = Progress | Literal["ask", "end"]
 
 
 def our_code() -> str:
-    """Return a hash of this program's source: both ends must be of the same."""
+    """Return a hash of this program's source, which must be the same on all machines."""
     digest = hashlib.sha256()
     for folder in (Path(agent.__file__).parent, Path(sandbox.__file__).parent):
         for path in sorted(folder.rglob("*.py")):
@@ -39,7 +38,7 @@ def our_code() -> str:
 
 
 class Seat:
-    """Runs attempts, one at a time. ``reports`` is called in parallel with ``run`` until it says "end", ``grant`` for each "ask"."""
+    """Runs attempts, one at a time. ``reports`` is called in parallel with ``run`` until it returns "end", ``grant`` for each "ask"."""
 
     def __init__(self) -> None:
         self.stopped = ""
@@ -49,19 +48,19 @@ class Seat:
         drop_relative_path()  # this process has the PATH that Ray was started with
 
     def place(self) -> tuple[str, str]:
-        """Return which program is on this machine, and the machine's id in the cluster."""
+        """Return the hash of the program on this machine, and the machine's id in the cluster."""
         return our_code(), ray.get_runtime_context().get_node_id()
 
     def run(self, job: Job, checkout: bytes, batch: str) -> tuple[Attempt, bytes] | None:
-        """Do the attempt, or what is left of it here; return it and its folder as an archive, None when it was stopped."""
+        """Do the attempt, or the rest of it; return its result and its folder as an archive, or None if it was stopped."""
         try:
-            config = load().config  # this machine's
+            config = load().config  # the configuration of this machine
             folder = _folder(config, batch, job)
             repository = folder.with_name(f"{folder.name}.checkout")
             if not repository.is_dir():
                 unpack_checkout(checkout, repository)
             known = load_attempt(folder)
-            if known is not None and known.kind in AGAIN:  # it was kept for this: to be gone on with
+            if known is not None and known.kind in AGAIN:  # such a result is kept so that the attempt can be resumed
                 (folder / RESULT_NAME).unlink()
             shown = {**job.config, "cache_dir": str(config.cache_dir)}
             here = replace(job, folder=str(folder), repository=str(repository), config=shown)
@@ -71,19 +70,19 @@ class Seat:
             self._reports.put("end")
 
     def reports(self) -> list[Report]:
-        """Wait for something to happen; return all that has."""
+        """Wait for at least one report; return all pending ones."""
         found = [self._reports.get()]
         while not self._reports.empty():
             found.append(self._reports.get())
         return found
 
     def permit(self) -> bool:
-        """Ask the batch for a request, and wait for its answer."""
+        """Ask the batch for permission to send a request, and wait for its answer."""
         self._reports.put("ask")
         return self._grants.get()
 
     def grant(self, allowed: bool) -> None:
-        """Answer an "ask". A request that is not granted is the end: none will be."""
+        """Answer an "ask". After a refusal no more requests are allowed."""
         if not allowed:
             self.stopped = STOPS
         self._grants.put(allowed)

@@ -1,11 +1,11 @@
-"""Tasks: a repository with a fault, what a person says about it, and how to tell from outside whether it was fixed.
+"""Tasks: a repository with a bug, its description, and a check from outside whether it was fixed.
 
 A task is a folder::
 
     task.toml        name, title, language, difficulty, tags, checks, files, repository, base_commit, image, [limits]
-    prompt.md        what the agent is asked
+    prompt.md        the task for the agent
     repo/            the repository's files (or ``repository`` names a git repository: a path, or a URL)
-    check.sh         run in the repository: exit code 0 says that it is fixed
+    check.sh         run in the repository: exit code 0 means that the bug is fixed
     reference.patch  one way to fix it
 
 or a row of a JSON or JSONL file (agent/batch/rows.py). agent/batch/read.py reads them all.
@@ -27,7 +27,7 @@ from agent.errors import ConfigError, UsageError
 TASK_FILE = "task.toml"
 TEXTS = ("title", "language", "difficulty", "repository", "base_commit", "image")
 LISTS = ("tags", "checks", "files")
-# What a task may say about its run. Endpoint, network, sandbox and folders are the person's.
+# The settings that a task may change. Endpoint, network, sandbox and folders are up to the user.
 LIMITS = (
     "max_turns", "max_tokens", "max_answer_tokens", "timeout_s", "command_timeout_s", "check_timeout_s", "memory_bytes",
     "disk_bytes", "pids", "cpus",
@@ -37,7 +37,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """How SWE-bench grades: ``patch`` brings the tests, ``command`` runs those named after it, and these must pass."""
+    """Grading as in SWE-bench: ``patch`` adds the tests, ``command`` plus test files runs them, and the listed ones must pass."""
 
     patch: str
     fail_to_pass: tuple[str, ...]
@@ -49,7 +49,7 @@ class Suite:
 class Task:
     """One task. ``repository`` is a folder of files, a git repository or a URL; ``settings`` are keys of RunConfig.
 
-    It is graded by ``script`` (a shell script), by ``tests``, or not at all where both are None.
+    It is graded by ``script`` (a shell script), by ``tests``, or not at all if both are None.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Task:
 
 
 def read_folder(folder: Path) -> Task:
-    """Read one task folder. Raises UsageError, naming the file and the key."""
+    """Read one task folder. Raises UsageError, which names the file and the key."""
     path = folder / TASK_FILE
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -84,7 +84,7 @@ def read_folder(folder: Path) -> Task:
 
 
 def make_task(data: Mapping[str, Any], place: str, prompt: str, script: str | None, folder: Path) -> Task:
-    """Make a task of its keys; a relative ``repository`` is relative to ``folder``. Raises UsageError naming the key."""
+    """Make a task from its keys; a relative ``repository`` is relative to ``folder``. Raises UsageError, which names the key."""
     if unknown := sorted(data.keys() - {"name", "limits", *TEXTS, *LISTS}):
         raise UsageError(
             f"{place}: unknown key {unknown[0]!r}; a task has {', '.join(('name', *TEXTS, *LISTS, 'limits'))}"
@@ -116,7 +116,7 @@ def make_task(data: Mapping[str, Any], place: str, prompt: str, script: str | No
 
 
 def is_url(repository: str) -> bool:
-    """Whether a repository is to be fetched from elsewhere."""
+    """Whether a repository is remote."""
     return bool(re.match(r"(https?|ssh|git|file)://|[\w.-]+@[\w.-]+:", repository))
 
 
@@ -128,7 +128,7 @@ def _repository(named: str, folder: Path, place: str) -> str:
 
 
 def _settings(data: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """Return the keys of RunConfig that a task sets, each looked at as a file's would be."""
+    """Return the keys of RunConfig that a task sets, each checked like one in a configuration file."""
     limits = data.get("limits", {})
     if not isinstance(limits, Mapping) or (unknown := sorted(limits.keys() - set(LIMITS))):
         what = (

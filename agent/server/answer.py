@@ -1,11 +1,11 @@
-"""One answer as the APIs need it: text as it arrives, calls when they are complete, and requirements enforced. Sync.
+"""One answer in the form the APIs need: text as it arrives, calls when they are complete, required formats enforced. Sync.
 
-A stream cannot take back what it has said, so this is where it is decided what is said when:
+A stream cannot take back what it has sent, so this module decides what is sent when:
 
-- reasoning and text go out as they are sampled;
-- the body of a call goes out when the call is whole, so that a damaged one can be repaired or sampled again first;
-- text that must be JSON, or that must not be there because a call is demanded, is held until it is known to be right;
-- when the backend starts over (Retried), reasoning that went out stays as it is, but text that went out ends the request.
+- reasoning and text are sent as they are sampled;
+- a call is sent when it is complete, so that a damaged one can be repaired or sampled again first;
+- text that must be JSON, or that is not allowed because a call is required, is held back until it is known to be valid;
+- if the backend starts over (Retried) after reasoning was sent, the request continues; after text was sent, it fails.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TRIES = 3  # an answer in the wrong form is sampled again
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """More text: reasoning, or text for the person who asked."""
+    """More text: reasoning, or text of the answer."""
 
     kind: Literal["reasoning", "text"]
     text: str
@@ -40,12 +40,12 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Void:
-    """The backend starts over: the reasoning said so far is not part of the answer."""
+    """The backend starts over: the reasoning sent so far is not part of the answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cited:
-    """A source of the text that is being said: characters ``start`` up to ``end`` of it, counted from where this text began."""
+    """A citation of characters ``start`` to ``end`` (exclusive) of the current text, counted from where this text began."""
 
     start: int
     end: int
@@ -55,7 +55,7 @@ class Cited:
 
 @dataclass(frozen=True, slots=True)
 class Called:
-    """A whole call, for the client to run. ``arguments`` is a JSON object."""
+    """A complete call for the client to run. ``arguments`` is a JSON object."""
 
     name: str
     arguments: str
@@ -63,7 +63,7 @@ class Called:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The end. ``messages`` are what joins the conversation; ``finish`` is stop, call or length."""
+    """The end. ``messages`` are to be added to the conversation; ``finish`` is stop, call or length."""
 
     messages: tuple[Message, ...]
     finish: str
@@ -75,7 +75,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Working:
-    """A call of one of the server's own tools begins. ``detail`` is the item's own part: an action, or code and its container."""
+    """A call of one of the server's own tools begins. ``detail`` are the specific fields of its item: an action, or code and container."""
 
     id: str
     kind: Literal["web", "code"]
@@ -84,7 +84,7 @@ class Working:
 
 @dataclass(frozen=True, slots=True)
 class Worked:
-    """The call has ended. ``output`` is what the model was told; ``turn`` are the messages that it came about by, its answer the last."""
+    """The call has ended. ``output`` is the text for the model; ``turn`` are the messages that led to the call, and its result."""
 
     id: str
     kind: Literal["web", "code"]
@@ -100,7 +100,7 @@ Part = Said | Void | Cited | Called | Working | Worked | Ended
 
 @dataclass(slots=True)
 class _Attempt:
-    """One sample while it arrives: what went out of each kind, and what is held."""
+    """One sample while it arrives: what was sent of each kind, and what is held back."""
 
     stop: StopFilter
     hold: bool
@@ -110,7 +110,7 @@ class _Attempt:
     sampled_chars: int = 0
 
     def hear(self, delta: Delta) -> Iterator[Said]:
-        """Give what of a delta may go out."""
+        """Yield the part of a delta that may be sent."""
         self.sampled_chars += len(delta.text)
         if delta.recipient is not None or not delta.text:
             return
@@ -122,12 +122,12 @@ class _Attempt:
             yield Said("text", text)
 
     def one_call(self) -> None:
-        """Leave out what follows the first call."""
+        """Drop everything after the first call."""
         first = next((at for at, message in enumerate(self.messages) if message.is_call), len(self.messages))
         del self.messages[first + 1 :]
 
     def rest(self) -> Iterator[Said]:
-        """Give what the messages hold and the deltas did not."""
+        """Yield the text of the messages that no delta had."""
         for kind in ("reasoning", "text"):
             whole = "".join(m.text for m in self.messages if m.recipient is None and _kind(m) == kind)
             if kind == "text":
@@ -140,9 +140,9 @@ class _Attempt:
 
 
 def answer(backend: Backend, ask: Ask) -> Iterator[Part]:
-    """Sample until the answer has the form that was asked for. Closing the iterator stops the work.
+    """Sample until the answer has the required form. Closing the iterator stops the work.
 
-    Raises ModelError; InvalidAnswer among it where the form was not met in TRIES attempts.
+    Raises ModelError; InvalidAnswer if no attempt of TRIES had the required form.
     """
     conversation = ask.shown()
     functions = Functions(conversation.tools)
@@ -177,7 +177,7 @@ def _sample(model: Model, ask: Ask, attempt: _Attempt) -> Iterator[Said | Void]:
                         return
                 case Retried(reason):
                     if attempt.out["text"]:
-                        raise ModelError(f"the answer broke off after part of it was said: {reason}")
+                        raise ModelError(f"the answer broke off after part of it was sent: {reason}")
                     attempt.out["reasoning"].clear()
                     attempt.stop.restart()
                     yield Void()
@@ -190,14 +190,14 @@ def _sample(model: Model, ask: Ask, attempt: _Attempt) -> Iterator[Said | Void]:
 
 
 def _stopped_by_text(attempt: _Attempt, conversation: Conversation) -> None:
-    """A stop sequence came: what was said is the answer, and the backend's counts never come: they are estimated."""
+    """Handle a stop sequence: the text so far is the answer. The backend's counts will not come, so they are estimated."""
     said = [(Channel.ANALYSIS, attempt.out["reasoning"]), (Channel.FINAL, attempt.out["text"])]
     attempt.messages = [Message(Role.ASSISTANT, "".join(texts), channel) for channel, texts in said if texts]
     attempt.sampled = Sampled(estimate(conversation), max(1, attempt.sampled_chars // 4), "stop")
 
 
 def _wrong(ask: Ask, attempt: _Attempt) -> str:
-    """What of the demanded form an answer misses; empty where it is as it should be. A cut answer is judged as it is."""
+    """Return how an answer violates the required form, "" if it does not. An answer that the limit cut off is accepted as it is."""
     calls = [message for message in attempt.messages if message.is_call]
     if attempt.sampled.finish == "length":
         return ""
@@ -205,7 +205,7 @@ def _wrong(ask: Ask, attempt: _Attempt) -> str:
         if not calls:
             return "it did not call a function"
         if not all(ask.choice.is_met_by(call.recipient) for call in calls):
-            return "it did not call the function that was demanded"
+            return "it did not call the required function"
     if ask.format is not None and not calls:
         text = "".join(m.text for m in attempt.messages if m.is_final)
         return mismatch(text, ask.format.schema)
@@ -213,7 +213,7 @@ def _wrong(ask: Ask, attempt: _Attempt) -> str:
 
 
 def _again(backend: Backend, ask: Ask, params: SamplingParams, tried: int) -> SamplingParams:
-    """The next attempt: another seed, and, if ids are available, an answer that can only be the required call."""
+    """Return the request of the next attempt: another seed and, if the backend takes ids, a prefill that forces the required call."""
     opening = params.opening
     if backend.codec is not None and ask.choice.mode == "required":
         codec, name = backend.codec, ask.choice.name
@@ -243,7 +243,7 @@ def _ended(attempt: _Attempt, spent: list[int]) -> Ended:
 
 
 def _reasoning_tokens(messages: tuple[Message, ...], completion_tokens: int) -> int:
-    """Count reasoning by its ids; where there are none, by its share of the characters."""
+    """Count reasoning tokens by their ids; without ids, estimate them by their share of the characters."""
     thoughts = [m for m in messages if m.channel is Channel.ANALYSIS and m.recipient is None]
     if all(message.tokens for message in thoughts):
         return sum(len(message.tokens) for message in thoughts)

@@ -1,4 +1,4 @@
-"""The application: routes, and for each what is read, what is run and what is kept of it."""
+"""The ASGI application: for each route, how a request is read, run and stored."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ _SMALL_BYTES = 1 << 18
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who may come in: with which key (None: anybody), and whether only under the loopback names."""
+    """Access control: the required API key (None: no key), and whether only loopback host names are accepted."""
 
     api_key: str | None = field(default=None, repr=False)
     loopback_only: bool = True
 
 
 class Service:
-    """One server over one backend. Everything it keeps is in here; its methods run in the event loop's thread."""
+    """One server over one backend. It holds all of the server's state; its methods run in the event loop's thread."""
 
     def __init__(
         self,
@@ -98,17 +98,17 @@ class Service:
         return Starlette(routes=routes, exception_handlers=handlers)
 
     async def drain(self, is_urgent: Callable[[], bool] = lambda: False) -> None:
-        """Take no more requests, give those that run some time, unless it is urgent meanwhile, and end the rest."""
+        """Accept no more requests, wait for the running ones for a limited time (unless ``is_urgent``), and end the rest."""
         self.slots.closing = True
         ends_s = time.monotonic() + self.limits.shutdown_s
-        # Not the slots: a thread is free before all that it gave was sent.
+        # Do not count the slots: a thread is free before everything that it produced was sent.
         while self._flights and time.monotonic() < ends_s and not is_urgent():
             await asyncio.sleep(0.02)
         for flight in list(self._flights.values()):
             flight.stop(Refusal(503, "This server is shutting down.", kind="server_error", code="shutting_down"))
 
     def close(self) -> None:
-        """Give back the backend and the threads."""
+        """Close the backend and the threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._builtins.close()
         self.backend.close()
@@ -132,7 +132,7 @@ class Service:
 
         def landed(flight: Flight[Part]) -> None:
             if flight.cancelled and asked.store and writer.ended is None:
-                writer.cancel()  # which a client that is gone was not told
+                writer.cancel()  # record the end that the disconnected client did not see
                 self._keep_response(asked, writer, (), asked.places)
 
         work = self._work(asked.ask, bench)
@@ -157,7 +157,7 @@ class Service:
         return _json({"id": ident, "object": "response", "deleted": True})
 
     async def cancel(self, request: Request) -> Response:
-        """POST /v1/responses/{id}/cancel. A response that has ended is given as it is."""
+        """POST /v1/responses/{id}/cancel. A response that has ended is returned unchanged."""
         found = self._under_way(request.path_params["id"])
         if found is None or found[0].ended is not None:
             return await self.response(request)
@@ -210,7 +210,7 @@ class Service:
         return _json(self._model())
 
     async def health(self, request: Request) -> Response:
-        """GET /health: open to everybody, and says nothing but whether requests are taken."""
+        """GET /health: needs no key, and reports only whether requests are accepted."""
         del request
         if self.backend.stopped is not None:
             return _json({"status": "engine_stopped"}, 503)
@@ -222,7 +222,7 @@ class Service:
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def _asked(self, request: Request, read: Callable[[Fields], Asked]) -> Asked:
-        """Return a request, read: a large one in a thread, since a million of small items take seconds."""
+        """Parse a request: a large one in a thread, because a million small items take seconds."""
         data = bytearray()
 
         def work() -> Asked:
@@ -254,7 +254,7 @@ class Service:
         return Played(flight, stream=stream)
 
     def _under_way(self, ident: str) -> tuple[ResponseWriter, Flight[Any]] | None:
-        """Return a response that is being written; completions have ids too, and nothing that could be shown before their end."""
+        """Return a response in progress. (Completions have ids too, but nothing to show before their end.)"""
         flight = self._flights.get(ident)
         writer = flight.writer if flight is not None else None
         return (writer, flight) if flight is not None and isinstance(writer, ResponseWriter) else None
@@ -263,12 +263,12 @@ class Service:
         landed(self._flights.pop(ident))
 
     def _bench(self, wanted: Wanted, places: Places) -> Bench | None:
-        """Return the tools that a request wants of ours, where its conversation left them."""
+        """Return the built-in tools that a request uses, in the state in which its conversation left them."""
         if not wanted:
             return None
         interpreters = self._builtins.interpreters
         if wanted.container is not None and (interpreters is None or wanted.container not in interpreters):
-            raise NotThere("There is no such container here (not any more): leave it to the server with auto.", "tools")
+            raise NotThere("There is no such container here (any more): use auto, and the server chooses one.", "tools")
         pages = self.store.pages.get(places.web) if places.web is not None else None
         return Bench(self._builtins, wanted, pages or (), places.container)
 
@@ -278,7 +278,7 @@ class Service:
         return lambda cancel: rounds(self.backend, ask.ended_by(cancel), bench)
 
     def _keep_turn(self, part: Part, call_ids: list[str], *, apart: bool) -> None:
-        """Count an answer, and remember how a call came about. ``apart``: calls of ours before it have items of their own."""
+        """Count an answer, and store the turn that led to a call. ``apart``: built-in calls before it have items of their own."""
         if not isinstance(part, Ended):
             return
         self._metrics.tokens(part.prompt_tokens, part.cached_tokens, part.completion_tokens)
@@ -286,7 +286,7 @@ class Service:
             self.store.remember(call_ids[0], newest_turn(part.messages) if apart else part.messages)
 
     def _keep_places(self, bench: Bench, before: Places) -> Places:
-        """Keep where the tools left off, for the next answer of the conversation."""
+        """Store the state of the built-in tools for the next answer of the conversation."""
         places = Places(bench.newest_search or before.web, bench.container)
         if bench.newest_search is not None and bench.browser is not None:
             self.store.remember_pages(bench.newest_search, bench.browser.pages)
@@ -340,14 +340,14 @@ def _refused(told: Refusal) -> Response:
 
 
 async def _no_such_place(request: Request, error: Exception) -> Response:
-    """A path or a method that is not there, in OpenAI's shape. Starlette raises it."""
+    """Answer an unknown path or method in OpenAI's error format. Starlette raises the error."""
     del request
     status = error.status_code if isinstance(error, HTTPException) else 500
-    said = "This server has no such path." if status == 404 else "This path does not take this method."
+    said = "This server has no such path." if status == 404 else "This path does not support this method."
     return _refused(Refusal(status, said, code="not_found" if status == 404 else "method_not_allowed"))
 
 
 async def _broken(request: Request, error: Exception) -> Response:
-    """What nobody raised on purpose; Starlette raises it again for the log."""
+    """Answer after an unexpected error; Starlette raises it again for the log."""
     del request
     return _refused(refusal(error))

@@ -1,4 +1,4 @@
-"""What the wires have in common: a request as it is put to the model, whichever API it came by. Pure."""
+"""What the APIs have in common: a request to the model, whichever API it came by. Pure."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from agent.model.functions import safe_name
 from agent.server.fields import Fields
 from agent.server.schema import MOST_LEVELS, is_deep, wrong_with
 
-# OpenAI's efforts, and what harmony has for them.
+# OpenAI's reasoning efforts, mapped to harmony's.
 EFFORTS: Mapping[str, str] = {
     "none": "low", "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high",
 }  # fmt: skip
-# Settings of sampling that no backend is asked for, and the values that want nothing.
+# Sampling settings that are not supported, with the values that have no effect and are therefore accepted.
 UNHEEDED: Mapping[str, tuple[Any, ...]] = {
     "n": (1,),
     "logit_bias": ({},),
@@ -36,9 +36,9 @@ MUST_CALL = "Answer with a call to one of the functions, not with text."
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which calls are wanted. ``mode`` is auto, none or required; ``name`` is the one function that is.
+    """The tool choice. ``mode`` is auto, none or required; ``name`` is the one function that is required.
 
-    ``built_in``: the name is that of a tool of the server's own, "" for any of them.
+    ``built_in``: the name is that of a built-in tool, "" for any of them.
     """
 
     mode: str = "auto"
@@ -46,7 +46,7 @@ class Choice:
     built_in: bool = False
 
     def is_met_by(self, recipient: str | None) -> bool:
-        """Whether a call of ``recipient`` is the one that is demanded."""
+        """Whether a call of ``recipient`` is the required one."""
         if self.name is None:
             return True
         if self.built_in:
@@ -56,7 +56,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """What the answer's text must be: JSON, and valid against ``schema`` where there is one."""
+    """The required format of the answer's text: JSON that is valid against ``schema``, if there is one."""
 
     name: str = "json"
     description: str = ""
@@ -65,9 +65,9 @@ class Format:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One question to the model. ``stop`` ends the answer's text, and is not part of it.
+    """One request to the model. ``stop`` sequences end the answer's text and are not part of it.
 
-    ``parallel`` says that one answer may hold several calls.
+    ``parallel``: one answer may contain several calls.
     """
 
     conversation: Conversation
@@ -78,11 +78,11 @@ class Ask:
     parallel: bool = True
 
     def ended_by(self, cancel: Cancel) -> Ask:
-        """Return the same question with what ends its answer from another thread."""
+        """Return the same request with a Cancel."""
         return replace(self, params=replace(self.params, cancel=cancel))
 
     def shown(self) -> Conversation:
-        """Return the conversation as the model shall see it: with the format and the duty to call spelt out."""
+        """Return the conversation as the model sees it: with the format and the required call in its instructions."""
         conversation, texts = self.conversation, [self.conversation.instructions]
         if self.choice.mode == "none":
             conversation = replace(conversation, tools=())
@@ -97,7 +97,7 @@ class Ask:
 
 
 def format_text(wanted: Format) -> str:
-    """Return the section of the developer message that harmony keeps for formats."""
+    """Return harmony's section of the developer message for response formats."""
     if wanted.schema is None:
         return "# Response Formats\n\n## json\n\n// The answer is one JSON object, and nothing around it."
     note = f"// {' '.join(wanted.description.split())}\n" if wanted.description else ""
@@ -106,7 +106,7 @@ def format_text(wanted: Format) -> str:
 
 
 def sampling(body: Fields, limit: str) -> SamplingParams:
-    """Read the sampling settings that all APIs share; ``limit`` is the name of the answer's bound there."""
+    """Read the sampling settings that all APIs share; ``limit`` is the API's field for the maximum number of tokens."""
     return SamplingParams(
         temperature=body.number("temperature", 1.0, 0.0, 2.0),
         top_p=body.number("top_p", 1.0, 0.0, 1.0),
@@ -116,7 +116,7 @@ def sampling(body: Fields, limit: str) -> SamplingParams:
 
 
 def effort(body: Fields | None, name: str, default: str) -> str:
-    """Read the reasoning effort under any of OpenAI's names."""
+    """Read the reasoning effort; all of OpenAI's values are accepted."""
     return default if body is None or name not in body else EFFORTS[body.choice(name, EFFORTS)]
 
 
@@ -147,10 +147,10 @@ def check_choice(
     """Return the choice if it can be met, by a function or by a tool of the server's own (``built_in`` are their names)."""
     if choice.built_in and choice.name not in built_in:
         raise body.wrong(
-            "tool_choice", "names a built-in tool that tools does not ask for, or that is not switched on here"
+            "tool_choice", "names a built-in tool that is not in tools, or that is not enabled on this server"
         )
     if choice.mode == "required" and not tools and not built_in:
-        raise body.wrong("tool_choice", "asks for a call, and no function is declared")
+        raise body.wrong("tool_choice", "requires a call, but no function is declared")
     if choice.mode == "required" and choice.name is None and not tools:
         return Choice("required", next(iter(built_in)) if len(built_in) == 1 else "", built_in=True)
     if choice.name is not None and not choice.built_in and choice.name not in {tool.name for tool in tools}:
@@ -159,7 +159,7 @@ def check_choice(
 
 
 def json_format(spec: Fields) -> Format | None:
-    """Read ``text.format`` or ``response_format``'s common part; a schema's fields are ``spec``'s own."""
+    """Read the common part of ``text.format`` and ``response_format``; ``spec`` has the fields of the schema."""
     match spec.choice("type", ("text", "json_object", "json_schema"), "text"):
         case "json_object":
             return Format()
@@ -175,7 +175,7 @@ def json_format(spec: Fields) -> Format | None:
 
 
 def by_id(results: Iterable[tuple[str, str]]) -> dict[str, deque[str]]:
-    """Return the results of calls in their order, by the ids of the calls, which some servers use again in the next turn."""
+    """Return the results of calls by call id, in order. An id may have several results: some servers reuse ids in later turns."""
     found: dict[str, deque[str]] = {}
     for call_id, text in results:
         found.setdefault(call_id, deque()).append(text)
@@ -183,7 +183,7 @@ def by_id(results: Iterable[tuple[str, str]]) -> dict[str, deque[str]]:
 
 
 def instructed(instructions: str, messages: Sequence[Message]) -> tuple[str, tuple[Message, ...]]:
-    """Move the system and developer messages at the beginning into the instructions, where the model looks for them."""
+    """Move the system and developer messages at the beginning into the instructions, where the model expects them."""
     first = next((i for i, m in enumerate(messages) if m.role not in {Role.SYSTEM, Role.DEVELOPER}), len(messages))
     texts = [instructions, *(message.text for message in messages[:first])]
     return "\n\n".join(filter(None, texts)), tuple(messages[first:])

@@ -1,4 +1,4 @@
-"""What is behind the server: a model, and under it, where there is one, a source of tokens."""
+"""The server's backend: a model and, if it has one, its source of tokens."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from agent.model.scripted import ScriptedModel
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """A model under the name that clients know it by. ``source`` and ``codec`` are set if ids are available."""
+    """A model and the name that clients use for it. ``source`` and ``codec`` are set if token ids are available."""
 
     id: str
     model: Model
@@ -28,7 +28,7 @@ class Backend:
 
     @property
     def stopped(self) -> str | None:
-        """Why this will never answer again, None while it may: only an engine in this process can come to that."""
+        """Why this will never answer again, or None. Only an engine in this process can stop for good."""
         return self.source.stopped if isinstance(self.source, LocalSource) else None
 
     def close(self) -> None:
@@ -37,24 +37,24 @@ class Backend:
 
 
 def open_backend(config: RunConfig, say: Callable[[str], None]) -> Backend:
-    """Open the configured backend. Raises ModelError when it cannot be had, UsageError when something is not said."""
+    """Open the configured backend. Raises ModelError if it is not available, UsageError if a setting is missing."""
     if BACKENDS[config.wire].needs is Needs.ENDPOINT and config.endpoint is None:
         raise UsageError(f"The backend {config.wire} is a server: give its URL with --endpoint.")
     model = open_model(config, say, shared=True)
     if not model.capabilities.parallel_requests:
-        say("this backend answers one request at a time: meanwhile, others get a 429 and can retry")
+        say("this backend answers one request at a time: others get a 429 meanwhile and can retry")
     return as_backend(_id(config, model), model)
 
 
 def as_backend(ident: str, model: Model) -> Backend:
-    """Return the backend over a model, with its tokens where it has them."""
+    """Return the backend over a model, with its source of tokens if it has one."""
     if isinstance(model, RawModel):
         return Backend(ident, model, model.source, model.codec)
     return Backend(ident, model)
 
 
 def _id(config: RunConfig, model: Model) -> str:
-    """A name without a path of this machine: the checkpoint's folder, the script's kind, or the endpoint's own name for it."""
+    """Return a name without paths of this machine: the checkpoint's folder name, the kind of script, or the endpoint's name for it."""
     if isinstance(model, ScriptedModel):
         return config.model or "scripted"
     return (

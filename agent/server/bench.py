@@ -1,7 +1,7 @@
-"""The server's own tools for one request: a browser and an interpreter, each call in a thread that can be left behind.
+"""The built-in tools of one request: a browser and an interpreter. Each call runs in a thread that can be abandoned.
 
-What goes wrong with a tool is its result, for the model to read; nothing here fails a request. A call is waited for until it ends
-or the request does: then its sandbox is closed, and what the web still answers is not heard.
+An error of a tool is its result, for the model to read; it never fails the request. If the request ends during a call, the
+call's sandbox is closed, and an answer that still comes from the web is ignored.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 MOST_CALLS = 64
 MOST_OUTPUT_BYTES = 10_000
-MOST_RUNNING = 64  # calls at a time, those that nobody waits for any more among them
+MOST_RUNNING = 64  # calls at a time, including abandoned ones
 BUSY = (
     "This server runs as many calls as it can at the moment. Answer without this one, or try again in a little while."
 )
@@ -44,15 +44,16 @@ LOST = (
     "Another call starts a fresh one."
 )
 FRESH = "[This is a fresh sandbox: the variables and files of earlier calls are gone.]\n"
-_NOWHERE = cast("Sandbox", None)  # the browser's: it has no part in its calls
+_NOWHERE = cast("Sandbox", None)  # passed to the browser, which does not use a sandbox
 SPENT = "There may be no more calls of your tools in this answer. Say what you found with those that you made."
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A call of a tool of ours, as it is told to the client. ``detail`` is the item's own part: an action, or code and its container.
+    """A call of a built-in tool, as it is reported to the client. ``detail`` are the specific fields of its item: an action, or code
+    and container.
 
-    ``tool`` is empty where the call is not run; ``text`` is then what the model is told.
+    ``tool`` is empty if the call is not run; then ``text`` is the result for the model.
     """
 
     tool: str
@@ -64,7 +65,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What came of it. ``sources`` are the addresses that a search found."""
+    """The result of a call. ``sources`` are the URLs that a search found."""
 
     work: Work
     result: ToolResult
@@ -72,7 +73,7 @@ class Done:
 
 
 class Builtins:
-    """What one server has to run calls with. ``browser`` opens a browser with an empty history."""
+    """A server's built-in tools. ``browser`` opens a browser with an empty history."""
 
     def __init__(
         self,
@@ -86,7 +87,7 @@ class Builtins:
         self.running = threading.BoundedSemaphore(MOST_RUNNING)
 
     def close(self) -> None:
-        """Close the sandboxes; a call that still runs ends with its own."""
+        """Close the sandboxes; a call that is still running ends with its sandbox."""
         if self.interpreters is not None:
             self.interpreters.close()
 
@@ -94,7 +95,7 @@ class Builtins:
 class Bench:
     """The tools of one request. Used by the request's thread.
 
-    ``pages`` and ``container`` are where its conversation left off; ``newest_search`` is the item of its last call on the web.
+    ``pages`` and ``container`` continue the conversation's earlier state; ``newest_search`` is the item of its last web call.
     """
 
     def __init__(
@@ -118,11 +119,11 @@ class Bench:
 
     @property
     def note(self) -> str:
-        """What the model has to be told of the request beside them."""
+        """What else the model is told because of the request's tools."""
         return f"The person you answer is in or near {self._wanted.place}." if self._wanted.place else ""
 
     def work(self, call: Message, functions: Sequence[ToolSpec]) -> Work | None:
-        """Return what a call of the model means; None where it is the client's."""
+        """Return the work for a call of the model; None if the call is for the client."""
         recipient = call.recipient or ""
         if recipient.removeprefix("functions.") in {tool.name for tool in functions}:
             return None
@@ -136,7 +137,7 @@ class Bench:
         return self._code(meant) if meant.tool == CODE else self._web(meant)
 
     def run(self, work: Work, cancel: Cancel) -> Done:
-        """Run it. Raises Cancelled when the request ends meanwhile."""
+        """Run it. Raises Cancelled if the request ends meanwhile."""
         if not work.tool:
             return Done(work, ToolResult(work.text, ok=False))
         result = self._awaited(work, cancel)
@@ -151,7 +152,7 @@ class Bench:
         return Done(work, result, sources)
 
     def _awaited(self, work: Work, cancel: Cancel) -> ToolResult:
-        """Run a call in a thread of its own, which nobody waits for once the request has ended, nor at the end of the process."""
+        """Run a call in a daemon thread, which is abandoned if the request ends first."""
         if not self._builtins.running.acquire(blocking=False):
             return ToolResult(BUSY, ok=False)
         over = threading.Event()
@@ -169,18 +170,18 @@ class Bench:
             over.wait()
         if results:
             return results[0]
-        if work.kind == "code":  # a call on the web has no part in the sandbox, whose variables live on
+        if work.kind == "code":  # a web call does not use the sandbox, whose variables are kept
             self._drop()
         if cancel.called:
             raise cancel.error()
-        raise RuntimeError("a tool broke; its thread says why")
+        raise RuntimeError("a tool raised; the traceback of its thread says why")
 
     def cited(self, cursor: int) -> Source | None:
-        """Return what a citation points to, if it points to anything."""
+        """Return the source of a citation, or None if it points to nothing."""
         return self.browser.cited(cursor) if self.browser is not None else None
 
     def close(self) -> None:
-        """Give back what the request holds."""
+        """Release what the request holds."""
         if self._interpreter is not None and self._builtins.interpreters is not None:
             self._builtins.interpreters.give(self._interpreter)
             self._interpreter = None
@@ -195,7 +196,7 @@ class Bench:
         try:
             result = tool.run(work.text, interpreter.opened())
         except (SandboxError, WorktreeError):
-            if self._interpreter is interpreter:  # and not taken down because the request ended
+            if self._interpreter is interpreter:  # otherwise it was closed because the request ended
                 log.warning("a sandbox was lost; --verbose says how")
                 log.info("a sandbox was lost", exc_info=True)
                 self._drop()
@@ -257,18 +258,18 @@ class Bench:
 
 @dataclass(frozen=True, slots=True)
 class Fenced:
-    """A search service of which only some domains, and those below them, are shown."""
+    """A search service restricted to some domains and their subdomains."""
 
     inner: Service
     domains: tuple[str, ...]
 
     @property
     def name(self) -> str:
-        """The service's own."""
+        """The service's name."""
         return self.inner.name
 
     def search(self, query: str, most: int) -> tuple[Hit, ...]:
-        """See Service. More is asked for than is shown, since some of it may not be."""
+        """See Service. Requests more hits than it returns, because some are filtered out."""
         return tuple(hit for hit in self.inner.search(query, 2 * most) if self._allows(hit.url))[:most]
 
     def fetch(self, url: str) -> Document:

@@ -1,7 +1,7 @@
-"""From a model's thread into the event loop: bounded, batched, and cut from either side.
+"""Passes items from a model's thread to the event loop: bounded, batched, and closable from both sides.
 
-The sync model runs in a thread of its own. What it gives is taken by the loop in batches: many tokens cost one wake-up when
-the loop is busy. A full bridge makes the thread wait (back-pressure reaches the backend), and a closed one ends it.
+The synchronous model runs in a thread of its own. The loop takes its items in batches, so that under load many tokens cost one
+wake-up. A full bridge makes the thread wait (back-pressure reaches the backend), and a closed one ends it.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ MOST_WAITING = 256
 
 
 class Bridge(Generic[Item]):
-    """Runs ``work`` in a thread and hands over what it gives. Made and used in the loop's thread, but for ``_run``.
+    """Runs ``work`` in a thread and passes on its items. Created and used in the loop's thread, except for ``_run``.
 
-    ``work`` is handed what ends it while it waits for a backend that is silent.
+    ``work`` gets a Cancel, which ends it even while it waits for a silent backend.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class Bridge(Generic[Item]):
 
     @property
     def error(self) -> BaseException | None:
-        """What ended the work, if it did not end by itself. Only for a bridge that is done."""
+        """The error that ended the work, or None. Valid only once the bridge is done."""
         return self._future.exception()
 
     async def take(self, timeout_s: float) -> list[Item]:
-        """Return what has arrived; empty when the work ended, was closed, or when nothing came for ``timeout_s``."""
+        """Return the items that have arrived; empty if the work ended, was closed, or if nothing came for ``timeout_s``."""
         with self._lock:
             self._asleep = not self._items and not self._closed and not self._over
             if self._asleep:
@@ -73,7 +73,7 @@ class Bridge(Generic[Item]):
         return items
 
     def close(self) -> None:
-        """End the work at once, whether it waits for us or for the backend."""
+        """End the work at once, whether it waits for the loop or for the backend."""
         with self._lock:
             self._closed = True
             self._items = []
@@ -84,7 +84,7 @@ class Bridge(Generic[Item]):
         self._wake()
 
     def _run(self, work: Callable[[Cancel], Iterator[Item]]) -> None:
-        # Cancelled is our own doing: whoever closed the bridge knows what for.
+        # Cancelled is not an error: it comes from close(), and its caller knows the reason.
         with suppress(Cancelled), closing_iterator(work(self._cancel)) as items:
             for item in items:
                 if not self._give(item):
@@ -103,7 +103,7 @@ class Bridge(Generic[Item]):
         return True
 
     def _call(self, on_end: Callable[[], None]) -> None:
-        """Tell the loop that the thread is free again. A loop that is gone needs no telling."""
+        """Tell the loop that the thread is free again, unless the loop is closed."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._end, on_end)
 
@@ -117,7 +117,7 @@ class Bridge(Generic[Item]):
             self._waiter.set_result(None)
 
     def _wake_within(self, timeout_s: float) -> None:
-        """Move the time at which a wait ends. There is one timer for all waits, since there is a wait for nearly every token."""
+        """Set the time at which the current wait ends. One timer serves all waits, because there is a wait for nearly every token."""
         self._ends_s = self._loop.time() + timeout_s
         if self._timer is None or self._timer.when() > self._ends_s:
             self._wind()

@@ -1,7 +1,7 @@
-"""Which of the server's own tools a request asks for. Pure.
+"""Reads which built-in tools a request asks for. Pure.
 
-Web search is left out where the server has none, as tools of unknown types are: clients send it without being asked to. A
-code interpreter is sent by those who need one, so where there is none it is refused, and so is what cannot be honoured of either.
+If the server has no web search, the tool is ignored, like tools of unknown types, because clients send it by default. A
+code interpreter is sent only by clients that need one, so it is refused if there is none; so are settings of both that cannot be honoured.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ WEB_TYPES = frozenset(
     }
 )  # fmt: skip
 CODE_TYPE = "code_interpreter"
-WEB, CODE = "browser", "python"  # what the model calls them by
+WEB, CODE = "browser", "python"  # the names that the model uses for them
 RESERVED: Mapping[str, frozenset[str]] = {
     WEB: frozenset({"browser", "browser_search", "browser_open", "browser_find"}),
     CODE: frozenset({"python"}),
@@ -30,7 +30,7 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What this server runs for its callers."""
+    """The built-in tools of this server."""
 
     web: bool = False
     code: bool = False
@@ -39,10 +39,10 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a request wants of it. ``hits`` is how many results a search shows when the model does not say.
+    """The built-in tools that a request asks for. ``hits`` is the number of search results if the model does not choose one.
 
-    ``domains`` are all that may be searched and opened, unless empty; ``container`` is one that the caller named;
-    ``place`` is where the person is, as text. ``most_calls`` bounds the calls of one answer.
+    ``domains``: only these may be searched and opened (empty: all). ``container`` is the one that the caller named;
+    ``place`` is the user's location as text. ``most_calls`` bounds the calls of one answer.
     """
 
     web: bool = False
@@ -58,12 +58,12 @@ class Wanted:
 
     @property
     def names(self) -> frozenset[str]:
-        """What the wanted tools are called by."""
+        """The model's names for the requested tools."""
         return frozenset(name for name, wanted in ((WEB, self.web), (CODE, self.code)) if wanted)
 
 
 def tool_name(kind: str) -> str | None:
-    """Return what a built-in tool's type is called by; None for any other type."""
+    """Return the model's name for a built-in tool's type; None for any other type."""
     return WEB if kind in WEB_TYPES else CODE if kind == CODE_TYPE else None
 
 
@@ -76,20 +76,20 @@ def read_builtin(body: Fields, offer: Offer, functions: Sequence[ToolSpec]) -> W
                 found |= {"web": True, **read_web(tool)}
             case "python":
                 if not offer.code:
-                    said = "is not switched on here: its operator does that with agent serve --code-interpreter"
+                    said = (
+                        "is not enabled on this server: its operator can enable it with agent serve --code-interpreter"
+                    )
                     raise tool.wrong("type", said)
                 found |= {"code": True, "container": _container(tool, offer)}
     wanted = Wanted(**found, most_calls=body.integer("max_tool_calls", 1) if found else None)
     taken = {name for kind in wanted.names for name in RESERVED[kind]}
     if clash := next((tool.name for tool in functions if tool.name in taken), None):
-        raise body.wrong(
-            "tools", f"declares a function {clash}, which is the name of a built-in tool that it also asks for"
-        )
+        raise body.wrong("tools", f"declares a function {clash}, which is also the name of a requested built-in tool")
     return wanted
 
 
 def read_web(tool: Fields) -> dict[str, Any]:
-    """Read the settings of a web search, whichever API they came by."""
+    """Read the settings of a web search, from either API."""
     filters = tool.object("filters")
     if filters is not None and "blocked_domains" in filters:
         raise filters.wrong("blocked_domains", "is not supported by this server")
@@ -125,5 +125,5 @@ def _container(tool: Fields, offer: Offer) -> str | None:
         raise spec.wrong("network_policy", "cannot be honoured: the sandbox has no network")
     size = spec.choice("memory_limit", ("1g", "4g", "16g", "64g"), "1g")
     if "memory_limit" in spec and int(size[:-1]) * _GIB > offer.memory_bytes:
-        raise spec.wrong("memory_limit", f"is more than a sandbox of this server has ({offer.memory_bytes >> 20} MiB)")
+        raise spec.wrong("memory_limit", f"is more than this server's sandboxes have ({offer.memory_bytes >> 20} MiB)")
     return None

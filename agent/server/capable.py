@@ -1,4 +1,4 @@
-"""What a backend cannot do is refused before anything is asked of it, by the name of the field that wants it. Pure."""
+"""Refuses requests for what the backend does not support, naming the field, before the backend is used. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from agent.model.capabilities import Capabilities
 from agent.server.faults import BadRequest
 from agent.server.fields import Fields
 
-# Field: the capability that it wants, and the values that want nothing.
+# Field: the capability that it needs, and the values that have no effect.
 _WANTS: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "temperature": ("temperature", (1, 1.0)),
     "top_p": ("top_p", (1, 1.0)),
@@ -26,7 +26,7 @@ _LOGPROBS_INCLUDE = "message.output_text.logprobs"
 
 
 def check_capable(body: Fields, can: Capabilities) -> None:
-    """Raise BadRequest for the first field that wants what the backend cannot do, whichever API it came by."""
+    """Raise BadRequest for the first field that the backend does not support, for any API."""
     for field, (capability, harmless) in _WANTS.items():
         if not getattr(can, capability):
             body.refuse({field: harmless}, _WHO)
@@ -43,12 +43,12 @@ def check_capable(body: Fields, can: Capabilities) -> None:
 
 
 def unable(path: str) -> BadRequest:
-    """Return the error for a field that wants what the backend cannot do."""
+    """Return the error for a field that the backend does not support."""
     return BadRequest(f"{path} is not supported by {_WHO}.", path, "unsupported_parameter")
 
 
 def _images(body: Fields) -> Iterator[str]:
-    """Give the places of what is to be seen rather than read."""
+    """Yield the paths of images in the request."""
     for name in ("messages", "input"):
         value = body.raw(name)
         for at, entry in enumerate(value if isinstance(value, list) else ()):

@@ -1,7 +1,7 @@
 """``/v1/chat/completions``: reading a request and writing its answer, whole or as chunks. Pure.
 
-Reasoning goes out as ``reasoning`` and as ``reasoning_content``, the two names that clients look for, and is taken back under
-both, so that the model still knows between two calls why it made them.
+Reasoning is sent as ``reasoning`` and as ``reasoning_content``, the two names that clients look for, and is accepted under
+both, so that between two calls the model still knows why it made them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _FINISHES: Mapping[str, str] = {"stop": "stop", "call": "tool_calls", "length": 
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """A request, read."""
+    """A parsed request."""
 
     ask: Ask
     stream: bool
@@ -58,7 +58,7 @@ class ChatRequest:
 
 
 def read_chat(body: Fields, store: Store, default_effort: str, offer: Offer) -> ChatRequest:
-    """Read a request. Raises BadRequest, which names the field."""
+    """Parse a request. Raises BadRequest, which names the field."""
     body.refuse(_UNSUPPORTED)
     messages, call_ids = _messages(body)
     instructions, shown = instructed("", store.recalled(messages, call_ids))
@@ -73,18 +73,17 @@ def read_chat(body: Fields, store: Store, default_effort: str, offer: Offer) -> 
 
 
 def _wanted(body: Fields, offer: Offer, tools: tuple[ToolSpec, ...]) -> Wanted:
-    """``web_search_options`` asks for a web search; here a client says so on purpose."""
+    """Read ``web_search_options``. A client sends it on purpose, so it is refused if there is no web search."""
     options = body.object("web_search_options")
     if options is None:
         return Wanted()
     if not offer.web:
         raise body.wrong(
-            "web_search_options", "is not switched on here: its operator does that with agent serve --web-search"
+            "web_search_options",
+            "is not enabled on this server: its operator can enable it with agent serve --web-search",
         )
     if clash := next((tool.name for tool in tools if tool.name in RESERVED[WEB]), None):
-        raise body.wrong(
-            "tools", f"declares a function {clash}, which is the name of a built-in tool that is also asked for"
-        )
+        raise body.wrong("tools", f"declares a function {clash}, which is also the name of a requested built-in tool")
     return Wanted(web=True, **read_web(options))
 
 
@@ -108,14 +107,14 @@ def _messages(body: Fields) -> tuple[list[Message], dict[int, str]]:
             case "tool" if entry.text("tool_call_id") not in call_ids.values():
                 raise entry.wrong("tool_call_id", "names a call that no message before it made")
             case "tool":
-                pass  # it comes right after its call
+                pass  # it was added right after its call
             case role:
                 messages.append(Message(Role(role), entry.content("content", _TEXT_KINDS)))
     return messages, call_ids
 
 
 def _assistant(entry: Fields) -> Iterator[tuple[Message, str]]:
-    """Give an assistant message's parts in the order in which the model says them, calls with their ids."""
+    """Yield an assistant message's parts in the order in which a model samples them, calls with their ids."""
     calls = list(entry.objects("tool_calls"))
     if thought := entry.text("reasoning", "") or entry.text("reasoning_content", ""):
         yield Message(Role.ASSISTANT, thought, Channel.ANALYSIS), ""
@@ -168,7 +167,7 @@ def _values(inner: Fields) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class ChatWriter:
-    """Makes one chat completion of the parts of an answer. ``usage`` says that the stream's end shall carry the counts."""
+    """Writes the parts of an answer as one chat completion. ``usage``: the stream ends with the token counts."""
 
     model: str
     created_s: int
@@ -179,7 +178,7 @@ class ChatWriter:
     _frame: tuple[bytes, bytes] | None = None
     _reasoning: list[str] = field(default_factory=list)
     _text: list[str] = field(default_factory=list)
-    _text_begins: int | None = None  # of the piece of text that is being said, from where its citations are counted
+    _text_begins: int | None = None  # where the current piece of text begins; its citations are counted from there
     _annotations: list[dict[str, Any]] = field(default_factory=list)
     _calls: list[dict[str, Any]] = field(default_factory=list)
 
@@ -188,7 +187,7 @@ class ChatWriter:
         return self._chunk({"role": "assistant", "content": ""})
 
     def part(self, part: Part) -> bytes:
-        """Return the chunks that a part of the answer is."""
+        """Return the chunks for a part of the answer."""
         match part:
             case Said("reasoning", text):
                 self._text_begins = None
@@ -205,7 +204,7 @@ class ChatWriter:
                 self._text_begins = None
                 self._reasoning.clear()
                 return b""
-            case Working() | Worked():  # chat completions have no items for what the server does itself
+            case Working() | Worked():  # chat completions have no items for the server's own tools
                 self._text_begins = None
                 return b""
             case Called(name, arguments):
@@ -224,11 +223,11 @@ class ChatWriter:
         return event(error.body())
 
     def cancel(self) -> bytes:
-        """A chat completion cannot be cancelled but by hanging up."""
+        """Return nothing: a chat completion can only be cancelled by disconnecting."""
         return b""
 
     def document(self) -> dict[str, Any]:
-        """Return the whole completion, once it has ended."""
+        """Return the whole completion after its end."""
         assert self.ended is not None
         message: dict[str, Any] = {"role": "assistant", "content": "".join(self._text) or None, "refusal": None}
         if not self._calls:
@@ -255,7 +254,7 @@ class ChatWriter:
         return event({**self._head("chat.completion.chunk"), "choices": [choice], **extra})
 
     def _delta(self, delta: dict[str, Any]) -> bytes:
-        """A chunk that is all delta, as there is one a token: what is the same in all of them is encoded once."""
+        """Return a chunk with only a delta. There is one per token, so the part that is always the same is encoded once."""
         if self._frame is None:
             before, _, after = self._chunk({"content": None}).partition(b'{"content":null}')
             self._frame = (before, after)
@@ -269,7 +268,7 @@ class ChatWriter:
 
 
 def usage(ended: Ended) -> dict[str, Any]:
-    """Return the counts as chat completions write them."""
+    """Return the token counts in the form of chat completions."""
     return {
         "prompt_tokens": ended.prompt_tokens,
         "completion_tokens": ended.completion_tokens,

@@ -1,7 +1,7 @@
-"""``/v1/completions``: raw text or token ids in, and out. Only for backends that are a source of tokens.
+"""``/v1/completions``: raw text or token ids in and out. Only for backends with a source of tokens.
 
-A prompt of ids is taken as it is. In a prompt of text, control tokens that are spelt out count as such, as vLLM and llama.cpp
-do it; a client that puts foreign text into its prompts sends ids, or ``"parse_special": false``.
+A prompt of ids is used as it is. In a prompt of text, spelt-out control tokens become control tokens, as in vLLM and llama.cpp;
+a client whose prompts contain untrusted text should send ids, or ``"parse_special": false``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """A request, read. ``ids`` says that token ids shall come back, ``special`` that control tokens shall be spelt out."""
+    """A parsed request. ``ids``: return token ids. ``special``: spell out control tokens in the text."""
 
     prompt: tuple[int, ...]
     params: SamplingParams
@@ -58,7 +58,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The end of the completion. ``stop_id`` is the stop token, where one ended it."""
+    """The end of the completion. ``stop_id`` is the stop token, if one ended it."""
 
     finish: str
     completion_tokens: int
@@ -67,10 +67,10 @@ class Finished:
 
 
 def read_completion(body: Fields, codec: Codec | None) -> CompletionRequest:
-    """Read a request. Raises BadRequest, which names the field."""
+    """Parse a request. Raises BadRequest, which names the field."""
     if codec is None:
         raise BadRequest(
-            "The backend of this server continues no raw text; use chat completions or responses.",
+            "The backend of this server does not support raw completions; use chat completions or responses.",
             "prompt",
             "unsupported_parameter",
         )
@@ -127,7 +127,7 @@ def complete(
         for chunk in chunks:
             if isinstance(chunk, Retried):
                 if tokens:
-                    raise ModelError(f"the completion broke off after part of it was said: {chunk.reason}")
+                    raise ModelError(f"the completion broke off after part of it was sent: {chunk.reason}")
                 continue
             tokens += len(chunk.ids)
             cached_tokens = chunk.cached_tokens or cached_tokens
@@ -152,7 +152,7 @@ def _spell(codec: Codec, token: int, request: CompletionRequest) -> bytes:
 
 @dataclass(slots=True)
 class CompletionWriter:
-    """Makes one completion of its pieces."""
+    """Writes pieces as one completion."""
 
     model: str
     created_s: int
@@ -163,11 +163,11 @@ class CompletionWriter:
     _finished: Finished | None = None
 
     def start(self) -> bytes:
-        """A stream of completions has no opening chunk."""
+        """Return nothing: a stream of completions has no opening chunk."""
         return b""
 
     def part(self, part: Piece | Finished) -> bytes:
-        """Return the chunks that a piece is."""
+        """Return the chunks for a piece."""
         if isinstance(part, Piece):
             self._text.append(part.text)
             self._ids += part.ids
@@ -183,11 +183,11 @@ class CompletionWriter:
         return event(error.body())
 
     def cancel(self) -> bytes:
-        """A completion cannot be cancelled but by hanging up."""
+        """Return nothing: a completion can only be cancelled by disconnecting."""
         return b""
 
     def document(self) -> dict[str, Any]:
-        """Return the whole completion, once it has ended."""
+        """Return the whole completion after its end."""
         assert self._finished is not None
         whole = self._chunk("".join(self._text), self._ids, self._finished)
         return {**whole, "usage": self._usage(self._finished)}

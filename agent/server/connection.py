@@ -1,4 +1,4 @@
-"""A client's connection: uvicorn's, with bounds where it has none. Until a request's head is there nothing else watches over it."""
+"""A client's connection: uvicorn's, with limits on the request head, which nothing else enforces."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _BUSY = object()  # a request is being answered, or its body arrives
 
 
 class Connection(HttpToolsProtocol):
-    """Ends where a head takes longer than ``head_s`` (at most twice that) or more than ``head_bytes``.
+    """Closes if a request head takes longer than ``head_s`` (at the latest after twice that) or exceeds ``head_bytes``.
 
-    What a client keeps sending after an answer counts as a head that does not arrive.
+    Data that a client keeps sending after an answer counts as an incomplete head.
     """
 
     def __init__(self, limits: Limits, **options: Any) -> None:  # noqa: ANN401 - uvicorn's own
@@ -29,18 +29,18 @@ class Connection(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to look at the clock."""
+        """Start the timer."""
         super().connection_made(transport)
         self._look_again(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop looking at the clock."""
+        """Stop the timer."""
         if self._timer is not None:
             self._timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Count what arrives of a head. One piece of it may hold the end of what came before, and is not counted."""
+        """Count the bytes of a head. A chunk that may contain the end of the previous request is not counted."""
         cycle = self._request()
         waits = cycle is None or not cycle.more_body
         super().data_received(_without_upgrade(data) if waits else data)
@@ -49,7 +49,7 @@ class Connection(HttpToolsProtocol):
             self.send_400_response(f"The request's head is larger than {self._limits.head_bytes} bytes.")
 
     def _request(self) -> RequestResponseCycle | None:
-        """The newest request whose head has come; uvicorn's own type for it leaves out that there is none at first."""
+        """Return the latest request whose head has arrived, if any. (uvicorn's own type does not say that it may be None.)"""
         return self.cycle
 
     def _look(self, before: object) -> None:
@@ -66,11 +66,11 @@ class Connection(HttpToolsProtocol):
 
 
 def _without_upgrade(data: bytes) -> bytes:
-    """Leave out of a head that its client would like another protocol: Java's asks for HTTP/2, and httptools drops the body then."""
+    """Remove an Upgrade header from a head: Java's client asks for HTTP/2, and httptools would then drop the body."""
     head, end, behind = data.partition(b"\r\n\r\n")
     return _UPGRADE.sub(b"", head) + end + behind
 
 
 def connections(limits: Limits) -> Callable[..., asyncio.Protocol]:
-    """Return what makes connections within ``limits``, for uvicorn's setting ``http``."""
+    """Return a factory of connections with ``limits``, for uvicorn's setting ``http``."""
     return partial(Connection, limits)

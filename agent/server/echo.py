@@ -1,4 +1,4 @@
-"""What a response repeats of its request: the settings that were taken, the defaults included, in the shape of OpenAI's schema. Pure."""
+"""The settings of a request that its response repeats, with defaults filled in, in the form of OpenAI's schema. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LEVELS = ("low", "medium", "high")
 
 
 def echo(body: Fields, ask: Ask, wanted: Wanted, *, keep: bool) -> dict[str, Any]:
-    """Return it. Raises BadRequest for what no response could repeat."""
+    """Return the repeated settings. Raises BadRequest for values that a response cannot repeat."""
     reasoning = body.object("reasoning")
     summary = reasoning.choice("summary", _SUMMARIES) if reasoning is not None and "summary" in reasoning else None
     return {
@@ -79,7 +79,7 @@ def _text(text: Fields | None) -> dict[str, Any]:
 
 
 def _tool(tool: Fields, wanted: Wanted) -> dict[str, Any] | None:
-    """A tool that the model is given; None for one that was left out, so that a client can see it."""
+    """Return a tool that the model is given, or None for one that was left out, so that the client can see which."""
     kind = tool.text("type")
     if kind == "function":
         strict = tool.flag("strict") if "strict" in tool else None

@@ -1,4 +1,4 @@
-"""Open the server's own tools as its operator switched them on."""
+"""Opens the built-in tools that the operator enabled."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from sandbox import snapshot as snapshots
 from sandbox.base import Sandbox
 from sandbox.open import open_sandbox
 
-GRACE_S = 5.0  # a container outlives a server that was killed for this long: nobody comes back for it
+GRACE_S = 5.0  # a container outlives a killed server only this long, because nothing resumes it
 
 
 @contextmanager
 def equipped(
     config: RunConfig, web: str | None, most_interpreters: int, say: Callable[[str], None]
 ) -> Iterator[Builtins]:
-    """Give the tools: a web search through the service ``web``, and code in at most that many sandboxes (0: none).
+    """Yield the tools: a web search through the service ``web``, and code in at most that many sandboxes (0: none).
 
-    The first sandbox is started here. Raises UsageError, and what starting it raises.
+    Starts the first sandbox. Raises UsageError, and what starting a sandbox raises.
     """
     with scratch.folder("serve") as folder:
         browser = None
         if web is not None:
             wanted = replace(config, browser=web)
-            open_browser(wanted)  # so that a key or a package that is missing is told now
+            open_browser(wanted)  # so that a missing key or package is reported now
             browser = lambda: open_browser(wanted)  # noqa: E731
         interpreters = None
         if most_interpreters:
@@ -47,10 +47,10 @@ def equipped(
 
 
 def _starter(config: RunConfig, folder: Path, say: Callable[[str], None]) -> Callable[[], Sandbox]:
-    """Return what opens a container over an empty workspace, without a network whatever the configuration says."""
+    """Return a function that starts a container with an empty workspace; it never has a network, whatever the configuration says."""
     if config.sandbox != "docker":
         raise UsageError(
-            "--code-interpreter runs code that other people's models write, and only in containers: sandbox = "
+            "--code-interpreter runs code for any client of the server, and therefore only in containers: sandbox = "
             f'"{config.sandbox}" is for your own runs. Set sandbox = "docker", or leave the flag out.'
         )
     config = replace(config, network="none")

@@ -1,4 +1,4 @@
-"""What a client is told when a request fails: OpenAI's error shape, the right status, and nothing of this machine.
+"""What a client is told when a request fails: OpenAI's error format, the right status, and nothing about this machine.
 
 ::
 
@@ -13,10 +13,10 @@
     InvalidAnswer                           502     server_error            invalid_answer
     ScriptEnded                             502     server_error            script_ended
     any other ModelError                    502     server_error            backend_error
-    anything nobody raised on purpose       500     server_error            internal_error
+    any unexpected error                    500     server_error            internal_error
 
-What a backend said can hold its address, a path of this machine or a piece of a prompt, so it goes to the log of whoever
-asked for one (``--verbose``) and never into a body. What *we* say about a request names its fields, not their values.
+A backend's message can contain its address, a path of this machine or a piece of a prompt, so it goes only to the log
+(``--verbose``) and never to the client. Our own messages about a request name its fields, not their values.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from agent.errors import ContextOverflow, EndpointRefused, EndpointUnreachable, 
 
 
 class Refusal(Exception):
-    """A request that is not answered. ``message`` is for the client."""
+    """A request is refused. ``message`` is for the client."""
 
     def __init__(
         self,
@@ -48,30 +48,30 @@ class Refusal(Exception):
         self.retry_after_s = retry_after_s
 
     def body(self) -> dict[str, Any]:
-        """Return the error as OpenAI writes it."""
+        """Return the error in OpenAI's format."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
 
 class BadRequest(Refusal):
-    """A request that cannot mean what it says. ``param`` is the field, as a path (``input[2].content``)."""
+    """A request is invalid. ``param`` is the field, as a path (``input[2].content``)."""
 
     def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(400, message, param=param, code=code or "invalid_value")
 
 
 class NotThere(Refusal):
-    """Something that is asked for by its id and is not kept, or not any more."""
+    """Something was requested by its id and is not stored (any more)."""
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(404, message, param=param, code="not_found")
 
 
 class InvalidAnswer(ModelError):
-    """The model answered, also when it was asked again, but not in the form that the request demands."""
+    """The model answered several times, but never in the form that the request demands."""
 
 
 def refusal(error: Exception) -> Refusal:
-    """Translate whatever ended a request. The one table; see above."""
+    """Translate the error that ended a request, by the table above."""
     match error:
         case Refusal():
             return error
@@ -89,7 +89,9 @@ def refusal(error: Exception) -> Refusal:
         case ScriptEnded():
             return Refusal(502, f"This server plays a script: {error}.", kind="server_error", code="script_ended")
         case ModelError():
-            said = "The model behind this server failed. Its operator finds the reason with --verbose."
+            said = "The model behind this server failed. The server's operator can see the reason with --verbose."
             return Refusal(502, said, kind="server_error", code="backend_error")
         case _:
-            return Refusal(500, "Something here is broken.", kind="server_error", code="internal_error")
+            return Refusal(
+                500, "This server failed with an internal error.", kind="server_error", code="internal_error"
+            )

@@ -1,4 +1,4 @@
-"""Reading a request's JSON: every value is checked, and what is wrong is named by its path. Pure."""
+"""Reads a request's JSON: every value is checked, and errors name the path of the field. Pure."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Fields:
         return f"{self._path}.{name}" if self._path else name
 
     def raw(self, name: str) -> Any:  # noqa: ANN401 - JSON is anything
-        """Return a value as it came; None where there is none."""
+        """Return a value unchecked; None if it is missing."""
         return self._values.get(name)
 
     def text(self, name: str, default: str | None = None) -> str:
-        """Return a string; without a default it must be there."""
+        """Return a string; without a default it is required."""
         value = self.raw(name)
         if value is None and default is not None:
             return default
@@ -76,7 +76,7 @@ class Fields:
         return value
 
     def list(self, name: str) -> list[Any]:
-        """Return an array, empty where there is none."""
+        """Return an array, an empty one if it is missing."""
         value = self.raw(name)
         if value is None:
             return []
@@ -85,7 +85,7 @@ class Fields:
         return value
 
     def objects(self, name: str) -> Iterator[Fields]:
-        """Give an array's objects."""
+        """Yield an array's objects."""
         for index, value in enumerate(self.list(name)):
             yield Fields(value, f"{self.path(name)}[{index}]")
 
@@ -98,14 +98,14 @@ class Fields:
         return BadRequest(f"{self.path(name)} {why}.", self.path(name))
 
     def refuse(self, unsupported: Mapping[str, tuple[Any, ...]], who: str = "this server") -> None:
-        """Refuse fields that cannot be honoured, unless their value asks for nothing: never a silent drop."""
+        """Refuse unsupported fields, unless their value has no effect. Nothing is ignored silently."""
         for name, harmless in unsupported.items():
             if name in self and not any(type(self.raw(name)) is type(v) and self.raw(name) == v for v in harmless):
                 path = self.path(name)
                 raise BadRequest(f"{path} is not supported by {who}.", path, "unsupported_parameter")
 
     def content(self, name: str, kinds: frozenset[str]) -> str:
-        """Return a message's text: a string, or an array of parts of which only text can be read."""
+        """Return a message's text: a string, or an array of parts, which must be text."""
         value = self.raw(name)
         if value is None or isinstance(value, str):
             return value or ""

@@ -1,4 +1,4 @@
-"""Access: who may send requests, how large, and how many at a time."""
+"""Admission: who may send requests, how large, and how many at a time."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one server takes. ``requests`` run at a time; the next one is turned away with 429.
+    """The limits of one server. ``requests`` run at a time; the next one is refused with 429.
 
-    A request has ``head_s`` until its head is there, then ``body_s`` to arrive whole; bodies under way hold at most
-    ``arriving_bytes`` together, or one of them ``body_bytes``. ``shutdown_s`` is how long answers may go on once the server
-    shall end.
+    A request has ``head_s`` for its head, then ``body_s`` for its body. A body has at most ``body_bytes``, and all
+    arriving ones together at most ``arriving_bytes``. At shutdown, answers may continue for ``shutdown_s``.
     """
 
     requests: int = 256
@@ -38,7 +37,7 @@ class Limits:
 
 
 class Slots:
-    """How many requests run. Used by the event loop's thread only."""
+    """Counts the running requests. Used by the event loop's thread only."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -46,28 +45,28 @@ class Slots:
         self.closing = False
 
     def take(self) -> None:
-        """Take a slot. Raises Refusal when there is none."""
+        """Take a slot. Raises Refusal if there is none."""
         if self.closing:
             said = "This server is shutting down."
             raise Refusal(503, said, kind="server_error", code="shutting_down", retry_after_s=5)
         if self.taken >= self._most:
-            raise _busy(f"This server answers {self._most} requests at a time, and all are taken. Try again shortly.")
+            raise _busy(f"This server answers {self._most} requests at a time and is busy. Try again shortly.")
         self.taken += 1
 
     def give(self) -> None:
-        """Give a slot back."""
+        """Release a slot."""
         self.taken -= 1
 
 
 class Arriving:
-    """How much of requests is held that have not arrived whole, or are not read. Used by the event loop's thread only."""
+    """Counts the bytes of requests that are still arriving or not parsed yet. Used by the event loop's thread only."""
 
     def __init__(self, limits: Limits) -> None:
         self._most_bytes = max(limits.arriving_bytes, limits.body_bytes)
         self._bytes = 0
 
     def add(self, size_bytes: int) -> None:
-        """Count more of a body; less, where it is negative. Raises Refusal where that is more than may be."""
+        """Add bytes of a body (negative: subtract). Raises Refusal if that exceeds the limit."""
         if self._bytes + size_bytes > self._most_bytes:
             raise _busy("Too many large requests are arriving at this server. Try again shortly.")
         self._bytes += size_bytes
@@ -78,10 +77,10 @@ def _busy(said: str) -> Refusal:
 
 
 def check_access(request: Request, api_key: str | None, hosts: frozenset[str] | None) -> None:
-    """Raise Refusal unless the caller may come in.
+    """Raise Refusal unless the caller may use the server.
 
-    ``hosts`` are the names that the server answers to (None: any). A web page whose name was made to point at
-    this machine sends its own name, and is turned away.
+    ``hosts`` are the host names that the server accepts (None: any). This stops DNS rebinding: a web page whose name was made to
+    resolve to this machine sends its own name.
     """
     if hosts is not None and _host(request.headers.get("host", "")) not in hosts:
         raise Refusal(403, "This server answers to its loopback address only.", code="host_not_allowed")
@@ -100,12 +99,12 @@ def _host(header: str) -> str:
 
 
 async def read_body(request: Request, limits: Limits, arriving: Arriving, body: bytearray) -> None:
-    """Fill ``body``. Raises Refusal, without having read more than ``body_bytes``, or for longer than ``body_s``.
+    """Fill ``body``. Raises Refusal after at most ``body_bytes`` or ``body_s``.
 
-    Whoever asked takes what is in ``body`` off ``arriving`` again.
+    The caller subtracts the size of ``body`` from ``arriving`` afterwards.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":  # which a web page cannot send to another site without asking first
+    if kind != "application/json":  # a web page cannot send this type to another site without a preflight request
         raise Refusal(415, "The request must be application/json.", code="unsupported_media_type")
     if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise Refusal(415, "The request must not be compressed.", code="unsupported_content_encoding")
@@ -113,14 +112,14 @@ async def read_body(request: Request, limits: Limits, arriving: Arriving, body: 
         async with asyncio.timeout(limits.body_s):
             await _read(request, limits.body_bytes, arriving, body)
     except ClientDisconnect as error:
-        raise BadRequest("The request did not arrive whole.") from error
+        raise BadRequest("The request arrived incomplete.") from error
     except TimeoutError as error:
-        said = f"The request did not arrive whole within {limits.body_s:g} seconds."
+        said = f"The request did not arrive completely within {limits.body_s:g} seconds."
         raise Refusal(408, said, code="request_timeout") from error
 
 
 def read_json(body: bytearray) -> Fields:
-    """Return the JSON object that a body is. Raises BadRequest."""
+    """Parse a body as a JSON object. Raises BadRequest."""
     try:
         return Fields(json.loads(body, parse_float=_finite, parse_constant=_finite))
     except (ValueError, RecursionError) as error:
@@ -139,7 +138,7 @@ async def _read(request: Request, most_bytes: int, arriving: Arriving, body: byt
 
 
 def _finite(text: str) -> float:
-    """Read a number, but none that JSON has no way to write (NaN, Infinity, 1e999): an answer may repeat it."""
+    """Parse a number; refuse those that JSON cannot represent (NaN, Infinity, 1e999), because an answer may repeat it."""
     value = float(text)
     if not math.isfinite(value):
         raise ValueError("not a finite number")

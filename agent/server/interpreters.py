@@ -1,7 +1,7 @@
-"""Sandboxes for the code of callers' models: one a conversation, one warm in advance, closed when idle. Sync, for any thread.
+"""The sandboxes of the code interpreter: one per conversation, one started in advance, closed when idle. Sync, thread-safe.
 
-A conversation holds its sandbox only while one of its answers is on its way. Between two answers it is idle: the next one
-finds it by its id with all variables, until it was idle for too long or another conversation needs the place.
+A conversation holds its sandbox only during an answer. Between two answers the sandbox is idle: the next answer finds it by its
+id, with all variables, unless it was idle for too long or another conversation needed the place.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from sandbox.errors import SandboxError, SandboxLost, WorktreeError
 log = logging.getLogger(__name__)
 
 IDLE_S = 1200.0
-RETRY_S = 30.0  # after a warm sandbox could not be started
+RETRY_S = 30.0  # wait after starting a warm sandbox failed
 Start = Callable[[], Sandbox]
 
 
 @dataclass(slots=True)
 class Interpreter:
-    """A sandbox that is started by the first call that needs it. ``lost``: its conversation had another one before."""
+    """A sandbox that the first call starts. ``lost``: its conversation had another one before."""
 
     start: Start
     id: str = field(default_factory=lambda: new_id("cntr"))
@@ -38,7 +38,7 @@ class Interpreter:
     _changing: threading.Lock = field(default_factory=threading.Lock)
 
     def opened(self) -> Sandbox:
-        """Return the sandbox; one call at a time. Raises SandboxError, SandboxLost once it was closed."""
+        """Return the sandbox; one call at a time. Raises SandboxError; SandboxLost after it was closed."""
         if self._sandbox is not None:
             return self._sandbox
         sandbox = self.start()
@@ -50,7 +50,7 @@ class Interpreter:
         raise SandboxLost("this sandbox was closed while it started")
 
     def close(self) -> None:
-        """Take the sandbox down; one that is being started is taken down when it is there."""
+        """Close the sandbox; one that is still starting is closed as soon as it has started."""
         with self._changing:
             self._closed = True
             sandbox, self._sandbox = self._sandbox, None
@@ -67,7 +67,7 @@ class Interpreters:
         self._idle_s = idle_s
         self._changed = threading.Condition()
         self._taken: dict[str, Interpreter] = {}
-        self._idle: OrderedDict[str, Interpreter] = OrderedDict()  # the one that is idle for longest first
+        self._idle: OrderedDict[str, Interpreter] = OrderedDict()  # the longest idle one first
         self._warm: Interpreter | None = None
         self._trash: list[Interpreter] = []
         self._retry_s = 0.0
@@ -75,7 +75,7 @@ class Interpreters:
         self._keeper = threading.Thread(target=self._keep, name="interpreters", daemon=True)
 
     def open(self) -> None:
-        """Start the first sandbox, so that what is wrong with the engine shows now, and look after all from here on.
+        """Start the first sandbox, so that problems with Docker show now, and the thread that maintains all sandboxes.
 
         Raises EngineUnavailable, ImageUnavailable, SandboxError.
         """
@@ -89,7 +89,7 @@ class Interpreters:
             return ident in self._taken or ident in self._idle
 
     def take(self, wanted: str | None) -> Interpreter | None:
-        """Return the interpreter ``wanted``, or a new one where it is gone or somebody has it; None when all are taken."""
+        """Return the interpreter ``wanted``, or a new one if it is gone or in use; None if all places are taken."""
         with self._changed:
             found = self._idle.pop(wanted, None) if wanted is not None else None
             if found is None:
@@ -102,7 +102,7 @@ class Interpreters:
             return found
 
     def give(self, interpreter: Interpreter) -> None:
-        """Give an interpreter back, for the next answer of its conversation."""
+        """Return an interpreter to the pool, for the next answer of its conversation."""
         with self._changed:
             if self._taken.pop(interpreter.id, None) is not None:
                 interpreter.idle_since_s = time.monotonic()
@@ -110,7 +110,7 @@ class Interpreters:
                 self._changed.notify()
 
     def discard(self, interpreter: Interpreter) -> None:
-        """Have an interpreter closed, whatever it is doing. Returns at once."""
+        """Have an interpreter closed, even if it is running a call. Returns at once."""
         with self._changed:
             if self._taken.pop(interpreter.id, None) is not None:
                 self._trash.append(interpreter)
@@ -133,7 +133,7 @@ class Interpreters:
             self._keeper.join()
 
     def _new(self) -> Interpreter | None:
-        """The warm one, or one that starts with its first call, in the place of the one that was idle for longest."""
+        """Return the warm one, or one that starts with its first call; if no place is free, the longest idle one is closed."""
         if self._warm is not None:
             warm, self._warm = self._warm, None
             return warm
@@ -144,7 +144,7 @@ class Interpreters:
         return Interpreter(self._start)
 
     def _keep(self) -> None:
-        """Close what is idle for too long or discarded, and keep one warm where there is a place for it."""
+        """Close sandboxes that were idle for too long or discarded, and keep one warm if there is a place for it."""
         while True:
             with self._changed:
                 doomed = self._doomed()
@@ -173,7 +173,7 @@ class Interpreters:
         return len(self._taken) + len(self._idle) < self._most
 
     def _pause_s(self) -> float | None:
-        """Until the next thing to do; None when only a change can bring one."""
+        """Return the time until the next thing to do; None if there is nothing to do until something changes."""
         now_s = time.monotonic()
         oldest = next(iter(self._idle.values()), None)
         ends = [] if oldest is None else [oldest.idle_since_s + self._idle_s]

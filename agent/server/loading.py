@@ -1,4 +1,4 @@
-"""Answering while there is nothing to answer with: a model takes seconds to minutes to load."""
+"""Answers requests while the model is loading, which takes seconds to minutes."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _LOADING = Refusal(
 
 @contextmanager
 def loading(listener: socket.socket) -> Iterator[None]:
-    """Answer every request with 503 for the length of the block, as llama-server does. ``listener`` stays open.
+    """Answer every request with 503 during the block, as llama-server does. ``listener`` stays open.
 
-    From a thread of its own: the main thread loads, so that a signal ends that as ever.
+    It runs in a thread: the main thread loads the model, so that signals end the loading as usual.
     """
     with listener.dup() as own, asyncio.Runner() as runner:
         done = asyncio.Event()
@@ -38,16 +38,16 @@ def loading(listener: socket.socket) -> Iterator[None]:
 
 
 async def _turn_all_away(listener: socket.socket, done: asyncio.Event) -> None:
-    # Not asyncio.start_server: what that has just accepted when the loop ends stays open.
+    # Not asyncio.start_server: a connection that it has just accepted when the loop ends would stay open.
     loop = asyncio.get_running_loop()
     tasks = set[asyncio.Task[None]]()
 
     def take() -> None:
         try:
             connection, _ = listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):  # it is gone again
+        except (BlockingIOError, ConnectionAbortedError):  # the client is gone already
             return
-        except OSError:  # no file left for it
+        except OSError:  # no free file descriptor
             loop.remove_reader(listener)
             loop.call_later(_PAUSE_S, loop.add_reader, listener, take)
             return
@@ -55,7 +55,7 @@ async def _turn_all_away(listener: socket.socket, done: asyncio.Event) -> None:
         task = loop.create_task(_turn_away(connection))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
-        task.add_done_callback(lambda _: connection.close())  # also of a task that never began
+        task.add_done_callback(lambda _: connection.close())  # also for a task that is cancelled before it starts
 
     listener.setblocking(False)
     listener.listen(_MOST_WAITING)
@@ -76,7 +76,9 @@ async def _turn_away(connection: socket.socket) -> None:
                     return
             await loop.sock_sendall(connection, _answer(head))
             connection.shutdown(socket.SHUT_WR)
-            while await loop.sock_recv(connection, _HEAD_BYTES):  # a body cut off may cost the client the answer
+            while await loop.sock_recv(
+                connection, _HEAD_BYTES
+            ):  # read the body: if it were cut off, the client could lose the answer
                 pass
 
 

@@ -1,4 +1,4 @@
-"""What is counted, for Prometheus. One registry a server: nothing is global."""
+"""Metrics for Prometheus. Each server has a registry of its own: nothing is global."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Metrics:
         gauge.set_function(in_flight)
 
     def request(self, route: str, status: int, duration_s: float) -> None:
-        """Count a request that is over."""
+        """Count a request that has ended."""
         self._requests.labels(route, str(status)).inc()
         self._duration_s.labels(route).observe(duration_s)
 

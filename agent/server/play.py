@@ -1,4 +1,4 @@
-"""Playing an answer to a client: as a stream of events or as one document, watching for the end from every side."""
+"""Sends an answer to a client, as a stream of events or as one document, until it ends, fails, is cancelled, or the client disconnects."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ log = logging.getLogger(__name__)
 Item_contra = TypeVar("Item_contra", contravariant=True)
 Item = TypeVar("Item")
 
-_PATIENCE_S = 1.0  # an error that comes within this time still gets its own status; later it is an event of the stream
-_FAREWELL_S = 2.0  # to say why an answer has ended
-_CLOSED_BY_CLIENT = 499  # nginx's number; nobody reads it but the metrics
+_PATIENCE_S = 1.0  # an error within this time is sent with its own HTTP status; a later one is an event of the stream
+_FAREWELL_S = 2.0  # time to tell the client why an answer has ended
+_CLOSED_BY_CLIENT = 499  # nginx's status code; only the metrics show it
 
 
 class Writer(Protocol[Item_contra]):
@@ -43,7 +43,7 @@ class Writer(Protocol[Item_contra]):
         ...
 
     def cancel(self) -> bytes:
-        """Return the events that end a stream which somebody cancelled."""
+        """Return the events that end a cancelled stream."""
         ...
 
     def document(self) -> dict[str, Any]:
@@ -53,7 +53,7 @@ class Writer(Protocol[Item_contra]):
 
 @dataclass(slots=True)
 class Flight(Generic[Item]):
-    """One answer on its way. ``heard`` is told of each part before the client is, ``landed`` when all is over."""
+    """One answer in progress. ``heard`` is called with each part before the client gets it, ``landed`` at the end."""
 
     bridge: Bridge[Item]
     writer: Writer[Item]
@@ -67,11 +67,11 @@ class Flight(Generic[Item]):
     stopped: Refusal | None = None
 
     def is_over(self) -> bool:
-        """Whether somebody ended it."""
+        """Whether it was cancelled or stopped."""
         return self.cancelled or self.stopped is not None
 
     def cancel(self) -> None:
-        """End it because somebody asked for that."""
+        """End it at a client's request."""
         self.cancelled = True
         self.bridge.close()
 
@@ -81,7 +81,7 @@ class Flight(Generic[Item]):
         self.bridge.close()
 
     def fault(self) -> Refusal | None:
-        """Say what ended it, if it did not come to its own end."""
+        """Return what ended it, or None if it ended normally."""
         if self.stopped is not None:
             return self.stopped
         error = self.bridge.error if self.bridge.done else None
@@ -92,14 +92,14 @@ class Flight(Generic[Item]):
         return told
 
     async def begin(self, timeout_s: float) -> list[Item]:
-        """Return the first parts, none if nothing came in time."""
+        """Return the first parts; empty if nothing came in time."""
         items = await self.bridge.take(timeout_s)
         if items:
             self.metrics.first_token_s.observe(time.monotonic() - self.began_s)
         return items
 
     async def piece(self) -> bytes | None:
-        """Return the next events, None after the last; one without content where nothing came for long, so that no proxy hangs up."""
+        """Return the next events, None after the last; a comment if nothing came for long, so that no proxy closes the connection."""
         if self.is_over():
             return None
         items = await self.bridge.take(self.limits.keep_alive_s)
@@ -111,7 +111,7 @@ class Flight(Generic[Item]):
         return None if self.is_over() or self.bridge.done else sse.KEEP_ALIVE
 
     def events(self, items: list[Item]) -> bytes:
-        """Turn parts into events, and tell who wants to hear of them."""
+        """Turn parts into events, and call ``heard`` for each."""
         out = []
         for item in items:
             out.append(self.writer.part(item))
@@ -120,7 +120,7 @@ class Flight(Generic[Item]):
 
 
 class Played(Response, Generic[Item]):
-    """The response to a client: a flight as a stream, or as its document."""
+    """The response to a client: a flight as a stream or as its document."""
 
     def __init__(self, flight: Flight[Item], *, stream: bool) -> None:
         super().__init__()
@@ -129,11 +129,11 @@ class Played(Response, Generic[Item]):
         self.status_code = _CLOSED_BY_CLIENT
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
-        """Play the answer, until it ends or the client goes away."""
+        """Send the answer until it ends or the client disconnects."""
         watching = asyncio.create_task(self._watch(receive))
         playing = asyncio.create_task(self._play_stream(send) if self.stream else self._play_whole(send))
         try:
-            # The answer's own end comes first, but cannot be said to a client that takes a byte a second.
+            # The answer ends in time by itself, but a client that reads one byte per second would not get the end.
             most_s = self.flight.limits.request_timeout_s + _FAREWELL_S
             await asyncio.wait({watching, playing}, return_when=asyncio.FIRST_COMPLETED, timeout=most_s)
             if playing.done():
@@ -191,7 +191,7 @@ async def _body(send: Send, piece: bytes) -> None:
 
 
 def retry_header(fault: Refusal | None) -> list[tuple[bytes, bytes]]:
-    """Return the header that tells a client when to come back, where there is something to tell."""
+    """Return the Retry-After header, if the fault has one."""
     if fault is None or fault.retry_after_s is None:
         return []
     return [(b"retry-after", str(fault.retry_after_s).encode())]

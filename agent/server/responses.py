@@ -1,4 +1,4 @@
-"""Writing for ``/v1/responses``: the response object, and its stream of events in the documented order. Pure.
+"""Writes answers for ``/v1/responses``: the response object, and its stream of events in the documented order. Pure.
 
 ::
 
@@ -11,7 +11,7 @@
                 output_item.done
     completed | incomplete | failed
 
-A citation follows the delta that holds it, as output_text.annotation.added.
+A citation follows the delta that contains it, as output_text.annotation.added.
 
 All events of an item share its ``output_index``, counted from 0; ``sequence_number`` counts every event from 0.
 """
@@ -32,21 +32,21 @@ from agent.server.faults import Refusal
 from agent.server.sse import event
 
 _SEAL = "gpt-oss-agent.1."
-MOST_SEALED_BYTES = 8 << 20  # of all reasoning in one request
+MOST_SEALED_BYTES = 8 << 20  # limit for all reasoning in one request
 
 
 def new_id(kind: str) -> str:
-    """Return an id that cannot be guessed."""
+    """Return an unguessable id."""
     return f"{kind}_{secrets.token_hex(16)}"
 
 
 def sealed(text: str) -> str:
-    """Put reasoning into ``encrypted_content``: opaque, for stateless clients to hand back. Not secret: they may read it."""
+    """Encode reasoning as ``encrypted_content``, which stateless clients send back. It is opaque but not secret: they may read it."""
     return _SEAL + base64.urlsafe_b64encode(zlib.compress(text.encode("utf-8", "replace"))).decode()
 
 
 def unsealed(content: str, most_bytes: int = MOST_SEALED_BYTES) -> str:
-    """Return the reasoning in an ``encrypted_content`` of ours, up to ``most_bytes`` of it; empty for anything else."""
+    """Return the reasoning in our own ``encrypted_content``, at most ``most_bytes`` of it; empty for anything else."""
     if not content.startswith(_SEAL):
         return ""
     try:
@@ -58,20 +58,24 @@ def unsealed(content: str, most_bytes: int = MOST_SEALED_BYTES) -> str:
 
 @dataclass(slots=True)
 class _Item:
-    """The item that is being said, its place, and its text so far."""
+    """The current output item, its index, and its text so far."""
 
     index: int
     item: dict[str, Any]
-    frame: tuple[bytes, bytes, bytes] = (b"", b"", b"")  # of a delta, around its number and its text
+    frame: tuple[bytes, bytes, bytes] = (
+        b"",
+        b"",
+        b"",
+    )  # the constant parts of a delta event, around its number and its text
     texts: list[str] = field(default_factory=list)
     annotations: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class ResponseWriter:
-    """Makes one response of the parts of an answer. ``echo`` are the request's settings, as the response repeats them.
+    """Writes the parts of an answer as one response. ``echo`` are the request's settings, which the response repeats.
 
-    ``include`` is what was asked for beside the usual: reasoning.encrypted_content, code_interpreter_call.outputs,
+    ``include`` are the optional fields that were requested: reasoning.encrypted_content, code_interpreter_call.outputs,
     web_search_call.action.sources.
     """
 
@@ -97,7 +101,7 @@ class ResponseWriter:
         )
 
     def part(self, part: Part) -> bytes:
-        """Return the events that a part of the answer is."""
+        """Return the events for a part of the answer."""
         match part:
             case Said(kind, text):
                 return self._said(kind, text)
@@ -115,7 +119,7 @@ class ResponseWriter:
                 return self._end(part)
 
     def fail(self, error: Refusal) -> bytes:
-        """Return the last events of a response that broke off; none where it came to its end first."""
+        """Return the last events of a response that failed; empty if it had already ended."""
         if self.ended is not None:
             return b""
         code = error.code if error.code in _ERROR_CODES else "server_error"
@@ -125,9 +129,9 @@ class ResponseWriter:
         return closed + self._event("response.failed", response=self.document())
 
     def cancel(self) -> bytes:
-        """Return the last events of a response that somebody cancelled. The stream has no event for it but incomplete.
+        """Return the last events of a cancelled response; empty if it had already ended.
 
-        None where it came to its end first.
+        The stream has no event for cancellation, so it ends with incomplete.
         """
         if self.ended is not None:
             return b""
@@ -136,7 +140,7 @@ class ResponseWriter:
         return closed + self._event("response.incomplete", response=self.document())
 
     def document(self) -> dict[str, Any]:
-        """Return the response object as it stands."""
+        """Return the response object in its current state."""
         return {
             "id": self.id,
             "object": "response",
@@ -177,7 +181,7 @@ class ResponseWriter:
         )
 
     def _close(self, status: str = "completed") -> bytes:
-        """Finish the open item, if there is one. A call of ours that is open here was ended with its request."""
+        """Finish the open item, if there is one. A built-in call that is still open was ended with its request."""
         opened, self._open = self._open, None
         if opened is None:
             return b""
@@ -243,7 +247,7 @@ class ResponseWriter:
         )
 
     def _working(self, work: Working) -> bytes:
-        """Begin an item of a tool of ours. Until it ends it is the open one, and may be left incomplete."""
+        """Begin the item of a built-in call. It is the open item until the call ends, and may stay incomplete."""
         web = work.kind == "web"
         kind = "web_search_call" if web else "code_interpreter_call"
         item: dict[str, Any] = {"id": work.id, "type": kind, "status": "in_progress", **work.detail}
@@ -274,7 +278,7 @@ class ResponseWriter:
                 sources = [{"type": "url", "url": url} for url in done.sources]
                 item["action"] = {**item["action"], "sources": sources}
         else:
-            item["status"] = "completed"  # also where the code raised: its traceback is its output
+            item["status"] = "completed"  # even if the code raised: its traceback is its output
             if "code_interpreter_call.outputs" in self.include:
                 item["outputs"] = [{"type": "logs", "logs": done.output}]
         self._output.append(item)
@@ -305,7 +309,7 @@ class ResponseWriter:
 
 
 _ITEM_TYPES: Mapping[str, str] = {"reasoning": "reasoning", "text": "message"}
-# The codes that a response's error may have in OpenAI's schema and that say something true here.
+# The error codes of OpenAI's schema for responses that apply here.
 _ERROR_CODES = frozenset({"server_error", "rate_limit_exceeded"})
 
 
@@ -314,7 +318,7 @@ def _place(opened: _Item) -> dict[str, Any]:
 
 
 def _frame(kind: str, opened: _Item) -> tuple[bytes, bytes, bytes]:
-    """A delta's event in three pieces: there is one a token, so what is the same in all of an item is encoded once."""
+    """Return a delta's event in three pieces. There is one event per token, so what an item's deltas have in common is encoded once."""
     name = "response.reasoning_text.delta" if kind == "reasoning" else "response.output_text.delta"
     logprobs: dict[str, Any] = {} if kind == "reasoning" else {"logprobs": []}
     whole = event(

@@ -1,4 +1,4 @@
-"""Reading ``/v1/responses``: a request becomes an Ask. Pure but for what the store gives."""
+"""Parses a request of ``/v1/responses`` into an Ask. Pure, except for reading the store."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from agent.server.store import Kept, Places, Store
 
 _TEXT_KINDS = frozenset({"input_text", "output_text", "text", "refusal", "summary_text", "reasoning_text"})
 _ROLES = {"system": Role.SYSTEM, "developer": Role.DEVELOPER, "user": Role.USER, "assistant": Role.ASSISTANT}
-# What cannot be honoured, and the values that ask for nothing.
+# Unsupported fields, with the values that have no effect and are therefore accepted.
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     **UNHEEDED,
     "background": (False,),
@@ -40,16 +40,16 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "truncation": ("disabled",),
     "moderation": (),
 }
-# Items that say nothing to the model: what tools of other servers left in the history.
+# Items that are ignored: calls of other servers' built-in tools in the history.
 _SILENT = frozenset({"file_search_call", "image_generation_call", "item_reference", "compaction"})
 _NOT_KEPT = "[The output of this call is not kept.]"
 
 
 @dataclass(frozen=True, slots=True)
 class ResponsesRequest:
-    """A request, read. ``echo`` is what the response repeats of it; ``history`` are its messages, the older ones included.
+    """A parsed request. ``echo`` are the settings that the response repeats; ``history`` are all messages, including earlier ones.
 
-    ``wanted`` are the server's own tools that it asks for, and ``places`` where they left off.
+    ``wanted`` are the built-in tools that it asks for, and ``places`` their state from earlier answers.
     """
 
     ask: Ask
@@ -74,7 +74,7 @@ class _Input:
 
 
 def read_responses(body: Fields, store: Store, default_effort: str, offer: Offer) -> ResponsesRequest:
-    """Read a request. Raises BadRequest, which names the field, and NotThere for a previous response that is not kept."""
+    """Parse a request. Raises BadRequest, which names the field, and NotThere for a previous response that is not stored."""
     body.refuse(_UNSUPPORTED)
     include = body.list("include")
     previous = _previous(body, store)
@@ -111,7 +111,7 @@ def _previous(body: Fields, store: Store) -> Kept:
     kept = store.responses.get(body.text("previous_response_id"))
     if kept is None:
         raise NotThere(
-            "The previous response is not kept here (no longer, or it had store: false). Send the whole input instead.",
+            "The previous response is not stored here (any more, or it had store: false). Send the whole input instead.",
             "previous_response_id",
         )
     return kept
@@ -151,16 +151,16 @@ def _item(item: Fields, said: _Input, outputs: Mapping[str, deque[str]], previou
             said.call_ids[len(said.messages)] = call_id
             said.recipients[call_id] = recipient
             said.messages.append(Message(Role.ASSISTANT, arguments, Channel.COMMENTARY, recipient, "json"))
-            if outputs.get(call_id):  # right after its call, wherever it was put: harmony knows no parallel calls
+            if outputs.get(call_id):  # moved right after its call, because harmony has no parallel calls
                 said.messages.append(Message(Role.TOOL, outputs[call_id].popleft(), name=recipient))
         case "function_call_output":
             _late_output(item, said, outputs, previous)
         case kind if kind not in _SILENT:
-            raise item.wrong("type", "is of a kind that this server does not know")
+            raise item.wrong("type", "is unknown to this server")
 
 
 def _unsealed(item: Fields, said: _Input) -> str:
-    """Unpack reasoning. A request may do so only up to a bound in all: few bytes can hold a thousand times as many."""
+    """Unpack reasoning. The total per request is limited, because compressed data can expand a thousandfold."""
     text = unsealed(item.text("encrypted_content", ""), said.sealed_bytes_left + 1)
     said.sealed_bytes_left -= len(text.encode("utf-8", "replace"))
     if said.sealed_bytes_left < 0:
@@ -169,9 +169,9 @@ def _unsealed(item: Fields, said: _Input) -> str:
 
 
 def _own_item(item: Fields, said: _Input, store: Store) -> bool:
-    """Take a call of the server's own tools back into the history. False where the item is something else.
+    """Add a call of a built-in tool to the history. Return False if the item is something else.
 
-    A search whose results are not remembered says nothing to the model, and is left out.
+    A search whose results are not stored any more is left out.
     """
     match item.text("type", "message"):
         case "web_search_call":
@@ -195,7 +195,7 @@ def _own_item(item: Fields, said: _Input, store: Store) -> bool:
 
 
 def _late_output(item: Fields, said: _Input, outputs: Mapping[str, deque[str]], previous: Kept) -> None:
-    """The result of a call in the stored response before. One whose call is in the input was taken with its call."""
+    """Add the result of a call in the previous, stored response. A result whose call is in the input was added with its call."""
     call_id = item.text("call_id")
     if call_id in said.recipients:
         return
@@ -205,7 +205,7 @@ def _late_output(item: Fields, said: _Input, outputs: Mapping[str, deque[str]], 
 
 
 def _mark_preambles(messages: list[Message]) -> None:
-    """What the assistant said before a call of the same turn was no answer: it belongs on the commentary channel."""
+    """Move text before a call of the same turn to the commentary channel: it is a preamble and not an answer."""
     calling = False
     for index in range(len(messages) - 1, -1, -1):
         message = messages[index]

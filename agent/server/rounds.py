@@ -1,7 +1,7 @@
-"""An answer in which the server runs calls of its own: sample, run what the model asks for, sample on. Sync.
+"""An answer with built-in tools: sample, run the model's calls, continue sampling. Sync.
 
-A call of a client's function ends the answer. Between two samples the conversation grows by what was sampled, ids and all, so a
-backend's prefix cache holds over the whole answer.
+A call of a client's function ends the answer. After each sample its messages are added to the conversation with their ids, so the
+backend's prefix cache stays valid over the whole answer.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from agent.server.bench import Bench, Work
 from agent.server.faults import InvalidAnswer
 from agent.tools.browser.citations import Citations
 
-MOST_REFUSED = 3  # calls in a row that are not run
+MOST_REFUSED = 3  # refused calls in a row before the answer fails
 
 
 @dataclass(slots=True)
 class _Sum:
-    """What all rounds came to."""
+    """The sum over all rounds."""
 
     messages: list[Message] = field(default_factory=list)
     prompt_tokens: int = 0
@@ -45,9 +45,10 @@ class _Sum:
 
 
 def rounds(backend: Backend, ask: Ask, bench: Bench) -> Iterator[Part]:
-    """Give the parts of the whole answer. The counts of its end are those of all samples together.
+    """Yield the parts of the whole answer. The counts at its end cover all samples.
 
-    Raises ModelError; Cancelled among it where the request was ended in the middle of a call. Closing the iterator stops the work, and gives back what the bench holds.
+    Raises ModelError; Cancelled if the request was ended during a call. Closing the iterator stops the work and releases what
+    the bench holds.
     """
     try:
         yield from _rounds(backend, ask, bench)
@@ -90,7 +91,7 @@ def _equipped(ask: Ask, bench: Bench) -> Ask:
 
 
 def _sampled(backend: Backend, ask: Ask, bench: Bench, called: list[Called]) -> Generator[Part, None, Ended]:
-    """Sample once: text with its citations as links goes out, calls go to ``called``, and the end is returned."""
+    """Sample once: yield text with its citations, append calls to ``called``, and return the end."""
     marks = Citations(bench.cited)
     ended: Ended | None = None
     with closing_iterator(answer(backend, ask)) as parts:
@@ -108,7 +109,7 @@ def _sampled(backend: Backend, ask: Ask, bench: Bench, called: list[Called]) -> 
                     ended = part
             if rest := marks.finish():
                 yield Said("text", rest)
-            marks = Citations(bench.cited)  # the next text counts from its own beginning
+            marks = Citations(bench.cited)  # positions count from the beginning of each text
             if not isinstance(part, Called | Ended):
                 yield part
     assert ended is not None
@@ -116,10 +117,10 @@ def _sampled(backend: Backend, ask: Ask, bench: Bench, called: list[Called]) -> 
 
 
 def _worked(bench: Bench, call: Message, work: Work, total: _Sum, cancel: Cancel) -> Iterator[Part]:
-    """Run a call and add it to the messages with its answer."""
+    """Run a call and add it and its result to the messages."""
     total.refused = 0 if work.tool else total.refused + 1
     if total.refused > MOST_REFUSED:
-        raise InvalidAnswer("The model went on to call tools that it may not call, and gave no answer.")
+        raise InvalidAnswer("The model kept calling tools that it may not call, and gave no answer.")
     if work.tool:
         yield Working(work.id, work.kind, work.detail)
     done = bench.run(work, cancel)
@@ -132,6 +133,6 @@ def _worked(bench: Bench, call: Message, work: Work, total: _Sum, cancel: Cancel
 
 
 def newest_turn(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """What was sampled since the last call was answered."""
+    """Return the messages that were sampled since the last tool result."""
     begins = next((i + 1 for i in range(len(messages) - 1, -1, -1) if messages[i].role is Role.TOOL), 0)
     return tuple(messages[begins:])

@@ -1,4 +1,4 @@
-"""Running the application: a socket, one line when it is ready, and an end that leaves nobody hanging."""
+"""Runs the application: the socket, one line when it is ready, and a clean shutdown."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from agent.server.connection import connections
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, told what to do at its start and before its end."""
+    """uvicorn's server, with hooks at its start and before its end."""
 
     def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], None]) -> None:
         super().__init__(config)
@@ -27,31 +27,31 @@ class _Server(uvicorn.Server):
         self._ready = ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and say so."""
+        """Start, then call ``ready``."""
         await super().startup(sockets)
         self._ready()
 
     async def on_tick(self, counter: int) -> bool:
-        """End also where nothing will be answered any more, so that whoever supervises this process starts another."""
+        """End also if the backend has stopped for good, so that a supervisor restarts this process."""
         return await super().on_tick(counter) or self._service.backend.stopped is not None
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Finish what can be finished in time and tell the others, then close the connections. A second Ctrl-C does not wait."""
+        """Let answers finish within the time limit, end the others with an error, close the connections. A second Ctrl-C skips the wait."""
         draining = asyncio.create_task(self._service.drain(lambda: self.force_exit))
         await super().shutdown(sockets)
         await draining
 
 
-# How long a client may take nothing of what is sent to it, or be silent on a line that may be dead, before it counts as gone.
+# A client that reads nothing for so long, or does not answer TCP keep-alives for so long, counts as gone.
 PATIENCE_S = 120.0
 
 
 def listen(host: str, port: int, patience_s: float = PATIENCE_S) -> socket.socket:
-    """Return a listening socket; port 0 takes a free one. Raises UsageError when it cannot be had."""
+    """Return a listening socket; port 0 takes a free one. Raises UsageError if that fails."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = found[0]
-        # The protocol is named so that asyncio knows the connections for TCP and turns Nagle's delay off: it costs 40 ms.
+        # The protocol is explicit so that asyncio recognizes TCP and turns Nagle's algorithm off, which costs 40 ms.
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         _be_patient(listener, patience_s)
@@ -59,14 +59,14 @@ def listen(host: str, port: int, patience_s: float = PATIENCE_S) -> socket.socke
         listener.listen(2048)
     except OSError as error:
         raise UsageError(
-            f"The server cannot listen on {host} port {port}: {error.strerror or error}. Name another with --host and --port; "
+            f"The server cannot listen on {host} port {port}: {error.strerror or error}. Choose another with --host and --port; "
             "--port 0 takes a free one."
         ) from error
     return listener
 
 
 def _be_patient(listener: socket.socket, patience_s: float) -> None:
-    """Have the kernel end connections whose client is gone without a word, or does not read. What it accepts inherits it."""
+    """Let the kernel close connections whose client has vanished or does not read. Accepted sockets inherit these options."""
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if sys.platform == "linux":
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(int(patience_s / 2), 1))
@@ -82,11 +82,11 @@ def url_of(listener: socket.socket) -> str:
 
 
 def serve(service: Service, listener: socket.socket, ready: Callable[[str], None], *, verbose: bool = False) -> None:
-    """Answer requests until SIGINT or SIGTERM. ``ready`` is told the URL once requests are taken.
+    """Answer requests until SIGINT or SIGTERM. ``ready`` is called with the URL once requests are accepted.
 
-    Raises ModelError when the engine in this process has died: only a restart helps.
+    Raises ModelError if the engine in this process has died: only a restart helps.
     """
-    # To standard error: standard output holds the one line for whoever started us.
+    # Log to standard error: standard output has only the one line with the URL.
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
     )
@@ -101,10 +101,10 @@ def serve(service: Service, listener: socket.socket, ready: Callable[[str], None
 
 
 def server_of(service: Service, ready: Callable[[], None] = lambda: None, *, verbose: bool = False) -> uvicorn.Server:
-    """Return the server over a service; its ``run`` takes the listening sockets."""
+    """Return the uvicorn server of a service; its ``run`` takes the listening sockets."""
     config = uvicorn.Config(
         service.app(),
-        http=connections(service.limits),  # type: ignore[arg-type] # what makes a protocol will do
+        http=connections(service.limits),  # type: ignore[arg-type] # a factory of protocols works too
         ws="none",
         log_config=None,
         access_log=verbose,
@@ -117,7 +117,7 @@ def server_of(service: Service, ready: Callable[[], None] = lambda: None, *, ver
 
 @contextmanager
 def _ended_by_signal() -> Iterator[None]:
-    """uvicorn raises the signal that ended it once more for the handlers before its own: for a server that is a good end."""
+    """Suppress the signal that uvicorn raises again after its shutdown: for a server it is a normal end."""
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

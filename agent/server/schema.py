@@ -1,7 +1,7 @@
-"""JSON schemas that callers give: looked at before they are used, never followed out of themselves, and given little time.
+"""JSON schemas from callers: checked before use, self-contained, and with a time limit for validation.
 
-A reference is only ever resolved inside its schema. jsonschema's own default would fetch it, from this machine's network or disk.
-A pattern is searched for with the regex package: Python's own matcher cannot be interrupted, and holds up all threads meanwhile.
+References are resolved only inside the schema. jsonschema's own default would fetch them, from this machine's network or disk.
+Patterns are matched with the regex package, because Python's re cannot be interrupted and blocks all threads meanwhile.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     Check = Callable[[Validator, Any, Any, Any], Iterator[ValidationError] | None]
 
 MOST_CHARS = 1 << 17
-MOST_VALUES = 3000  # looking at a schema takes up to 0.6 ms for each, in the loop's thread
+MOST_VALUES = 3000  # checking a schema takes up to 0.6 ms per value, in the event loop's thread
 PATIENCE_S = 5.0
-MOST_LEVELS = 100  # openai-harmony's reader of JSON ends at 128, some of which stand around a function's parameters
+MOST_LEVELS = 100  # openai-harmony's JSON parser supports 128 levels, some of which enclose a function's parameters
 _REFERENCES = frozenset({"$ref", "$dynamicRef", "$recursiveRef"})
 
 
 def wrong_with(schema: Mapping[str, Any]) -> str:
-    """Return what makes a schema one that nothing can be held to; empty where it is as it should be."""
+    """Return why a schema cannot be used, "" if it can."""
     from jsonschema.exceptions import SchemaError
 
     if not isinstance(schema.get("$schema", ""), str):
@@ -50,13 +50,13 @@ def wrong_with(schema: Mapping[str, Any]) -> str:
 
 
 def is_deep(value: object, most: int = MOST_LEVELS) -> bool:
-    """Whether JSON is nested beyond ``most`` levels."""
+    """Whether JSON is nested more than ``most`` levels deep."""
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
     return most < 0 or any(is_deep(part, most - 1) for part in inner)
 
 
 def mismatch(text: str, schema: Mapping[str, Any] | None, patience_s: float = PATIENCE_S) -> str:
-    """Return how a text fails to be JSON that fits; empty where it fits. Without a schema any object does."""
+    """Return why a text is not JSON that matches the schema, "" if it is. Without a schema, any JSON object matches."""
     from referencing import Registry
     from referencing.exceptions import Unresolvable
 
@@ -70,16 +70,16 @@ def mismatch(text: str, schema: Mapping[str, Any] | None, patience_s: float = PA
         validator = _timed(_draft(schema), time.monotonic() + patience_s)(schema, registry=Registry())
         fault = next(iter(validator.iter_errors(value)), None)
     except Unresolvable:
-        return "its answer cannot be held to the schema, which has a $ref to something that it does not define"
+        return "its answer cannot be checked against the schema, which has a $ref to something that it does not define"
     except RecursionError:
-        return "its answer cannot be held to the schema, which refers to itself without an end"
+        return "its answer cannot be checked against the schema, which refers to itself endlessly"
     except TimeoutError:
-        return f"its answer cannot be held to the schema within {patience_s:g} seconds"
-    return "" if fault is None else f"its answer does not fit the schema (at {fault.json_path})"
+        return f"its answer cannot be checked against the schema within {patience_s:g} seconds"
+    return "" if fault is None else f"its answer does not match the schema (at {fault.json_path})"
 
 
 def _draft(schema: Mapping[str, Any]) -> type[Validator]:
-    """Return the validator of the draft that a schema names, or of the newest."""
+    """Return the validator for the draft that a schema names, or for the newest draft."""
     from jsonschema import Draft202012Validator
     from jsonschema.validators import validator_for
 
@@ -87,7 +87,7 @@ def _draft(schema: Mapping[str, Any]) -> type[Validator]:
 
 
 def _timed(draft: type[Validator], ends_s: float) -> type[Validator]:
-    """Return the same validator, which raises TimeoutError at the first keyword, or in a pattern, once its time is over."""
+    """Return the same validator with a deadline: it raises TimeoutError at the next keyword, or inside a pattern."""
     import regex
     from jsonschema import ValidationError
     from jsonschema.validators import extend
@@ -115,9 +115,9 @@ def _wrong_keyword(key: str, value: object) -> str:
     import regex
 
     if key in _REFERENCES and not isinstance(value, Mapping) and not (isinstance(value, str) and value.startswith("#")):
-        return "has a $ref that leads out of it: only references within the schema (#…) are followed"
+        return "has a $ref to the outside: only references within the schema (#…) are supported"
     if key == "patternProperties":
-        return "has patternProperties, to which this server holds no answer"
+        return "has patternProperties, which this server does not support"
     if key == "pattern" and isinstance(value, str):
         try:
             regex.compile(value)
@@ -127,14 +127,14 @@ def _wrong_keyword(key: str, value: object) -> str:
 
 
 def _values(value: object) -> Iterator[object]:
-    """Give a JSON value and all that is in it."""
+    """Yield a JSON value and all values inside it."""
     yield value
     for inner in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
         yield from _values(inner)
 
 
 def _keywords(value: object) -> Iterator[tuple[str, object]]:
-    """Give all keywords and their values, also what only looks like one (in an example, say): better too many."""
+    """Yield all keywords and their values; also what only looks like a keyword (in an example, say), to be safe."""
     for part in _values(value):
         if isinstance(part, Mapping):
             yield from part.items()

@@ -1,4 +1,4 @@
-"""Stop sequences in streamed text: what may still become one is held back. Pure."""
+"""Stop sequences in streamed text: text that may be the beginning of one is held back. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 class StopFilter:
-    """Passes text on up to the first stop sequence, which is not part of it."""
+    """Passes text on up to the first stop sequence, exclusive."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = stops
@@ -14,7 +14,7 @@ class StopFilter:
         self.met = False
 
     def feed(self, text: str) -> str:
-        """Return what may be said now. After the first stop sequence that is nothing."""
+        """Return the text that can be sent now. After the first stop sequence it is empty."""
         if not self._stops:
             return text
         if self.met:
@@ -31,20 +31,20 @@ class StopFilter:
         return said
 
     def rest(self) -> str:
-        """Return what was held when the text ended: no stop sequence came of it."""
+        """Return the text that was held back at the end: it did not become a stop sequence."""
         held, self._held = self._held, ""
         return held
 
     def cut(self, text: str) -> str:
-        """Return ``text`` up to the stop sequence that is complete first (of those, the longest): as if it came bit by bit."""
+        """Return ``text`` up to the stop sequence that ends first (of several, the longest), as if it had been streamed."""
         found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         return text[: min(found)[1]] if found else text
 
     def restart(self) -> None:
-        """Forget what is held: the answer starts over."""
+        """Drop the held text: the answer starts over."""
         self._held = ""
 
 
 def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of ``text`` are the beginning of ``stop``, but not all of it."""
+    """Return how many characters at the end of ``text`` are a proper prefix of ``stop``."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,7 +1,7 @@
-"""What the server remembers, and for how long: bounded, in memory, gone with the process. Any thread may use it.
+"""The server's memory: bounded, not persistent, thread-safe.
 
-Two things are kept. *Responses* that a client may ask for again or continue (``store``). And *turns*: the messages that led to a
-call, under the call's id. Clients send a call back without its reasoning, or with other spaces; with the turn the model sees
+It stores *responses*, which a client may fetch or continue (``store``), and *turns*: the messages that led to a call, by the call's
+id. Clients send a call back without its reasoning, or with different whitespace; with the stored turn the model sees
 what it sampled, id for id, so that neither the reasoning nor the backend's prefix cache is lost between two calls.
 """
 
@@ -21,7 +21,7 @@ Value = TypeVar("Value")
 
 
 class Bounded(Generic[Value]):
-    """A mapping that forgets what was used least recently: at most ``most`` entries of together at most ``most_bytes``."""
+    """An LRU mapping with at most ``most`` entries and ``most_bytes`` in total."""
 
     def __init__(self, most: int, most_bytes: int) -> None:
         self._most = most
@@ -34,7 +34,7 @@ class Bounded(Generic[Value]):
         return len(self._entries)
 
     def put(self, key: str, value: Value, size_bytes: int) -> None:
-        """Keep a value; one that is larger than everything together may be is not kept."""
+        """Store a value, unless it alone exceeds the total limit."""
         with self._lock:
             self._drop(key)
             if size_bytes > self._most_bytes:
@@ -46,7 +46,7 @@ class Bounded(Generic[Value]):
                 self._bytes -= freed
 
     def get(self, key: str) -> Value | None:
-        """Return a value, which is then the newest; None where it was never kept or is forgotten."""
+        """Return a value and mark it as recently used; None if it is not stored (any more)."""
         with self._lock:
             found = self._entries.get(key)
             if found is None:
@@ -55,7 +55,7 @@ class Bounded(Generic[Value]):
             return found[0]
 
     def drop(self, key: str) -> bool:
-        """Forget a value; say whether it was there."""
+        """Remove a value; return whether it was there."""
         with self._lock:
             return self._drop(key)
 
@@ -67,7 +67,7 @@ class Bounded(Generic[Value]):
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where the server's own tools left off in a conversation: the newest web search's item, and the newest container."""
+    """The state of the built-in tools in a conversation: the latest web search's item, and the latest container."""
 
     web: str | None = None
     container: str | None = None
@@ -75,9 +75,9 @@ class Places:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A stored response as JSON, whose size is known, and what its continuation starts from.
+    """A stored response as JSON, and what is needed to continue it.
 
-    These are its messages (without its instructions), the names of its calls by their ids, and places.
+    That is its messages (without instructions), the names of its calls by their ids, and the tools' ``places``.
     """
 
     document: bytes
@@ -91,32 +91,34 @@ class Store:
 
     def __init__(self, most: int = 1024, most_bytes: int = 64 << 20) -> None:
         self.responses: Bounded[Kept] = Bounded(most, most_bytes)
-        self.pages: Bounded[tuple[Page, ...]] = Bounded(most, most_bytes)  # of a browser, by the newest search's item
+        self.pages: Bounded[tuple[Page, ...]] = Bounded(
+            most, most_bytes
+        )  # a browser's pages, by its latest search's item
         self._turns: Bounded[tuple[Message, ...]] = Bounded(4 * most, most_bytes)
 
     def remember(self, call_id: str, turn: Sequence[Message]) -> None:
-        """Keep the messages of an answer that ended in the call ``call_id``, and its result if it was a call of ours."""
+        """Store the messages of an answer that ended in the call ``call_id``, and the result if it was a built-in call."""
         self._turns.put(call_id, tuple(turn), messages_bytes(turn))
 
     def remember_pages(self, item_id: str, pages: Sequence[Page]) -> None:
-        """Keep what a browser had opened when the web search ``item_id`` ended."""
+        """Store the pages that a browser had open when the web search ``item_id`` ended."""
         once = {id(page): page for page in pages}.values()
         size_bytes = sum(100 * len(page.lines) + 2 * sum(map(len, page.lines)) for page in once)
         self.pages.put(item_id, tuple(pages), size_bytes)
 
     def turn(self, call_id: str) -> tuple[Message, ...] | None:
-        """Return the messages by which a call came about, if they are remembered."""
+        """Return the messages that led to a call, if they are stored."""
         return self._turns.get(call_id)
 
     def recalled(self, messages: Sequence[Message], call_ids: Mapping[int, str]) -> tuple[Message, ...]:
-        """Put the turns that are remembered in the place of what a client sent of them.
+        """Replace what a client sent of a turn by the stored turn.
 
-        ``call_ids`` are the ids of the calls among ``messages``, by their place. A turn is only believed if its call
-        means what the client's means. What the client sent of the same turn before the call is replaced with it; so is
-        the answer behind it, where the call was one of ours.
+        ``call_ids`` are the ids of the calls among ``messages``, by their index. A stored turn is used only if its call is
+        equivalent to the client's. It replaces what the client sent of the same turn before the call, and for a built-in call
+        also the result after it.
         """
         result: list[Message] = []
-        begins = 0  # where in the result the assistant's newest turn begins
+        begins = 0  # where in the result the assistant's latest turn begins
         answered = False
         for index, message in enumerate(messages):
             if answered and message.role is Role.TOOL:
@@ -139,7 +141,7 @@ def _call(turn: Sequence[Message]) -> Message:
 
 
 def _is_same(remembered: Message, sent: Message) -> bool:
-    """Whether a call came back as the call that it was: clients parse the arguments and write them with other spaces."""
+    """Whether two calls are equivalent: clients parse the arguments and may send them with different whitespace."""
     if remembered.recipient != sent.recipient:
         return False
     if remembered.text == sent.text:
@@ -151,5 +153,5 @@ def _is_same(remembered: Message, sent: Message) -> bool:
 
 
 def messages_bytes(messages: Sequence[Message]) -> int:
-    """Return about how much memory messages take: characters, ids (8 bytes each in a tuple, and shared) and the objects."""
+    """Return an estimate of the memory that messages take: characters, ids (8 bytes each in a tuple, and shared) and objects."""
     return sum(200 + 2 * len(message.text) + 8 * len(message.tokens) for message in messages)

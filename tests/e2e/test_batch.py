@@ -149,7 +149,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(place: Place, script:
     batch.send_signal(signal.SIGINT)
     _, said = batch.communicate(timeout=30)
     assert batch.returncode == 130, said
-    assert "2 tasks are left: interrupted by the person. The same command continues from here." in said
+    assert "2 tasks are left: interrupted by the user. The same command continues from here." in said
     assert lines(out) == []
     let_go(tmp_path)
     done = place.agent(*command)

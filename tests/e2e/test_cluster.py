@@ -215,7 +215,7 @@ def test_ctrl_c_stops_cleanly_where_some_wait_for_a_place(
     batch.send_signal(signal.SIGINT)
     _, said = batch.communicate(timeout=STARTS_S)
     assert batch.returncode == 130, said
-    assert "4 tasks are left: interrupted by the person" in said
+    assert "4 tasks are left: interrupted by the user" in said
     assert lines(out) == []
     let_go(tmp_path)
     done = place.agent(*command, *nodes.flags, timeout_s=120)

@@ -231,7 +231,7 @@ def test_what_says_nothing_is_unresolved_and_named(tmp_path: Path, swe: Task, co
         [
             (f"{PYTEST} --deselect tests", "no test ran: exit code 5"),
             ("true", "no test ran: exit code 0"),
-            (f"{PYTEST} -k test_two; exit 3; :", "exit code 3, though no test is said to fail"),
+            (f"{PYTEST} -k test_two; exit 3; :", "exit code 3, but no test is reported to fail"),
         ]
     ):
         task = replace(swe, tests=replace(swe.tests, command=command))
@@ -264,7 +264,7 @@ def test_predictions_come_in_three_forms(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "list.json", tmp_path / "preds.json"):
         assert read_patches(place) == {"a": b"x", "b": b""}
     (tmp_path / "bad.json").write_text("[1]")
-    with pytest.raises(UsageError, match="holds no predictions"):
+    with pytest.raises(UsageError, match="contains no predictions"):
         read_patches(tmp_path / "bad.json")
     with pytest.raises(UsageError, match="cannot be read"):
         read_patches(tmp_path / "none.json")

@@ -59,7 +59,7 @@ def test_the_files_of_one_split_are_fetched_and_read(server: FakeHub) -> None:
     assert [task.name for task in tasks] == ["ada__calc-1", "ada__calc-2", "ada__calc-3"]
     assert tasks[0].repository == "https://github.com/ada/calc.git"
     assert tasks[0].tests == Suite(str(SWE["test_patch"]), ("t.py::test_three",), ("t.py::test_two",))
-    assert said == [f"the split test of the data set {NAME} is taken from Hugging Face"]
+    assert said == [f"the split test of the data set {NAME} is loaded from Hugging Face"]
     assert sorted(fetched(server)) == ["test-00000-of-00002.parquet", "test-00001-of-00002.parquet"]
     assert [task.name for task in read_tasks([f"hf:{NAME}:dev"])] == ["ada__calc-9"]
     assert [task.name for task in read_tasks([f"hf:{NAME}@{COMMIT}:test"], "2$")] == ["ada__calc-2"]
@@ -71,7 +71,7 @@ def test_a_plain_name_is_a_data_set_where_no_such_path_can_be_meant(
     monkeypatch.chdir(tmp_path)
     said: list[str] = []
     assert len(read_tasks([NAME], say=said.append)) == 3
-    assert said == [f"there is no {NAME} here, so the split test of the data set {NAME} is taken from Hugging Face"]
+    assert said == [f"there is no {NAME} here, so the split test of the data set {NAME} is loaded from Hugging Face"]
     server.requests.clear()
     (tmp_path / "someone").mkdir()
     for slip in (NAME, "someone/tasks.jsonl", "elsewhere/tasks.parquet", "./a/b", "a/b/c", "alone"):
@@ -107,7 +107,8 @@ def test_one_of_several_configurations_is_asked_for(server: FakeHub) -> None:
     lines = json.dumps(row(5)).encode()
     server.files = {"lite/test/0000.parquet": parquet(row(4)), "full/test.jsonl": lines, "full/test.txt": b"no rows"}
     with pytest.raises(
-        UsageError, match=f"several of 'test': say which of full/test, lite/test, as hf:{NAME}:full/test"
+        UsageError,
+        match=f"several configurations .* have the split 'test': choose one of full/test, lite/test, as hf:{NAME}:full/test",
     ):
         read_tasks([f"hf:{NAME}"])
     assert [task.name for task in read_tasks([f"hf:{NAME}:lite/test"])] == ["ada__calc-4"]
@@ -117,7 +118,7 @@ def test_one_of_several_configurations_is_asked_for(server: FakeHub) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("hf:someone/other", "the data set someone/other cannot be fetched: RepositoryNotFoundError"),
+        ("hf:someone/other", "the data set someone/other cannot be downloaded: RepositoryNotFoundError"),
         ("hf:some--one/x", "'some--one/x' is not the name of a data set"),
         ("hf:alone", "hf:alone is not a task"),
     ],
@@ -131,7 +132,7 @@ def test_an_unclear_row_is_named_with_its_file(server: FakeHub) -> None:
     server.files = {"test.parquet": parquet(row(1), row(2, base_commit=None)), "data/dev.parquet": b"PAR1 no more"}
     with pytest.raises(UsageError, match=f"{NAME}, test.parquet, row 2: 'base_commit' is missing"):
         read_tasks([f"hf:{NAME}"])
-    with pytest.raises(UsageError, match=r"dev\.parquet is not a Parquet file that can be read"):
+    with pytest.raises(UsageError, match=r"dev\.parquet cannot be read as a Parquet file"):
         read_tasks([f"hf:{NAME}:dev"])
 
 

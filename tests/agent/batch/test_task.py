@@ -72,7 +72,7 @@ def test_a_row_in_swe_benchs_shape_is_read(tmp_path: Path) -> None:
     assert task.tests == Suite("diff --git a/t b/t\n", ("t.py::test_three",), ("t.py::test_two",), "pytest -rA")
     (elsewhere,) = read_rows(path)
     assert elsewhere.repository == "https://github.com/ada/calc.git"
-    with pytest.raises(UsageError, match=r"line 1: .* holds no clone of ada/calc"):
+    with pytest.raises(UsageError, match=r"line 1: .* contains no clone of ada/calc"):
         read_rows(path, tmp_path)
 
 

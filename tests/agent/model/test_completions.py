@@ -115,7 +115,7 @@ def test_the_limit_ends_an_answer() -> None:
 
 
 def test_text_without_the_ids_asked_for_is_unfit() -> None:
-    with pytest.raises(ModelUnfit, match="without the ids"):
+    with pytest.raises(ModelUnfit, match="without the token ids"):
         run(Dialect.IDS, stream([{"choices": [{"text": "hello"}]}]))
 
 

@@ -528,7 +528,7 @@ class TestOff:
         ("request_", "param", "told"),
         [
             ({"tools": [CODE]}, "tools[0].type", "--code-interpreter"),
-            ({"tools": [SEARCH], "tool_choice": SEARCH}, "tool_choice", "not switched on"),
+            ({"tools": [SEARCH], "tool_choice": SEARCH}, "tool_choice", "not enabled"),
         ],
     )
     def test_what_is_wanted_on_purpose_is_refused(self, request_: Any, param: str, told: str) -> None:
@@ -589,10 +589,10 @@ class TestOff:
             client_of(url) as client,
         ):
             for tool, name in ((CODE, "python"), (SEARCH, "browser_open")):
-                with pytest.raises(BadRequestError, match="name of a built-in"):
+                with pytest.raises(BadRequestError, match="name of a requested built-in"):
                     client.responses.create(model="m", input="x", tools=[tool, {**TOOL, "name": name}])
             function: Any = {"type": "function", "function": {"name": "browser", "parameters": {}}}
-            with pytest.raises(BadRequestError, match="name of a built-in"):
+            with pytest.raises(BadRequestError, match="name of a requested built-in"):
                 client.chat.completions.create(
                     model="m", messages=[{"role": "user", "content": "x"}], tools=[function], web_search_options={}
                 )

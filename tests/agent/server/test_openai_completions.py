@@ -85,7 +85,7 @@ def test_what_cannot_be_done_is_refused(codec: Codec, request_: dict[str, Any]) 
 
 
 def test_a_backend_without_tokens_says_so() -> None:
-    refusals = pytest.raises(BadRequestError, match="continues no raw text")
+    refusals = pytest.raises(BadRequestError, match="does not support raw completions")
     with serving(scripted()) as (url, _), client_of(url) as client, refusals:
         client.completions.create(model="m", prompt="x")
 
