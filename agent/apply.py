@@ -1,4 +1,4 @@
-"""Make a patch's changes in a folder of this machine: confined to it, and all or nothing."""
+"""Applies a patch in a folder of this machine: only inside of it, and all or nothing."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from agent.patch.plan import plan
 
 
 def apply_patch(text: bytes, root: Path) -> Plan:
-    """Apply a patch below ``root`` and return what was done. Raises PatchError; then no file is different.
+    """Apply a patch below ``root`` and return what was done. Raises PatchError; then no file was changed.
 
-    Paths are followed through links as far as they stay below the root and out of ``.git``.
+    Symbolic links are followed as long as they stay below the root and out of ``.git``.
     """
     root = Path(os.path.realpath(root))
     patch = parse(text.decode("utf-8", "surrogateescape"), str(root))
@@ -30,7 +30,7 @@ def apply_patch(text: bytes, root: Path) -> Plan:
 
 
 def _places(patch: Patch, root: Path) -> dict[str, Path]:
-    """Where each path of the patch really is. Raises PatchError for what may not be changed."""
+    """Return the real location of each path of the patch. Raises PatchError for paths that may not be changed."""
     places: dict[str, Path] = {}
     for path in patch.paths:
         place = Path(os.path.realpath(root / path))
@@ -47,7 +47,7 @@ def _places(patch: Patch, root: Path) -> dict[str, Path]:
 
 
 def _make(planned: Plan, places: Mapping[str, Path], root: Path) -> None:
-    """Write all new content beside its place first, then swap; undo everything when a step fails."""
+    """First write all new content to temporary files beside the targets, then swap; undo everything if a step fails."""
     made_folders: list[Path] = []
     staged: dict[str, Path] = {}
     done: list[FileChange] = []
@@ -80,7 +80,7 @@ def _make(planned: Plan, places: Mapping[str, Path], root: Path) -> None:
 
 
 def _stage(place: Path, content: bytes, mode: int | None, made_folders: list[Path]) -> Path:
-    """Write content into a new file in the folder of ``place``, making the folders that are missing."""
+    """Write content to a new file in the folder of ``place``; create missing folders."""
     missing = [folder for folder in (place.parent, *place.parent.parents) if not folder.exists()]
     for folder in reversed(missing):
         folder.mkdir()
@@ -94,7 +94,7 @@ def _stage(place: Path, content: bytes, mode: int | None, made_folders: list[Pat
         path.unlink()
         raise
     if mode is None:
-        # As any new file: what the person's umask leaves of rw-rw-rw-.
+        # Like any new file: rw-rw-rw- minus the user's umask.
         umask = os.umask(0)
         os.umask(umask)
         mode = 0o666 & ~umask

@@ -1,7 +1,7 @@
-"""The checks: which there are, what they did before and after, and what that says. Evidence, not claims.
+"""The checks: finds them, runs them before and after the change, and derives the outcome from the results.
 
-A check is a shell command run in the sandbox. Exit code 0 passes. Where it runs pytest, results are compared test by
-test: a report is asked for through PYTEST_ADDOPTS and written outside the workspace.
+A check is a shell command run in the sandbox; exit code 0 passes. If it runs pytest, results are compared test by
+test: PYTEST_ADDOPTS makes pytest write a report, outside of the workspace.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MARKER_FILES = (
 )  # fmt: skip
 OUTPUT_BYTES = 20_000
 REPORT_BYTES = 32 << 20
-# The report lies in the sandbox's own home, outside the workspace: in a container that is a folder below /tmp.
+# The report is written to the sandbox's home, outside of the workspace: in a container that is a folder below /tmp.
 REPORT = '"${{HOME:-/tmp}}/.agent-check-{number}.xml"'
 ADDOPTS = "-o junit_logging=no -o junit_family=xunit1 -p no:cacheprovider"
 CANNOT_RUN = (126, 127)
@@ -35,10 +35,10 @@ SHOWN_CHARS = 4000
 
 
 def find_checks(paths: Collection[str], contents: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the check commands a repository suggests, none when it suggests none. Pure.
+    """Return the check commands that a repository suggests; empty if there are none. Pure.
 
-    ``paths`` are its files, relative with forward slashes; ``contents`` the text of those of MARKER_FILES at the root
-    that are there. A Makefile decides only where nothing else does: its test target mostly calls what was found.
+    ``paths`` are its files, relative with forward slashes; ``contents`` the text of the existing MARKER_FILES in its root.
+    A Makefile is used only if nothing else is found, because its test target usually calls the same tools.
     """
     found = []
     if _has_pytest(paths, contents):
@@ -60,7 +60,7 @@ def find_checks(paths: Collection[str], contents: Mapping[str, str]) -> tuple[st
 def _has_pytest(paths: Collection[str], contents: Mapping[str, str]) -> bool:
     try:
         tools = tomllib.loads(contents.get("pyproject.toml", "")).get("tool", {})
-    except (ValueError, RecursionError):  # also of a number without end, of brackets a thousand deep
+    except (ValueError, RecursionError):  # also for numbers that are too long, or brackets nested a thousand deep
         tools = {}
     return (
         "pytest.ini" in contents
@@ -82,7 +82,7 @@ def _has_npm_test(package: str | None) -> bool:
 
 
 def run_checks(commands: Sequence[str], sandbox: Sandbox, timeout_s: float) -> tuple[CheckResult, ...]:
-    """Run each command in the sandbox, one after the other. Raises SandboxError only when the sandbox is broken."""
+    """Run each command in the sandbox, one after the other. Raises SandboxError only if the sandbox is broken."""
     return tuple(_run(command, number, sandbox, timeout_s) for number, command in enumerate(commands))
 
 
@@ -104,14 +104,14 @@ def _run(command: str, number: int, sandbox: Sandbox, timeout_s: float) -> Check
 
 
 class _Refused(Exception):
-    """The report holds what no report needs."""
+    """The report contains something that no JUnit report needs."""
 
 
 def parse_junit(data: bytes) -> dict[str, str]:
-    """Return test id → one of ``TEST_STATES`` from a JUnit report; nothing where it is not one.
+    """Return test id → one of ``TEST_STATES`` from a JUnit report; empty if it is not a valid one.
 
-    The report was written by code that is not trusted: document types and entities are refused, so nothing expands and
-    nothing is fetched.
+    The report was written by untrusted code: document types and entities are refused, so nothing is expanded or
+    fetched.
     """
     tests: dict[str, str] = {}
     current: list[str] = []
@@ -121,7 +121,7 @@ def parse_junit(data: bytes) -> dict[str, str]:
             place = attributes.get("file") or attributes.get("classname", "")
             owners = _owners(attributes.get("classname", ""), PurePosixPath(place)) if attributes.get("file") else []
             current[:] = ["::".join([place, *owners, attributes.get("name", "")])]
-            # One id may be reported twice (a test that fails and whose teardown fails): the worse one counts.
+            # An id may be reported twice (the test fails, and its teardown too): the worse state counts.
             tests.setdefault(current[0], "passed")
         elif current and tag in {"failure", "error", "skipped"}:
             expected = tag == "skipped" and attributes.get("type") == "pytest.xfail"
@@ -149,7 +149,7 @@ def parse_junit(data: bytes) -> dict[str, str]:
 
 
 def _owners(classname: str, file: PurePosixPath) -> list[str]:
-    """Return the classes around a test: what stands behind its module in ``classname``."""
+    """Return the classes around a test: the part of ``classname`` after its module."""
     module = ".".join(file.with_suffix("").parts)
     if f"{classname}.".startswith(f"{module}."):
         return [owner for owner in classname[len(module) :].split(".") if owner]
@@ -158,7 +158,7 @@ def _owners(classname: str, file: PurePosixPath) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One check before and after: whether it passes now, and in words how that came."""
+    """One check before and after the change: whether it passes now, and an explanation."""
 
     passes: bool
     reason: str
@@ -167,10 +167,10 @@ class Comparison:
 def verdict(
     before: Sequence[CheckResult], after: Sequence[CheckResult] | None, changed_paths: Collection[str]
 ) -> tuple[Outcome, str]:
-    """Return the outcome and its reason, from what was observed alone. Pure.
+    """Return the outcome and its reason, only from what was observed. Pure.
 
-    A check that could not be run, neither before nor after, says nothing. All others must pass: exit code 0; or, where
-    single tests are known, no test that passed fails, no new one fails, and one that failed passes now.
+    A check that could not be run, neither before nor after, is ignored. All others must pass: exit code 0; or, if single
+    tests are known, no test that passed before fails, no new one fails, and one that failed before passes now.
     """
     if not changed_paths:
         return Outcome.NO_CHANGE, "no file was changed"
@@ -202,14 +202,14 @@ def _pairs(before: Sequence[CheckResult], after: Sequence[CheckResult]) -> list[
 
 
 def _could_not_run(result: CheckResult) -> bool:
-    """Whether the program of a check is not there, or there was nothing for it to run."""
+    """Whether the program of a check is missing, or found nothing to run."""
     missing = result.output.rstrip().endswith("No module named pytest")
     nothing = "pytest" in result.command and result.exit_code == NO_TESTS
     return result.exit_code in CANNOT_RUN or missing or nothing
 
 
 def compare(before: CheckResult | None, after: CheckResult) -> Comparison:
-    """Compare one check's two runs (``before`` None: it was not run then). Pure."""
+    """Compare the two runs of one check (``before`` None: it was not run before). Pure."""
     name = f"`{after.command}`"
     if before is None:
         if after.exit_code == 0:
@@ -248,7 +248,7 @@ def _compare_tests(name: str, before: CheckResult, after: CheckResult) -> Compar
     told = f" ({'; '.join(facts)})" if facts else ""
     if after.exit_code == 0 and not failing:
         return Comparison(True, f"{name} passes, {len(passing)} tests{told}")
-    # An exit code other than 0 that no failing test explains is a failure of the run itself.
+    # A non-zero exit code without a failing test is a failure of the test run itself.
     explained = bool(failing) and after.exit_code == 1
     return Comparison(explained and not broken and not new and bool(fixed), f"{name}: {_how(after)}{told}")
 
@@ -274,7 +274,7 @@ def _named(tests: Sequence[str]) -> str:
 
 
 def touched_tests(paths: Collection[str]) -> tuple[str, ...]:
-    """Return those of the paths that are tests, by the customs of the languages whose checks are found."""
+    """Return the paths that are tests, by the conventions of the languages whose checks are found."""
     return tuple(path for path in paths if _IS_TEST.search(path))
 
 
@@ -289,7 +289,7 @@ def _about_tests(changed_paths: Collection[str]) -> str:
 
 
 def feedback(reason: str, results: Sequence[CheckResult]) -> str:
-    """Return what the model is told when it says it is done and the checks say it is not."""
+    """Return the message to the model if it says that it is done and the checks fail."""
     told = (
         f"{HARNESS}You ended, but the checks do not pass: {reason}. Fix it, or, if these failures have nothing to do "
         "with the task, say so in the final message."

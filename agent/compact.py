@@ -1,8 +1,8 @@
-"""When the window fills: the conversation made short again from what the State knows, without asking a model.
+"""Compaction: shortens the conversation when the window is nearly full, from the State, without a model.
 
-First old tool output goes. If that is not enough, everything between the person's words and the newest turns is
+First, old tool output is removed. If that is not enough, everything between the user's messages and the latest turns is
 replaced by a summary: plan, changed files, commands, checks, next step. It is built from the State each time, never
-from an earlier summary, so compacting again loses nothing more. Instructions (the rules) are not messages: they stay.
+from an earlier summary, so repeated compaction loses nothing more. Instructions (the rules) are not messages: they stay.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ _MARKS = {StepState.PENDING: "[ ]", StepState.IN_PROGRESS: "[>]", StepState.COMP
 
 
 def text_tokens(text: str) -> int:
-    """Return about how many tokens a text is: three and a half bytes each, rounded up."""
+    """Return an estimate of a text's tokens: three and a half bytes each, rounded up."""
     size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
     return -(-size * 2 // 7)
 
 
 def message_tokens(message: Message) -> int:
-    """Return how many tokens a message is: exactly for what was sampled with ids, else about."""
+    """Return the tokens of a message: exact if it was sampled with ids, otherwise an estimate."""
     return len(message.tokens) or text_tokens(message.text) + MESSAGE_OVERHEAD_TOKENS
 
 
 def estimate(conversation: Conversation) -> int:
-    """Return about how many tokens a conversation is as a prompt."""
+    """Return an estimate of a conversation's tokens as a prompt."""
     tools = sum(
         text_tokens(spec.name + spec.description + json.dumps(spec.parameters, default=dict))
         for spec in conversation.tools
@@ -50,7 +50,7 @@ def estimate(conversation: Conversation) -> int:
 
 
 def used_tokens(state: State) -> int:
-    """Return about how many tokens the next prompt is: what the model counted last, and what came since."""
+    """Return an estimate of the next prompt's tokens: the latest reported count, plus an estimate of what was added since."""
     messages = state.conversation.messages
     if not state.prompt_tokens:
         return estimate(state.conversation)
@@ -63,20 +63,20 @@ def used_tokens(state: State) -> int:
 
 
 def room_tokens(window_tokens: int, answer_tokens: int) -> int:
-    """Return what a prompt may be: the window without an answer (a quarter of it at most) and one large tool result."""
+    """Return the most tokens of a prompt: the window minus an answer (at most a quarter of it) and one large tool result."""
     return window_tokens - min(answer_tokens, window_tokens // 4) - min(4096, window_tokens // 8)
 
 
 def is_full(state: State, window_tokens: int | None, answer_tokens: int) -> bool:
-    """Whether the conversation must be compacted before the model is asked again."""
+    """Whether the conversation must be compacted before the next request."""
     return window_tokens is not None and used_tokens(state) > room_tokens(window_tokens, answer_tokens)
 
 
 def target_tokens(state: State, room: int) -> int:
-    """Return what a conversation is to be compacted to, in this module's estimate: half of the ``room`` that can be had.
+    """Return the size to compact to, in this module's estimate: half of the available part of ``room``.
 
-    What cannot be left out is no part of the half, and a small window gives more than half: it must hold a summary and
-    the newest turn.
+    What cannot be left out does not count as available. A small window gives more than half, because it must hold a summary
+    and the latest turn.
     """
     used, counted = used_tokens(state), estimate(state.conversation)
     fixed = estimate(replace(state.conversation, messages=tuple(_goal(state.conversation))))
@@ -85,7 +85,7 @@ def target_tokens(state: State, room: int) -> int:
 
 
 def compact(state: State, target_tokens: int, digests: Mapping[str, str], reason: str) -> Compacted:
-    """Return the event that makes the conversation about ``target_tokens`` long (more only where it cannot be less).
+    """Return the event that shortens the conversation to about ``target_tokens`` (more only if that is impossible).
 
     ``digests`` are the changed files with a short hash each ("" for a removed one). Pure.
     """
@@ -106,12 +106,12 @@ def compact(state: State, target_tokens: int, digests: Mapping[str, str], reason
 
 
 def _goal(conversation: Conversation) -> list[Message]:
-    """The person's own words."""
+    """Return the user's own messages."""
     return [m for m in conversation.messages if m.role is Role.USER and not is_harness(m)]
 
 
 def _turns(messages: Sequence[Message]) -> list[list[Message]]:
-    """Cut messages into turns: an answer with what follows it. What comes before the first answer is in none."""
+    """Split messages into turns: an answer and what follows it. Messages before the first answer are in no turn."""
     turns: list[list[Message]] = []
     previous: Message | None = None
     for message in messages:
@@ -128,7 +128,7 @@ def _without_turns(messages: Sequence[Message]) -> list[Message]:
 
 
 def _prune(turns: Sequence[Sequence[Message]], keep_tokens: int) -> list[Message]:
-    """Return the turns' messages, long tool output cut out of all but the newest (``keep_tokens`` worth, at least one)."""
+    """Return the turns' messages, with long tool output shortened in all but the latest turns (``keep_tokens``, at least one turn)."""
     pruned: list[list[Message]] = []
     for index, turn in enumerate(reversed(turns)):
         keep_tokens -= sum(map(message_tokens, turn))
@@ -137,9 +137,9 @@ def _prune(turns: Sequence[Sequence[Message]], keep_tokens: int) -> list[Message
 
 
 def _newest(turns: Sequence[Sequence[Message]], room_tokens: int) -> list[Message]:
-    """Return the newest turns that fit, without the person's words (they are kept apart) and earlier summaries.
+    """Return the latest turns that fit, without the user's messages (they are kept separately) and earlier summaries.
 
-    The last one is shortened to fit, as far as its tool output can be.
+    The last turn is shortened to fit, as far as its tool output allows.
     """
     kept: list[Message] = []
     for turn in reversed(turns):
@@ -155,12 +155,12 @@ def _newest(turns: Sequence[Sequence[Message]], room_tokens: int) -> list[Messag
 
 
 def _fitted(messages: Sequence[Message], room_tokens: int) -> list[Message]:
-    """Shorten tool output as far as it must be to fit: without it the model would make the same call again."""
+    """Shorten tool output only as much as necessary: without it the model would make the same call again."""
     if sum(map(message_tokens, messages)) <= room_tokens:
         return list(messages)
     outputs = [m for m in messages if m.role is Role.TOOL]
     spare = room_tokens - sum(message_tokens(m) for m in messages if m.role is not Role.TOOL)
-    chars = max(PRUNED_CHARS, 2 * spare // max(1, len(outputs)))  # two bytes a token: numbers are that dense
+    chars = max(PRUNED_CHARS, 2 * spare // max(1, len(outputs)))  # two bytes per token, as in text full of numbers
     return [_shorten(m, chars) for m in messages]
 
 
@@ -169,7 +169,7 @@ def _is_summary(message: Message) -> bool:
 
 
 def _shorten(message: Message, chars: int) -> Message:
-    """Cut the middle out of a tool's long output. What is short already stays as it is, so cutting twice is cutting once."""
+    """Cut the middle out of a tool's long output. Short output is unchanged, so cutting is idempotent."""
     if message.role is not Role.TOOL or len(message.text) <= chars + PRUNED_CHARS:
         return message
     head, tail = message.text[: chars // 2], message.text[len(message.text) - chars // 2 :]
@@ -178,7 +178,7 @@ def _shorten(message: Message, chars: int) -> Message:
 
 
 def summarize(state: State, digests: Mapping[str, str], most_tokens: int) -> str:
-    """Return what the State knows as text of at most about ``most_tokens``: the oldest commands are left out first."""
+    """Return a summary of the State of about ``most_tokens`` at most; the oldest commands are left out first."""
     commands = [_command(record) for record in state.calls if record.tool not in {"plan"}][-LISTED_COMMANDS:]
     while True:
         sections = (

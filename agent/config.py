@@ -1,8 +1,8 @@
-"""What a run is told: defaults ← the user's file ← the repository's agent.toml ← the environment ← flags.
+"""The configuration of a run: defaults ← the user's file ← the repository's agent.toml ← the environment ← flags.
 
-This is the only reader of the environment within ``agent``. Every value remembers where it came from, unknown keys
-fail by name, and what a repository may say about itself ends where the person's machine, keys and endpoint begin:
-keys marked *personal* are refused in ``agent.toml``, because the repository is the untrusted side of a run.
+This is the only reader of the environment within ``agent``. Every value remembers where it came from, and unknown keys
+fail by name. A repository may not configure the user's machine, keys and endpoint: keys marked *personal* are refused in
+``agent.toml``, because the repository is untrusted.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def base_dir(environ: Mapping[str, str], variable: str, fallback: str) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class RunConfig:
-    """One run's configuration. Units are in the names; ``api_key`` is never printed, logged or sent into a sandbox."""
+    """The configuration of one run. Units are in the names; ``api_key`` is never printed, logged or passed into a sandbox."""
 
     endpoint: str | None = field(
         default=None,
@@ -359,9 +359,9 @@ def load(
     names: Mapping[str, str] | None = None,
     repository_text: str | None = None,
 ) -> Loaded:
-    """Merge all sources; ``flags`` whose value is None were not given, ``names`` spell them. Raises ConfigError.
+    """Merge all sources. A flag with the value None was not given; ``names`` are the flags' spellings. Raises ConfigError.
 
-    ``repository_text`` stands for what is in the repository's file, where the checkout's is not to be believed.
+    ``repository_text`` replaces the content of the repository's file if the checkout is not trusted.
     """
     env = os.environ if environ is None else environ
     values: dict[str, Any] = {
@@ -383,7 +383,7 @@ def load(
 
 
 def user_file(environ: Mapping[str, str] | None = None) -> Path:
-    """The person's own file: ``AGENT_CONFIG``, or config.toml in our XDG configuration folder."""
+    """Return the user's own file: ``AGENT_CONFIG``, or config.toml in our XDG configuration folder."""
     env = os.environ if environ is None else environ
     return (
         Path(env["AGENT_CONFIG"])
@@ -393,13 +393,13 @@ def user_file(environ: Mapping[str, str] | None = None) -> Path:
 
 
 def history_file(environ: Mapping[str, str] | None = None) -> Path:
-    """Where `agent chat` remembers what was typed."""
+    """Return the file in which `agent chat` stores the input history."""
     return base_dir(os.environ if environ is None else environ, "XDG_STATE_HOME", ".local/state") / "chat-history"
 
 
 @contextmanager
 def exported(variable: str, value: str) -> Iterator[None]:
-    """Set an environment variable while a library loads that can be told in no other way; then put it back."""
+    """Set an environment variable while a library is loaded that has no other way to configure it; then restore it."""
     before = os.environ.get(variable)
     os.environ[variable] = value
     try:
@@ -412,7 +412,7 @@ def exported(variable: str, value: str) -> Iterator[None]:
 
 
 def process_environment() -> Mapping[str, str]:
-    """What this process was started with, to read: a CI service's own variables, and the search for write tokens."""
+    """Return the environment of this process, for a CI service's own variables and the search for write tokens."""
     return MappingProxyType(dict(os.environ))
 
 
@@ -431,7 +431,7 @@ def drop_relative_path() -> None:
 
 
 def public(config: RunConfig) -> dict[str, Any]:
-    """The configuration as JSON values, for logs and screens: without the keys, whatever they are."""
+    """Return the configuration as JSON values for logs and display, without any API keys."""
     shown: dict[str, Any] = {}
     for name in RULES:
         value = getattr(config, name)
@@ -448,7 +448,7 @@ def public(config: RunConfig) -> dict[str, Any]:
 
 
 def restore(record: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> RunConfig:
-    """The configuration of a recorded run (what ``public`` gave), with the keys of today. Raises ConfigError."""
+    """Return the configuration of a recorded run (the result of ``public``), with the current API keys. Raises ConfigError."""
     env = os.environ if environ is None else environ
     place = "the run's log"
     unknown = [key for key in record if key not in RULES]
@@ -462,7 +462,7 @@ def restore(record: Mapping[str, Any], environ: Mapping[str, str] | None = None)
 def _file_text(path: Path) -> str:
     if not path.exists():
         return ""
-    # A repository may carry anything under this name: a device, a pipe, a terabyte.
+    # A repository may contain anything under this name: a device, a pipe, a terabyte.
     if not path.is_file() or path.stat().st_size > MAX_FILE_BYTES:
         raise ConfigError(f"{path} is not a regular file of at most {MAX_FILE_BYTES >> 20} MiB.")
     return path.read_text(encoding="utf-8")
@@ -484,7 +484,7 @@ def _from_file(path: Path, *, personal: bool, text: str | None = None) -> tuple[
                 f"Set it in {user_file()}, in the environment ({_variable(key)}) or as a flag."
             )
     for key, value in content.items():
-        # A path in a file is meant relative to that file.
+        # A path in a file is relative to that file.
         if RULES[key].kind == "path" and isinstance(value, str) and not value.startswith("~"):
             content[key] = str(path.parent / value)
     return content, dict.fromkeys(content, str(path))
@@ -506,13 +506,13 @@ def _from_environment(environ: Mapping[str, str]) -> tuple[dict[str, object], di
                 f"environment {variable}",
             )
         elif key not in OTHER_VARIABLES and get_close_matches(key, RULES, n=1, cutoff=0.85):
-            # Other programs own variables of this prefix too (Azure Pipelines does), so only a near miss is an error.
+            # Other programs use variables with this prefix too (Azure Pipelines does), so only a near miss is an error.
             raise _unknown(key, f"environment {variable}", "AGENT_")
     return found, places
 
 
 def _checked(key: str, value: object, place: str) -> object:
-    """The value as RunConfig holds it. Raises ConfigError naming the key and the place."""
+    """Return the value as RunConfig stores it. Raises ConfigError, which names the key and the place."""
     if key not in RULES:
         raise _unknown(key, place, "")
     return checked(RULES[key], key, value, place)

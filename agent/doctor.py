@@ -1,4 +1,4 @@
-"""Whether a run could work here: each part is really used, not looked up, and each fault comes with what to do."""
+"""Checks whether a run can work here: each part is actually used, and each problem comes with a remedy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ENDPOINT_CODE = EXIT_CODES[Outcome.ENDPOINT]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one part does. ``exit_code`` is what a run would end with for it: 0 where it works."""
+    """The finding for one part. ``exit_code`` is that of a run that fails because of it; 0 if the part works."""
 
     subject: str
     detail: str
@@ -89,7 +89,7 @@ def engine(config: RunConfig) -> Finding:
 
 
 def container(config: RunConfig) -> Finding:
-    """A sandbox from the configured image: started on a repository of one file, asked for one command, ended."""
+    """A sandbox from the configured image: started with a repository of one file, used for one command, and removed."""
     from sandbox import plumbing, scratch
     from sandbox import snapshot as snapshots
     from sandbox.docker import Limits
@@ -121,7 +121,7 @@ def container(config: RunConfig) -> Finding:
 
 
 def vocabulary(config: RunConfig) -> Finding:
-    """The harmony vocabulary, which raw wires need; it comes with the package, so no network is asked."""
+    """The harmony vocabulary, which raw wires need; it comes with the package, so this needs no network."""
     from agent.harmony.vocabulary import load_encoding
 
     try:
@@ -132,7 +132,7 @@ def vocabulary(config: RunConfig) -> Finding:
 
 
 def endpoint(config: RunConfig) -> Iterator[Finding]:
-    """The endpoint that a run would ask, looked at closely. What is only weak still works; what to do is said with it."""
+    """The endpoint that a run would use, tested in detail. A weakness is not a failure, but comes with a remedy."""
     from agent.model.probe import probe
 
     for seen in probe(config):
@@ -142,7 +142,7 @@ def endpoint(config: RunConfig) -> Iterator[Finding]:
 
 
 def kernels(config: RunConfig) -> Iterator[Finding]:
-    """The sizes of the local engine's kernels, where there is a GPU for which they are chosen."""
+    """The kernel sizes of the bundled engine, if there is a GPU for which they are chosen."""
     from agent.model.local import sizes_here
 
     try:
@@ -155,7 +155,7 @@ def kernels(config: RunConfig) -> Iterator[Finding]:
 
 
 def model(config: RunConfig) -> Finding:
-    """The model that a run would ask, and the wire it would take."""
+    """The model that a run would use, and the wire."""
     from agent.model.open import open_model
 
     said: list[str] = []

@@ -1,4 +1,4 @@
-"""What becomes of a run's change after the run: into the checkout, or away."""
+"""What happens to a run's change after the run: it is applied to the checkout, or discarded."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from sandbox.worktree import Worktree
 
 
-ATTEMPTS = ".attempts-"  # folders among the runs: several attempts at one fix, until one is kept
+ATTEMPTS = ".attempts-"  # prefix of folders among the runs with several attempts at one fix, until one is kept
 RUN = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")  # a run's id
 
 
 def bring_in(repository: Path, patch: bytes) -> tuple[str, ...]:
-    """Write a patch into the checkout as uncommitted changes, whole or not at all; return the paths.
+    """Apply a patch to the checkout as uncommitted changes, all or nothing; return the paths.
 
-    It is fitted onto the checkout as it is now. Raises DiffRefused where a rule forbids it, WorktreeError where it
-    does not fit.
+    It is merged with the current state of the checkout. Raises DiffRefused if a rule forbids it, WorktreeError if it
+    does not apply.
     """
     from sandbox import scratch
     from sandbox import snapshot as snapshots
@@ -38,24 +38,24 @@ def bring_in(repository: Path, patch: bytes) -> tuple[str, ...]:
         except WorktreeError as error:
             places = ", ".join(dict.fromkeys(re.findall(r"error: (?:patch failed: )?([^\n]+?):(?: |\d)", str(error))))
             raise WorktreeError(
-                f"the change does not fit the checkout as it is now ({places or error}): nothing was changed there"
+                f"the change does not apply to the current checkout ({places or error}): nothing was changed there"
             ) from error
         return worktree.bring(applied)
 
 
 def discard(folder: Path) -> list[str]:
-    """Delete a run: its container, its branch if it is where the run left it, and its folder; return what is gone.
+    """Delete a run: its container, its branch unless it has moved, and its folder; return what was deleted.
 
-    Raises UsageError while it runs, and WorktreeError, deleting nothing more, where its branch has moved since.
+    Raises UsageError if it is running, and WorktreeError, deleting nothing more, if its branch has moved.
     """
     if is_running(folder / LOG_NAME):
         raise UsageError(f"The run {folder.name} is running. Stop it first (Ctrl-C where it was started).")
     try:
         found = summary(folder)
     except LogError as error:
-        raise LogError(f"{error}. What it made is thus not known; delete {folder} yourself") from error
+        raise LogError(f"{error}. So it is not known what the run made; delete {folder} yourself") from error
     gone = remove_containers(folder.name)
-    if (folder / "worktree").exists():  # the run was killed while its change landed
+    if (folder / "worktree").exists():  # the run was killed while its change was committed
         _worktree(folder).clear()
     if found.ended is not None and found.ended.branch is not None:
         gone += _remove_branch(folder, Path(found.started.repository), found.ended)
@@ -64,7 +64,7 @@ def discard(folder: Path) -> list[str]:
 
 
 def sweep(runs_dir: Path) -> list[str]:
-    """Remove the temporary folders, half-begun runs and half-made worktrees of processes that were killed; return what is gone."""
+    """Remove the temporary folders, unstarted runs and incomplete worktrees of killed processes; return what was removed."""
     from sandbox import scratch
 
     gone = [str(path) for path in scratch.sweep(scratch.temporary())] + sweep_unbegun(runs_dir)
@@ -76,7 +76,7 @@ def sweep(runs_dir: Path) -> list[str]:
 
 
 def sweep_unbegun(runs_dir: Path) -> list[str]:
-    """Remove what was killed before its log said anything, and attempts of which none was kept; return what is gone."""
+    """Remove runs that were killed before their first event, and attempts of which none was kept; return what was removed."""
     from sandbox import scratch
 
     left = [path for path in runs_dir.glob("*") if path.name.startswith(ATTEMPTS) or _is_unbegun(path)]
@@ -84,7 +84,7 @@ def sweep_unbegun(runs_dir: Path) -> list[str]:
 
 
 def _is_unbegun(folder: Path) -> bool:
-    """Whether a folder is of a run whose log is empty or missing, with no process writing it."""
+    """Whether a folder belongs to a run whose log is empty or missing and which no process is writing."""
     if not RUN.fullmatch(folder.name):
         return False
     log = folder / LOG_NAME
@@ -92,7 +92,7 @@ def _is_unbegun(folder: Path) -> bool:
         return not log.stat().st_size and not is_running(log)
     except FileNotFoundError:
         return True
-    except OSError:  # another person's
+    except OSError:  # another user's
         return False
 
 
@@ -110,7 +110,10 @@ def _worktree(folder: Path) -> Worktree:
 
 
 def remove_containers(run: str) -> list[str]:
-    """Remove the containers of a run; return what is gone. A run that ended has none; one that was killed has one for a while. Without an engine there is none to remove."""
+    """Remove the containers of a run; return what was removed.
+
+    Only a killed run has one, for a while. If no engine answers, there is nothing to remove.
+    """
     from sandbox import docker
     from sandbox.errors import EngineUnavailable
 

@@ -1,9 +1,9 @@
-"""A run's log: one JSON line per durable event, on the disk before anything acts on it.
+"""A run's log: one JSON line per durable event, written before anything acts on the event.
 
-Every line is with the operating system when ``append`` returns, so it survives the death of the process. It survives a
-power cut once it is synchronised: at once for the events that something irreversible follows (a call that is about to
-have an effect, the end), within SYNC_WITHIN_S for the others. What a power cut can lose is thus an answer that nothing was
-done with yet, or the end of a call whose start is known: resume treats that call's effect as unknown.
+When ``append`` returns, the operating system has the line, so it survives a crash of the process. It survives a power failure
+after fsync: that happens at once for events before something irreversible (a call that is about to have an effect, the
+end), and within SYNC_WITHIN_S for the others. So a power failure can only lose an answer that was not acted on yet, or the end
+of a call whose start is known: resume treats the effect of that call as unknown.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ SYNC_AT_ONCE = (RunStarted, Resumed, ToolStarted, RunEnded)
 
 
 def read(path: Path) -> list[Entry]:
-    """Return every whole entry of a log. An incomplete last line is dropped.
+    """Return every complete entry of a log. An incomplete last line is dropped.
 
-    Raises LogError when the file is not there, a line is not an event record, or a number is missing.
+    Raises LogError if the file is missing, a line is not an event record, or a number is missing.
     """
     try:
         data = path.read_bytes()
@@ -37,10 +37,10 @@ def read(path: Path) -> list[Entry]:
 
 
 def parse(data: bytes, name: str) -> tuple[list[Entry], int]:
-    """Return the entries of a log's bytes and where the last whole line ends (a byte offset).
+    """Return the entries of a log's bytes and the byte offset of the end of the last complete line.
 
-    Lines end at the newline *byte* and nothing else: tool output may hold U+2028 and its like. What follows the last
-    newline was being written when the process died and never took effect.
+    Lines end at the newline *byte* and nothing else: tool output may contain U+2028 and the like. What follows the last
+    newline was being written when the process died, and nothing has acted on it.
     """
     end = data.rfind(b"\n") + 1
     entries: list[Entry] = []
@@ -58,9 +58,9 @@ def parse(data: bytes, name: str) -> tuple[list[Entry], int]:
 
 
 class Log:
-    """The one writer of a run's log. Holds an exclusive lock until closed; a context manager.
+    """The only writer of a run's log. Holds an exclusive lock until closed; a context manager.
 
-    Raises LogError when the file cannot be opened or written, another process is working on the run, or (with ``new``) the
+    Raises LogError if the file cannot be opened or written, another process is working on the run, or (with ``new``) the
     run exists already.
     """
 
@@ -113,9 +113,9 @@ class Log:
         os.fsync(self._file)
 
     def append(self, event: Event) -> None:
-        """Write an event. A Delta is for the eye only and is not written.
+        """Write an event. A Delta is only for display and is not written.
 
-        When this is interrupted or fails, the log is as it was before. Raises LogError when the disk refuses.
+        If this is interrupted or fails, the log is as it was before. Raises LogError if writing fails.
         """
         if isinstance(event, Delta):
             return
@@ -146,7 +146,7 @@ class Log:
         )
 
     def _sync_later(self) -> None:
-        """Synchronise a moment after a line, once for all that came in that moment."""
+        """Call fsync a moment after a line, once for all lines of that moment."""
         while not self._closing.is_set():
             self._unsynced.wait()
             self._closing.wait(SYNC_WITHIN_S)
@@ -157,7 +157,7 @@ class Log:
                 self._failed = error
 
     def close(self) -> None:
-        """Give the lock back. May be called twice."""
+        """Release the lock. May be called twice."""
         if self._open:
             self._open = False
             self._closing.set()
@@ -173,7 +173,7 @@ class Log:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a new file's name durable, not only its bytes."""
+    """Make a new file's directory entry durable, not only its bytes."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -182,7 +182,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def runs(folder: Path) -> Iterator[Path]:
-    """Yield the run folders below ``folder`` that hold a log, newest first."""
+    """Yield the run folders below ``folder`` that contain a log, newest first."""
     if folder.is_dir():
         logs = sorted(folder.glob(f"*/{LOG_NAME}"), key=lambda path: path.stat().st_mtime, reverse=True)
         yield from (path.parent for path in logs)

@@ -1,4 +1,4 @@
-"""Where a conversation stands, read off its last messages: pure functions, so that a resumed run stands at the same place."""
+"""Reads the position of a run from its last messages: pure functions, so that a resumed run is at the same position."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import islice
 
 from agent.conversation import Conversation, Message, Role
 
-# What the harness itself says starts like this, so that it is told apart from the person's words.
+# Messages of the harness start like this, to distinguish them from the user's messages.
 HARNESS = "[harness] "
 GO_ON = (
     f"{HARNESS}Your last answer had neither a tool call nor a final message, so nothing happened. "
@@ -57,7 +57,7 @@ _DURATION = re.compile(r"\d+\.\d+")
 
 
 def open_call(conversation: Conversation) -> int | None:
-    """Return the index of the oldest call of the last answer that has no result yet, or None.
+    """Return the index of the first call of the last answer that has no result yet, or None.
 
     Results follow their answer in the order of its calls.
     """
@@ -74,13 +74,13 @@ def open_call(conversation: Conversation) -> int | None:
 
 
 def is_answered(conversation: Conversation) -> bool:
-    """Whether the last message is a final answer that says something."""
+    """Whether the last message is a final answer that is not empty."""
     last = conversation.last
     return last is not None and last.is_final and bool(last.text.strip())
 
 
 def is_stalled(conversation: Conversation) -> bool:
-    """Whether the last answer leads nowhere: reasoning only, or an empty final message."""
+    """Whether the last answer has neither a call nor a result: only reasoning, or an empty final message."""
     last = conversation.last
     return last is not None and last.role is Role.ASSISTANT and not last.is_call and not is_answered(conversation)
 
@@ -97,24 +97,24 @@ def stalls(conversation: Conversation) -> int:
 
 
 def is_harness(message: Message) -> bool:
-    """Whether a message in the person's role was said by the harness."""
+    """Whether a message with the role user is from the harness."""
     return message.role is Role.USER and message.text.startswith(HARNESS)
 
 
 def writes_a_call(text: str) -> bool:
-    """Whether a final message holds what should have been a call: a patch, a diff, a heredoc for apply_patch, arguments."""
+    """Whether a final message contains what should have been a call: a patch, a diff, a heredoc for apply_patch, arguments."""
     return _EDIT_MARKS.search(text) is not None
 
 
 def announces(text: str) -> bool:
-    """Whether a final message ends with the next step instead of a result: the model meant to go on."""
+    """Whether a final message ends by announcing the next step: then the model meant to continue."""
     return _ANNOUNCES.search(text[-400:]) is not None
 
 
 def repeats(conversation: Conversation) -> int:
-    """Return how often in a row the newest calls were made with the same bodies and the same results.
+    """Return how often in a row the latest calls were made with the same bodies and the same results.
 
-    A cycle of up to three different calls counts as a repetition too. Numbers with a fraction are taken as equal:
+    A cycle of up to three different calls counts as a repetition too. Numbers with a fraction compare as equal, because
     they are mostly durations.
     """
     newest = list(islice(_exchanges(conversation), LONGEST_CYCLE * REPEATS_AT_MOST))
@@ -128,7 +128,7 @@ def repeats(conversation: Conversation) -> int:
 
 
 def _exchanges(conversation: Conversation) -> Iterator[tuple[Message, Message]]:
-    """Yield (call, result) of the answered calls, newest first, back to the last word in the person's role."""
+    """Yield (call, result) of the answered calls, latest first, back to the last message with the role user."""
     results: list[Message] = []
     calls: list[Message] = []
     for message in reversed(conversation.messages):
@@ -146,7 +146,7 @@ def _exchanges(conversation: Conversation) -> Iterator[tuple[Message, Message]]:
 
 
 def _pairs(calls: list[Message], results: list[Message]) -> Iterator[tuple[Message, Message]]:
-    """Pair one answer's calls with its results, both newest first; the newest calls may have none yet."""
+    """Pair one answer's calls with its results, both latest first; the latest calls may have no result yet."""
     return zip(calls[max(0, len(calls) - len(results)) :], results, strict=False)
 
 
@@ -164,7 +164,7 @@ def _bare(result: str) -> str:
 
 
 def repetition_notice(times: int) -> str:
-    """Return what a result says, at its end, when the call was made ``times`` times in a row with the same result."""
+    """Return the notice that is appended to a result if the call was made ``times`` times in a row with the same result."""
     return (
         f"{REPEATED}{times} times in a row with the same result. Repeating it will not change that: "
         f"try something else. At {REPEATS_AT_MOST} times the run ends."

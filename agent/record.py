@@ -1,7 +1,7 @@
-"""Events as JSON and back, exactly: one pair of functions driven by the event types themselves.
+"""Converts events to JSON and back without loss: one pair of functions, driven by the event types.
 
 A record is ``{"seq": 7, "at": 1764000000.25, "event": "ToolStarted", <the event's own fields>}``. ``at`` is seconds since
-the epoch. Fields that hold their default are left out, so records stay short and a new field with a default does not
+the epoch. Fields with their default value are left out, so records stay short and a new field with a default does not
 make old logs unreadable.
 """
 
@@ -43,7 +43,7 @@ def dump(entry: Entry) -> bytes:
 
 
 def load(line: bytes) -> Entry:
-    """Read one line back. Raises LogError, naming what it could not understand."""
+    """Read one line. Raises LogError, which names what could not be understood."""
     try:
         data = json.loads(line)
     except ValueError as error:
@@ -53,7 +53,7 @@ def load(line: bytes) -> Entry:
     kind = EVENTS.get(str(data["event"]))
     if kind is None:
         raise LogError(
-            f"unknown event {data['event']!r}: the log was written by a newer version; read it with that one, or a later one"
+            f"unknown event {data['event']!r}: the log was written by a newer version; read it with that version or a later one"
         )
     body = {name: value for name, value in data.items() if name not in OWN_FIELDS}
     try:
@@ -63,7 +63,7 @@ def load(line: bytes) -> Entry:
 
 
 def _plain_fields(value: DataclassInstance) -> dict[str, object]:
-    """Return a dataclass's fields as JSON data, those left out that hold their default."""
+    """Return a dataclass's fields as JSON data, without those that have their default value."""
     found = {}
     for each in fields(value):
         content = getattr(value, each.name)

@@ -1,4 +1,4 @@
-"""What a value of the configuration must be, and the checks that hold it to that. Pure."""
+"""The rules for configuration values, and the checks of values against them. Pure."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from urllib.parse import urlsplit
 from agent.errors import ConfigError
 
 GIB = 1 << 30
-_BINARY = {"k": 1 << 10, "m": 1 << 20, "g": GIB}  # bare letters mean what they mean to Docker
+_BINARY = {"k": 1 << 10, "m": 1 << 20, "g": GIB}  # single letters have the same meaning as in Docker
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, **_BINARY, **{f"{u}ib": n for u, n in _BINARY.items()}}
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What a value must be, and the sentence that explains it (printed by --help and in docs/configuration.md)."""
+    """What a value must be, and its description (printed by --help and in docs/configuration.md)."""
 
     kind: Literal["text", "url", "integer", "number", "size", "flag", "choice", "path", "list"]
     help: str
     low: float | None = None
     high: float | None = None
     choices: tuple[str, ...] = ()
-    optional: bool = False  # None is a value
+    optional: bool = False  # None is allowed
     personal: bool = False  # refused in a repository's agent.toml
     secret: bool = False  # never printed or logged
 
 
 def checked(rule: Rule, key: str, value: object, place: str) -> object:
-    """The value as a configuration holds it. Raises ConfigError naming the key and the place."""
+    """Return the value as a configuration stores it. Raises ConfigError, which names the key and the place."""
 
     def wrong(what: str) -> ConfigError:
         shown = "" if rule.secret else f" is {value!r}, but"
@@ -64,19 +64,19 @@ def checked(rule: Rule, key: str, value: object, place: str) -> object:
             try:
                 return Path(value).expanduser().absolute()
             except RuntimeError:
-                raise wrong("a path below the home of a user of this machine") from None
+                raise wrong("a path that does not begin with the home of an unknown user") from None
         case "url":
             return _endpoint(value, wrong)
         case "text":
             if not isinstance(value, str) or not value.strip() or not value.strip().isprintable():
                 raise wrong("a single line of text")
             if rule.secret and not value.strip().isascii():
-                raise wrong("plain ASCII, since it is sent in a header")
+                raise wrong("plain ASCII, because it is sent in a header")
             return value.strip()
 
 
 def from_text(rule: Rule, key: str, text: str, place: str) -> object:
-    """A value out of a variable, as TOML would have given it. Raises ConfigError naming the key and the place."""
+    """Return the value of a variable, typed as in TOML. Raises ConfigError, which names the key and the place."""
     match rule.kind:
         case "integer":
             return _number(int, key, text, place)
@@ -123,7 +123,7 @@ def _shown(rule: Rule, bound: float | None) -> str:
 
 
 def _bytes(value: object) -> object:
-    """``"4GiB"`` as a number of bytes; anything that is no size comes back as it is."""
+    """Return ``"4GiB"`` as a number of bytes; anything that is not a size is returned unchanged."""
     if not isinstance(value, str):
         return value
     text = value.strip().lower()
@@ -146,7 +146,7 @@ def _endpoint(value: object, wrong: Callable[[str], ConfigError]) -> str:
         raise wrong(example) from None
     if parts.username or parts.password:
         # It would end up in logs and on the screen.
-        raise ConfigError("The endpoint's URL carries a name or password. Give the key as OPENAI_API_KEY instead.")
+        raise ConfigError("The endpoint's URL contains a name or password. Give the key as OPENAI_API_KEY instead.")
     if not usable:
         raise wrong(example)
     return value.strip().rstrip("/")

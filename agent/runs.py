@@ -1,4 +1,4 @@
-"""The folder of runs: finding one by a part of its name, and what each came to, without reading whole logs."""
+"""The folder of runs: finds a run by the beginning of its id, and summarizes runs without reading whole logs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TAIL_BYTES = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What one run was asked and came to. ``state`` is its outcome's name, or running, or stopped (it can be resumed)."""
+    """One run's task and result. ``state`` is its outcome's name, or running, or stopped (it can be resumed)."""
 
     name: str
     started_at: float  # seconds since the epoch
@@ -29,7 +29,7 @@ class Summary:
 
 
 def find_run(runs_dir: Path, name: str) -> Path:
-    """The folder of the run called ``name``: its id, a beginning that fits one run only, or ``last``. Raises UsageError."""
+    """Return the folder of the run ``name``: an id, a unique beginning of one, or ``last``. Raises UsageError."""
     folders = list(runs(runs_dir))
     if not folders:
         raise UsageError(f'There are no runs in {runs_dir} yet: agent fix "what is wrong" makes one.')
@@ -42,7 +42,7 @@ def find_run(runs_dir: Path, name: str) -> Path:
         case [folder]:
             return folder
         case []:
-            raise UsageError(f"No run is called {name!r}. `agent runs` lists them; `last` is the newest.")
+            raise UsageError(f"There is no run {name!r}. `agent runs` lists all; `last` is the latest.")
         case _:
             raise UsageError(
                 f"{name!r} matches several runs: {', '.join(folder.name for folder in fitting[:5])}. Give more characters of it."
@@ -50,7 +50,7 @@ def find_run(runs_dir: Path, name: str) -> Path:
 
 
 def summary(folder: Path) -> Summary:
-    """Sum one run up. Raises LogError where its log says nothing."""
+    """Return a run's summary. Raises LogError if its log is empty or damaged."""
     path = folder / LOG_NAME
     first, last = _ends(path)
     started = first.event
@@ -72,7 +72,7 @@ def is_running(log: Path) -> bool:
 
 
 def patch_of(folder: Path) -> bytes:
-    """The change that a run made, as a patch. Raises UsageError where there is none."""
+    """Return the change that a run made, as a patch. Raises UsageError if there is none."""
     try:
         patch = (folder / PATCH_NAME).read_bytes()
     except FileNotFoundError:
@@ -83,13 +83,13 @@ def patch_of(folder: Path) -> bytes:
 
 
 def _ends(path: Path) -> tuple[Entry, Entry]:
-    """The first and the last whole entry of a log, reading its ends only. Raises LogError."""
+    """Return the first and the last complete entry of a log; reads only its two ends. Raises LogError."""
     try:
         with path.open("rb") as file:
             head = file.readline()
             file.seek(0, os.SEEK_END)
             file.seek(max(file.tell() - TAIL_BYTES, 0))
-            lines = file.read().split(b"\n")[:-1]  # what follows the last newline was never whole
+            lines = file.read().split(b"\n")[:-1]  # what follows the last newline is incomplete
     except OSError as error:
         raise LogError(f"the log {path} cannot be read: {error.strerror}") from error
     if not head.endswith(b"\n"):

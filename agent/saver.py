@@ -1,4 +1,4 @@
-"""Keeps a copy of the work on the host while the model thinks, so that a lost sandbox loses little."""
+"""Saves the work on the host while the model answers, so that little is lost with a sandbox."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ AT_LATEST_S = 20.0
 
 
 class Saver:
-    """Calls ``save`` in a thread of its own: once it was quiet for a moment after a change, or at the latest after a while.
+    """Calls ``save`` in a thread of its own: ``quiet_s`` after the last change, but at the latest ``at_latest_s`` after the first.
 
     So no call waits for it, and a model that answers at once is not slowed down.
     """
@@ -32,7 +32,7 @@ class Saver:
         self._thread.start()
 
     def changed(self) -> None:
-        """Say that the work has changed."""
+        """Report that the work has changed."""
         with self._state:
             self._last_s = time.monotonic()
             if self._first_s is None:
@@ -40,7 +40,7 @@ class Saver:
                 self._state.notify()
 
     def close(self) -> None:
-        """Stop, without saving what was not saved yet. May be called twice."""
+        """Stop without saving again. May be called twice."""
         with self._state:
             self._closed = True
             self._state.notify()
@@ -53,7 +53,7 @@ class Saver:
                 self._save()
 
     def _wait(self) -> bool:
-        """Wait until it is time to save. False when closed."""
+        """Wait until it is time to save; return False if closed."""
         with self._state:
             self._state.wait_for(lambda: self._first_s is not None or self._closed)
             while not self._closed and self._first_s is not None:
@@ -66,7 +66,7 @@ class Saver:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Replace a file's content: whoever reads it, even after a power cut, finds the old bytes or the new ones."""
+    """Replace a file's content atomically: even after a power failure it has the old bytes or the new ones."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         with beside.open("wb") as file:

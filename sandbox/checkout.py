@@ -1,10 +1,10 @@
-"""A change brought into the person's checkout, uncommitted: every file of it, or none.
+"""Applies a change to the user's checkout, uncommitted: every file of it, or none.
 
-Each file is looked at first (it must still be what the run started from), written beside its place, and only then moved
-there; what was there is kept until the last move is done. When a move fails, or the person interrupts, all is put back.
-POSIX knows no rename of several files at once, so two things remain: a reader may see some files new and others old for
-a moment, and a process that is killed between two moves leaves them so. Then ``.gpt-oss-agent-*`` in the checkout
-holds the old files, each under its own path in ``old``.
+Each file is checked first (it must still be what the run started from), written to a temporary file, and only then moved
+into place; the old files are kept until the last move is done. If a move fails, or the user interrupts, everything is restored.
+POSIX has no atomic rename of several files, so two gaps remain: for a moment, a reader may see some files new and others old,
+and a process that is killed between two moves leaves them like that. Then ``.gpt-oss-agent-*`` in the checkout
+contains the old files, each under its own path in ``old``.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ PREFIX = ".gpt-oss-agent-"
 
 
 def bring(snapshot: Snapshot, tree: str) -> tuple[str, ...]:
-    """Write what leads from the snapshot to a tree into the checkout; return the paths.
+    """Apply the difference between the snapshot and a tree to the checkout; return the paths.
 
-    Raises WorktreeError when a file there is no longer what the run started from, or cannot be written.
+    Raises WorktreeError if a file there is no longer what the run started from, or cannot be written.
     """
     root = snapshot.repository
     steps = snapshots.steps(snapshot, tree)
@@ -54,7 +54,7 @@ def bring(snapshot: Snapshot, tree: str) -> tuple[str, ...]:
 
 
 def _found(root: Path, step: Step, new: bytes, removed: Set[Path]) -> bytes | None:
-    """Return what to write for a path, in the line ends that the checkout has; None if it is not as the run found it."""
+    """Return what to write for a path, with the checkout's line endings; None if the file has changed since the run started."""
     full = root / os.fsdecode(step.path)
     for parent in full.relative_to(root).parents:
         above = root / parent
@@ -71,14 +71,14 @@ def _found(root: Path, step: Step, new: bytes, removed: Set[Path]) -> bytes | No
 
 
 def _becomes_free(folder: Path, removed: Set[Path]) -> bool:
-    """Whether a folder holds nothing but files that the change removes, so that a file can take its place."""
+    """Whether a folder contains only files that the change removes, so that a file can take its place."""
     if folder.is_symlink() or not folder.is_dir():
         return False
     return all(path in removed or (path.is_dir() and not path.is_symlink()) for path in folder.rglob("*"))
 
 
 def _write(root: Path, renderings: Mapping[Step, bytes]) -> None:
-    """Stage everything, so that a full disk changes nothing; then move it, and put all back if that fails."""
+    """Write everything to temporary files, so that a full disk changes nothing; then move it, and undo that if it fails."""
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=root))
     moves = _Moves(root, folder / "old")
     try:
@@ -87,7 +87,7 @@ def _write(root: Path, renderings: Mapping[Step, bytes]) -> None:
             moves.make(Path(os.fsdecode(step.path)), staged.get(step))
     except BaseException as error:
         problem = moves.undo()
-        if problem is not None:  # the old files stay where they are named
+        if problem is not None:  # the old files stay in the folder that the message names
             raise WorktreeError(
                 f"the change could not be applied ({error}) and not completely undone ({problem}); the original files "
                 f"are in {folder / 'old'}: copy them over the checkout, then remove {folder}"
@@ -118,30 +118,30 @@ def _stage(folder: Path, renderings: Mapping[Step, bytes]) -> dict[Step, Path]:
 
 
 class Was(Enum):
-    """What a path held before. Not to be read off the kept files: where a folder made room for a file, one is a folder there."""
+    """What was at a path before. The kept files do not tell: where a folder was replaced by a file, they have a folder."""
 
     KEPT = auto()
     NOTHING = auto()
-    NO_FOLDER = auto()  # and one was made
+    NO_FOLDER = auto()  # the folder did not exist and was made
 
 
 @dataclass(slots=True)
 class _Moves:
-    """Files moved into place, and what is needed to take that back."""
+    """Files moved into place, and what is needed to undo that."""
 
     root: Path
     old: Path
     done: list[tuple[Path, Was]] = field(default_factory=list)  # relative paths, and what was there
 
     def make(self, path: Path, staged: Path | None) -> None:
-        """Put a staged file at a path, or (None) remove what is there and the folders that are empty without it."""
+        """Move a staged file to a path, or (None) remove the file there and the folders that are empty without it."""
         full, kept = self.root / path, self.old / path
         was = Was.KEPT if os.path.lexists(full) else Was.NOTHING
         if was is Was.KEPT:
             kept.parent.mkdir(parents=True, exist_ok=True)
             try:
                 os.link(full, kept, follow_symlinks=False)
-            except OSError:  # a file system without links
+            except OSError:  # a file system without hard links
                 shutil.copy2(full, kept, follow_symlinks=False)
         if staged is None:
             self.done.append((path, was))
@@ -158,7 +158,7 @@ class _Moves:
         staged.replace(full)
 
     def undo(self) -> OSError | None:
-        """Put back what was there; return what stood in the way, if anything did. What can be put back is."""
+        """Restore the old files as far as possible; return the first error, if there was one."""
         problem: OSError | None = None
         for path, was in reversed(self.done):
             full, kept = self.root / path, self.old / path

@@ -1,4 +1,4 @@
-"""The Sandbox over a helper: the same for a container and for a folder of this machine."""
+"""The Sandbox over a helper process: the same for a container and for a folder of this machine."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from sandbox.snapshot import Snapshot
 
 REPLY_TIMEOUT_S = 120.0
 MAX_DIFF_BYTES = 256 << 20
-MAX_DIFF_FILES = 50_000  # git's fast-import takes time by the square of the files in a folder
+MAX_DIFF_FILES = 50_000  # git's fast-import takes time quadratic in the files of a folder
 MAX_FILE_BYTES = 64 << 20
 
 
 @dataclass(slots=True)
 class Client:
-    """The verbs of a Sandbox, asked of its helper. ``end`` takes the sandbox down, or (given True) only lets go of it."""
+    """The methods of a Sandbox as requests to its helper. ``end`` removes the sandbox, or (given True) only disconnects from it."""
 
     link: Link
     workspace: str
@@ -55,7 +55,7 @@ class Client:
         return ExecResult(status["exit"], reply.data, status["duration_s"], status["cut_bytes"])
 
     def read(self, path: str) -> bytes:
-        """Return a file's bytes; see Sandbox. One of more than MAX_FILE_BYTES is refused: it may be sparse and have no end."""
+        """Return a file's bytes; see Sandbox. Files larger than MAX_FILE_BYTES are refused: a sparse file may be endless."""
         return self._ask({"verb": "read", "path": path, "limit_bytes": MAX_FILE_BYTES}, path).data
 
     def write(self, path: str, data: bytes, executable: bool | None = None) -> None:
@@ -67,9 +67,9 @@ class Client:
         self._ask({"verb": "remove", "path": path}, path)
 
     def diff(self) -> bytes:
-        """Return what changed since the copy, measured against the host's own record of it; see Sandbox.
+        """Return what changed since the copy, compared with the host's own snapshot; see Sandbox.
 
-        Raises DiffRefused when it is more than MAX_DIFF_BYTES or MAX_DIFF_FILES, or touches a submodule.
+        Raises DiffRefused if it is more than MAX_DIFF_BYTES or MAX_DIFF_FILES, or touches a submodule.
         """
         with self._diffing:
             changes = self._changes()
@@ -84,23 +84,23 @@ class Client:
                 self.end(keep)
 
     def fill(self, parts: Iterable[bytes], excludes: bytes, skip: Sequence[str]) -> None:
-        """Copy the snapshot in. Raises SandboxError when it does not fit."""
+        """Copy the snapshot in. Raises SandboxError if it does not fit."""
         self._ask({"verb": "begin", "excludes": excludes.decode("utf-8", "surrogateescape"), "skip": list(skip)}, "")
         self._load(parts, keep=True)
 
     def settle(self) -> None:
-        """Say that all is copied in: from here on the run may be taken over (sandbox/docker.py)."""
+        """Mark the copy as complete: from here on the sandbox can be attached to (sandbox/docker.py)."""
         self._ask({"verb": "whole"}, "")
 
     def undo(self) -> None:
-        """Bring the workspace back to the copied state; see Sandbox."""
+        """Restore the copied state of the workspace; see Sandbox."""
         with self._diffing:
             changes = self._changes()
             if changes:
                 self._bring(snapshots.result(self.snapshot, changes), self.snapshot.tree)
 
     def restore(self, patch: bytes) -> None:
-        """Bring the workspace from the snapshot to where a patch leads."""
+        """Apply a patch to the workspace, which is in the state of the snapshot."""
         self._bring(self.snapshot.tree, snapshots.apply(self.snapshot, patch))
 
     def _changes(self) -> bytes:
@@ -113,7 +113,7 @@ class Client:
             ) from error
 
     def _bring(self, here: str, there: str) -> None:
-        """Bring the workspace from one tree to another."""
+        """Change the workspace from one tree to another."""
         before = {item.path: item for item in snapshots.items(self.snapshot, here)}
         after = {item.path: item for item in snapshots.items(self.snapshot, there)}
         changed = [item for path, item in after.items() if before.get(path) != item]
@@ -126,7 +126,7 @@ class Client:
         except OSError as error:
             raise SandboxError(
                 f"the repository could not be copied into the sandbox: {error.strerror}; "
-                "if it is full, raise disk_bytes (--disk): what memory cannot hold gets a volume"
+                "if it is full, raise disk_bytes (--disk): a workspace that memory cannot hold is put on a volume"
             ) from error
 
     def _ask(self, head: Mapping[str, Any], path: str, body: Iterable[bytes] = ()) -> Reply:
@@ -137,6 +137,6 @@ class Client:
             limit = MAX_DIFF_BYTES >> 20
             raise DiffRefused(
                 f"{reply.status['too_large']}: the changes are more than {limit} MiB or {MAX_DIFF_FILES} files; "
-                "ignore or remove what was built"
+                "add build output to .gitignore, or remove it"
             )
         return reply

@@ -1,8 +1,7 @@
-"""The one thing that leaves the sandbox, read with distrust.
+"""Parses and checks the diff, the only thing that leaves the sandbox.
 
-``parse`` goes over a git diff by a strict grammar (anything unexpected refuses it), lets unidiff check each text hunk, and
-holds every path and mode against the rules. What git makes of the diff is checked once more, on trees, by
-sandbox/worktree.py. Pure.
+``parse`` reads a git diff by a strict grammar (anything unexpected is refused), lets unidiff check each text hunk, and
+checks every path and mode against the rules. sandbox/worktree.py then checks what git makes of the diff, on trees. Pure.
 """
 
 from __future__ import annotations
@@ -20,30 +19,31 @@ FILE, PROGRAM, LINK, SUBMODULE = 0o100644, 0o100755, 0o120000, 0o160000
 _HUNK = re.compile(rb"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
 _INDEX = re.compile(rb"index [0-9a-f]+\.\.[0-9a-f]+(?: ([0-7]{6}))?\Z")
 _ESCAPES = {b"a": 7, b"b": 8, b"t": 9, b"n": 10, b"v": 11, b"f": 12, b"r": 13, b'"': 34, b"\\": 92}
-# Characters that HFS+ leaves out of names: ".g\u200cit" is ".git" there.
+# Characters that HFS+ ignores in names: ".g\u200cit" is ".git" there.
 _HFS_IGNORED = re.compile("[\u200c-\u200f\u202a-\u202e\u206a-\u206f\ufeff]")
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a diff does to one file. ``old_path`` is None for a new file, ``path`` is None for one that goes."""
+    """What a diff does to one file. ``old_path`` is None for a new file, ``path`` is None for a deleted one."""
 
     old_path: str | None
     path: str | None
-    mode: int | None = None  # git's new mode, where the diff names one
+    mode: int | None = None  # git's new mode, if the diff names one
     binary: bool = False
     added_lines: int = 0
     removed_lines: int = 0
 
 
 def parse(diff: bytes, max_bytes: int = MAX_BYTES) -> tuple[Change, ...]:
-    """Return what a diff does. Paths that are not UTF-8 carry surrogate escapes.
+    """Return the changes of a diff. Paths that are not UTF-8 have surrogate escapes.
 
-    Raises DiffRefused with the path and the rule, or with the line that is no part of a git diff.
+    Raises DiffRefused, which names the path and the rule, or the line that does not belong in a git diff.
     """
     if len(diff) > max_bytes:
         raise DiffRefused(
-            f"the diff has {len(diff)} bytes, more than the limit of {max_bytes}; ignore or remove what was built or downloaded"
+            f"the diff has {len(diff)} bytes, more than the limit of {max_bytes}; add what was built or downloaded to .gitignore, "
+            "or remove it"
         )
     lines = diff.split(b"\n")
     if lines.pop() and diff:
@@ -65,7 +65,7 @@ def paths(changes: tuple[Change, ...]) -> tuple[str, ...]:
 
 
 def refusal(path: str, mode: int | None) -> str | None:
-    """Return the rule that a path (with its new mode, if known) breaks, or None."""
+    """Return the rule that a path (with its new mode, if known) violates, or None."""
     parts = path.split("/")
     if path.startswith("/") or re.match(r"[A-Za-z]:", path) or ".." in parts or ".." in path.split("\\"):
         return "a path outside the repository may not be changed"
@@ -76,12 +76,12 @@ def refusal(path: str, mode: int | None) -> str | None:
     if mode == SUBMODULE or parts[-1].casefold() == ".gitmodules":
         return "submodules may not be changed"
     if mode not in (None, FILE, PROGRAM, LINK):
-        return f"the mode {mode:o} is not one of a file, a program or a link"
+        return f"the mode {mode:o} is not that of a file, an executable or a symbolic link"
     return None
 
 
 def link_refusal(path: str, target: str) -> str | None:
-    """Return the rule that a symbolic link breaks, or None."""
+    """Return the rule that a symbolic link violates, or None."""
     resolved = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
     if target.startswith("/") or "\\" in target or "\0" in target or resolved.split("/")[0] == "..":
         return f"a link may not point outside the repository (it points to {target!r})"
@@ -91,13 +91,13 @@ def link_refusal(path: str, target: str) -> str | None:
 
 
 def _is_git_folder(part: str) -> bool:
-    """Whether some file system takes this name for ``.git`` (case, Windows' short and stream names, HFS+'s ignored ones)."""
+    """Whether some file system treats this name as ``.git`` (case, Windows' short and stream names, characters that HFS+ ignores)."""
     name = _HFS_IGNORED.sub("", part).split(":")[0].rstrip(". ").casefold()
     return name in (".git", "git~1")
 
 
 def _section(lines: list[bytes], at: int) -> tuple[Change, int]:
-    """Read one file's part; return it and where the next begins."""
+    """Read one file's section; return its change and where the next section begins."""
     start = at
     if not lines[at].startswith(b"diff --git "):
         raise _odd(lines, at, "a file's part begins with 'diff --git'")
@@ -143,7 +143,7 @@ def _section(lines: list[bytes], at: int) -> tuple[Change, int]:
 
 
 def _header_names(lines: list[bytes], at: int) -> tuple[str, str]:
-    """Return both names of ``diff --git a/X b/Y``: without quotes they are told apart only when equal (renames say more)."""
+    """Return both names of ``diff --git a/X b/Y``. Without quotes they can be separated only if they are equal (renames have lines of their own)."""
     rest = lines[at][len(b"diff --git ") :]
     if rest.startswith(b'"'):
         end = _quote_end(rest)
@@ -183,7 +183,7 @@ def _text(lines: list[bytes], at: int, change: Change) -> tuple[Change, int]:
             old -= kind in b" -" and kind != b""
             new -= kind in b" +" and kind != b""
             if kind not in (b" ", b"-", b"+", b"\\") or old < 0 or new < 0:
-                raise _odd(lines, at, "the hunk does not hold the lines that its head announces")
+                raise _odd(lines, at, "the hunk does not have the lines that its header announces")
             at += 1
     added, removed = _counted(b"\n".join(lines[start:at]) + b"\n", start)
     return replace(change, added_lines=added, removed_lines=removed), at
@@ -202,14 +202,14 @@ def _counted(text: bytes, start: int) -> tuple[int, int]:
 
 
 def _binary(lines: list[bytes], at: int) -> int:
-    """Read past a binary patch: forward and, usually, backward data, each ended by an empty line."""
+    """Skip a binary patch: forward and, usually, backward data, each ended by an empty line."""
     begin = at
     while at < len(lines) and lines[at].startswith((b"literal ", b"delta ")):
         while at < len(lines) and lines[at]:
             at += 1
         at += 1
     if at == begin:
-        raise _odd(lines, min(at, len(lines) - 1), "a binary patch holds 'literal' or 'delta' data")
+        raise _odd(lines, min(at, len(lines) - 1), "a binary patch has 'literal' or 'delta' data")
     return at
 
 
@@ -224,7 +224,7 @@ def _odd(lines: list[bytes], at: int, rule: str) -> DiffRefused:
 
 
 def _name(raw: bytes) -> str:
-    """Return a name as it is, out of git's C-style quotes."""
+    """Return a name without git's C-style quotes."""
     if not raw.startswith(b'"'):
         return raw.decode("utf-8", "surrogateescape")
     if len(raw) < 2 or _quote_end(raw) != len(raw):

@@ -4,11 +4,11 @@
 
     SandboxError             the sandbox itself is broken
     ├── EngineUnavailable    no Docker engine answers (says what to install or start)
-    ├── ImageUnavailable     the image is not there and cannot be had
+    ├── ImageUnavailable     the image is not there and cannot be pulled or built
     └── SandboxLost          the container is gone or stopped answering
-    DiffRefused              the diff that came out is not one that may be applied (names the path and the rule)
+    DiffRefused              the diff from the sandbox may not be applied (names the path and the rule)
     WorktreeError            git on the host could not do what was asked
-    └── RemoteUnavailable    the server did not answer, or is busy: it may later
+    └── RemoteUnavailable    the git server did not answer, or is busy: a retry may help
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class EngineUnavailable(SandboxError):
 
 
 class ImageUnavailable(SandboxError):
-    """The image is not there and cannot be had."""
+    """The image is not there and cannot be pulled or built."""
 
 
 class SandboxLost(SandboxError):
@@ -39,4 +39,4 @@ class WorktreeError(Exception):
 
 
 class RemoteUnavailable(WorktreeError):
-    """A server that git speaks to did not answer, or is busy: asking again may help."""
+    """The git server did not answer, or is busy: a retry may help."""

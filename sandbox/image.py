@@ -27,7 +27,7 @@ NOBODY = 65534
 ENVIRONMENTS = (".venv", "venv", "env")
 REPOSITORY = "gpt-oss-agent/host"
 SYSTEM = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32")
-# What programs under /usr need of /etc to run at all; nothing there that names this machine or its people.
+# The parts of /etc that programs under /usr need to run at all; nothing that identifies this machine or its users.
 ETC = (
     "alternatives",
     "ssl",
@@ -44,9 +44,9 @@ DEBIAN_PACKAGES = ("python3", "git", "ca-certificates")
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """What a container is made of. ``mounts`` are (host path, path inside), all read-only.
+    """What a container consists of. ``mounts`` are (host path, path inside), all read-only.
 
-    ``links`` (path to target) are made when it starts, each in a small tmpfs over the folder that holds it: so one image
+    ``links`` (path to target) are made when it starts, each in a small tmpfs over its parent folder, so that one image
     serves every repository.
     """
 
@@ -59,9 +59,9 @@ class Base:
 
 
 def choose(client: DockerClient, image: str | None, repository: Path, workspace: str) -> Base:
-    """Return what to start from: the image asked for, or the default where it can be had, or the host's own programs.
+    """Return what to start from: the requested image, the default one if it is available, or the host's own programs.
 
-    Raises ImageUnavailable when an image that was asked for is not there and cannot be pulled.
+    Raises ImageUnavailable if the requested image is not there and cannot be pulled.
     """
     if image == HOST:
         return host(client, repository, workspace)
@@ -79,14 +79,13 @@ def choose(client: DockerClient, image: str | None, repository: Path, workspace:
 
 
 def host(client: DockerClient, repository: Path, workspace: str) -> Base:
-    """Return an empty image with the host's programs, and what is installed in the repository, mounted read-only.
+    """Return an empty image with the host's programs, and the repository's installed packages, mounted read-only.
 
-    That is its virtual environment and its top ``node_modules``: ignored by git, and yet nothing can be tested without. What
-    git tracks is not installed: a repository that carries such a folder, or a link of that name, could have any folder
-    of this machine mounted.
-    (Deeper ones are left out: the folders above a mount would be root's, and the workspace no longer its user's.)
+    These are its virtual environment and its top-level ``node_modules``: git ignores them, but tests need them. Folders that
+    git tracks are not mounted: a repository with a symbolic link of that name could otherwise have any folder of this machine
+    mounted. (Deeper ones are not mounted either: the folders above a mount would belong to root, and not to the workspace's user.)
 
-    Raises ImageUnavailable where that cannot work: not on Linux, or with an engine on another machine.
+    Raises ImageUnavailable if that cannot work: not on Linux, or with an engine on another machine.
     """
     if sys.platform != "linux" or not _is_local(client):
         raise ImageUnavailable("--image host needs Linux and an engine on this machine; name an image with --image")
@@ -109,8 +108,10 @@ def host(client: DockerClient, repository: Path, workspace: str) -> Base:
         path.insert(0, f"{inside}/bin")
     if "node_modules" not in tracked and (repository / "node_modules").is_dir():
         mounts.append((str(repository / "node_modules"), f"{workspace}/node_modules"))
-    own = {} if _covered(repository, mounts) else {str(repository): workspace}  # an editable install names this path
-    if repository.parent == Path("/"):  # no tmpfs can lie over the root: then the image has the link
+    own = (
+        {} if _covered(repository, mounts) else {str(repository): workspace}
+    )  # an editable installation refers to this path
+    if repository.parent == Path("/"):  # a tmpfs cannot be mounted over the root: then the image has the link
         links |= {path.lstrip("/"): target for path, target in own.items()}
         own = {}
     env["PATH"] = ":".join(path)
@@ -122,17 +123,17 @@ def host(client: DockerClient, repository: Path, workspace: str) -> Base:
 
 
 def skipped(base: Base, workspace: str) -> list[str]:
-    """Return the paths in the workspace that are mounts, relative to it: no part of what changed."""
+    """Return the paths in the workspace that are mounts, relative to it: they are not part of the diff."""
     return [inside[len(workspace) + 1 :] for _, inside in base.mounts if inside.startswith(workspace + "/")]
 
 
 def remove_unused(client: DockerClient) -> list[str]:
-    """Remove our own host images that no container uses; return their names. They are made again where one is needed."""
+    """Remove our own host images that no container uses; return their names. They are made again when needed."""
     from docker.errors import APIError
 
     gone = []
     used = {container["ImageID"] for container in client.api.containers(all=True)}
-    for image in client.api.images(name=REPOSITORY):  # without a look at each, which may be gone meanwhile
+    for image in client.api.images(name=REPOSITORY):  # does not inspect each image, which may be gone meanwhile
         for name in image["RepoTags"] or () if image["Id"] not in used else ():
             try:
                 client.images.remove(name)
@@ -145,7 +146,7 @@ def remove_unused(client: DockerClient) -> list[str]:
 
 
 def build_from_dockerfile(client: DockerClient, dockerfile: Path, tag: str) -> str:
-    """Build an image from a Dockerfile and its folder; return its id. Raises ImageUnavailable with the build's last words."""
+    """Build an image from a Dockerfile and its folder; return its id. Raises ImageUnavailable with the end of the build's output."""
     from docker.errors import BuildError, DockerException
 
     try:
@@ -161,16 +162,16 @@ def build_from_dockerfile(client: DockerClient, dockerfile: Path, tag: str) -> s
 
 
 def build_from_debian(client: DockerClient, packages: Sequence[str], tag: str, suite: str = "stable") -> str:
-    """Make an image of Debian packages with debootstrap (needs root), where no registry answers; return its id.
+    """Make an image of Debian packages with debootstrap (needs root), for machines without access to a registry; return its id.
 
-    Raises ImageUnavailable when debootstrap is missing or fails.
+    Raises ImageUnavailable if debootstrap is missing or fails.
     """
     from docker.errors import APIError
     from docker.utils import parse_repository_tag
 
     try:
         _present(client, tag)
-    except APIError as error:  # before the minutes that the packages take
+    except APIError as error:  # checked before the minutes that the packages take
         raise ImageUnavailable(
             f"no image can be called {tag!r}: {error.explanation}; give another name with --tag"
         ) from error
@@ -202,7 +203,7 @@ def _present(client: DockerClient, image: str) -> bool:
 
 
 def _pull(client: DockerClient, image: str) -> str | None:
-    """Pull an image; return why that was not possible, or None."""
+    """Pull an image; return why that failed, or None."""
     from docker.errors import APIError
 
     try:
@@ -214,7 +215,7 @@ def _pull(client: DockerClient, image: str) -> str | None:
 
 
 def _is_local(client: DockerClient) -> bool:
-    """Whether the engine sees this machine's files: Docker Desktop's and remote ones do not."""
+    """Whether the engine can mount this machine's files: Docker Desktop and remote engines cannot."""
     return (
         str(client.api.base_url).startswith("http+docker://")
         and client.info().get("OperatingSystem") != "Docker Desktop"
@@ -222,7 +223,7 @@ def _is_local(client: DockerClient) -> bool:
 
 
 def _tracked(repository: Path) -> set[str]:
-    """Return those of the names of installed folders that git tracks, whole or in part."""
+    """Return the names of installed folders that git tracks, completely or in part."""
     listed = plumbing.attempt(["ls-files", "-z", "--", *ENVIRONMENTS, "node_modules"], repository).stdout
     return {os.fsdecode(path).split("/")[0] for path in listed.split(b"\0")[:-1]}
 
@@ -248,7 +249,7 @@ def _base_prefix(environment: Path | None) -> Path:
 
 
 def _inside(environment: Path, repository: Path, workspace: str) -> str:
-    """Return where an environment is mounted: in the workspace if it is the repository's, else at its own path."""
+    """Return where an environment is mounted: in the workspace if it is in the repository, otherwise at its own path."""
     if environment.is_relative_to(repository):
         return f"{workspace}/{environment.relative_to(repository)}"
     return str(environment)
@@ -260,7 +261,7 @@ def _covered(path: Path, mounts: Sequence[tuple[str, str]]) -> bool:
 
 
 def _import(client: DockerClient, links: dict[str, str], user: int) -> str:
-    """Return the tag of an image that holds only links, mount points and a minimal /etc; made once per content."""
+    """Return the tag of an image with only links, mount points and a minimal /etc; made once per content."""
     people = f"root:x:0:0:root:/root:/bin/sh\nagent:x:{user}:{user}:agent:/tmp/home:/bin/sh\n"
     texts = {
         "etc/passwd": people,

@@ -1,4 +1,4 @@
-"""The host's end of the connection to the helper: one thread reads, any thread may ask."""
+"""The host's end of the connection to the helper: one thread reads, any thread may send requests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sandbox.errors import SandboxLost
 from sandbox.guest import frames
 
 PING_EVERY_S = 15.0
-MAX_REPLY_BYTES = 512 << 20  # a repository may name the image, and so the python3 that answers us
+MAX_REPLY_BYTES = 512 << 20  # a repository may choose the image, and so the python3 that sends the replies
 MODULES = ("frames", "ignore", "removal", "files", "commands", "main")
 BOOTSTRAP = """
 import base64, json, sys, types, zlib
@@ -37,15 +37,15 @@ class Wire(Protocol):
     """Bytes to and from the helper."""
 
     def read(self, timeout_s: float) -> bytes | None:
-        """Return what arrived, b"" at the end, None when nothing came in time."""
+        """Return what arrived, b"" at the end, None if nothing came in time."""
         ...
 
     def write(self, data: bytes) -> None:
-        """Write everything. Raises OSError when the other side is gone."""
+        """Write everything. Raises OSError if the other side is gone."""
         ...
 
     def close(self) -> None:
-        """Hang up. May be called twice, and from another thread than the reader's."""
+        """Disconnect. May be called twice, and from another thread than the reader's."""
         ...
 
     def last_words(self) -> str:
@@ -55,14 +55,14 @@ class Wire(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """How a request went, and what it gave back."""
+    """The status of a request, and its data."""
 
     status: Mapping[str, Any]
     data: bytes
 
 
 def program(python: str, settings: Mapping[str, Any]) -> list[str]:
-    """Return the command line that is the helper: its source goes along, so that nothing need be in the image."""
+    """Return the command line of the helper. It contains the helper's source, so that the image needs only Python."""
     folder = resources.files("sandbox.guest")
     texts = [("sandbox", ""), ("sandbox.guest", "")]
     texts += [(f"sandbox.guest.{name}", folder.joinpath(f"{name}.py").read_text("utf-8")) for name in MODULES]
@@ -71,11 +71,13 @@ def program(python: str, settings: Mapping[str, Any]) -> list[str]:
 
 
 class Link:
-    """A connection over which requests are made. Thread-safe."""
+    """A connection for requests. Thread-safe."""
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
-        self._numbers = itertools.count(secrets.randbits(62))  # not to be guessed by what the sandbox prints
+        self._numbers = itertools.count(
+            secrets.randbits(62)
+        )  # unguessable, so that output in the sandbox cannot forge replies
         self._waiting: dict[int, queue.SimpleQueue[tuple[int, bytes]]] = {}
         self._writing = threading.Lock()
         self._lost: str | None = None
@@ -83,15 +85,15 @@ class Link:
         self._reader.start()
 
     def hello(self, grace_s: float, timeout_s: float) -> Reply:
-        """Begin, or take over from a host that died in the middle of a frame."""
+        """Start, or take over from a host that died in the middle of a frame."""
         with self._writing:
             self._write(frames.PADDING)
         return self.request({"verb": "hello", "grace_s": grace_s}, timeout_s=timeout_s)
 
     def request(self, head: Mapping[str, Any], body: Iterable[bytes] = (), timeout_s: float = 60.0) -> Reply:
-        """Ask, and wait for the answer.
+        """Send a request and wait for the reply.
 
-        Raises SandboxLost when the helper is gone or does not answer within ``timeout_s``.
+        Raises SandboxLost if the helper is gone or does not reply within ``timeout_s``.
         """
         number = next(self._numbers)
         answers: queue.SimpleQueue[tuple[int, bytes]] = queue.SimpleQueue()
@@ -113,7 +115,7 @@ class Link:
                         pieces.append(payload)
                         taken_bytes += frames.HEADER.size + len(payload)
                         if taken_bytes > MAX_REPLY_BYTES:
-                            raise SandboxLost(f"the sandbox answers '{head['verb']}' without end; use another image")
+                            raise SandboxLost(f"the sandbox's reply to '{head['verb']}' is endless; use another image")
                     case frames.END:
                         return Reply(json.loads(payload), b"".join(pieces))
                     case _:
@@ -122,7 +124,7 @@ class Link:
             del self._waiting[number]
 
     def close(self) -> None:
-        """Hang up; the helper stays for its grace period."""
+        """Disconnect; the helper stays for its grace period."""
         self._lost = self._lost or "this sandbox was closed"
         self._wire.close()
         if threading.current_thread() is not self._reader:

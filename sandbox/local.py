@@ -1,6 +1,6 @@
-"""``--sandbox none``: the same helper and protocol over a private copy in a temporary folder, with this machine's own powers.
+"""``--sandbox none``: the same helper and protocol with a private copy in a temporary folder, directly on this machine.
 
-It protects nothing: commands run as the person. It exists for ``--i-know-this-runs-on-my-machine`` and for fast tests.
+It protects nothing: commands run as the user. It exists for ``--i-know-this-runs-on-my-machine`` and for fast tests.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class PipeWire:
             raise BrokenPipeError("the sandbox was closed") from error
 
     def close(self) -> None:
-        """Hang up: at the end of its input the helper kills what runs, removes the copy and leaves."""
+        """Disconnect: at the end of its input the helper kills what runs, removes the copy and exits."""
         if not self._closed:
             self._closed = True
             os.write(self._waker_fd, b"x")
@@ -66,7 +66,7 @@ class PipeWire:
             return ""
 
     def end(self) -> None:
-        """Wait until it has left."""
+        """Wait until it has exited."""
         try:
             self._process.wait(timeout=30.0)
         except subprocess.TimeoutExpired:
@@ -78,7 +78,7 @@ class PipeWire:
 
 
 def start(snapshot: Snapshot, env: Mapping[str, str]) -> Client:
-    """Start a helper over a new temporary folder. The copy is filled by sandbox/open.py."""
+    """Start a helper for a new temporary folder. sandbox/open.py copies the files in."""
     folder, held = scratch.make("local")
     workspace, home, errors = folder / "workspace", folder / "home", folder / "helper.log"
     workspace.mkdir()
@@ -100,7 +100,7 @@ def start(snapshot: Snapshot, env: Mapping[str, str]) -> Client:
             start_new_session=True,
             pass_fds=[held],
         )
-    os.close(held)  # the helper's alone from here on: it may outlive this process
+    os.close(held)  # from here on only the helper holds the lock: it may outlive this process
     wire = PipeWire(process, errors)
     link = Link(wire)
     try:

@@ -15,30 +15,30 @@ from sandbox.client import Client
 from sandbox.docker import Limits
 from sandbox.snapshot import Item, Snapshot
 
-# What every command finds in its environment, whatever the host has in its own.
+# The environment of every command, independent of the host's.
 ENVIRONMENT = {
     "LANG": "C.UTF-8", "TERM": "dumb", "PAGER": "cat", "GIT_PAGER": "cat", "GIT_TERMINAL_PROMPT": "0",
-    # Python takes compiled code for current by a file's second and size: a quick edit of the same length would not be seen.
+    # Python considers bytecode current by the file's time in seconds and its size: it would miss a quick edit of the same length.
     "PYTHONDONTWRITEBYTECODE": "1",
 }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class SandboxOptions:
-    """What a sandbox is to be. ``kind`` is docker, or none for this machine itself, unprotected."""
+    """Options of a sandbox. ``kind`` is docker, or none for this machine itself, unprotected."""
 
     run: str
     kind: str = "docker"
     image: str | None = None  # a reference, "host", or None for the default
     limits: Limits = field(default_factory=Limits)
     env: Mapping[str, str] = field(default_factory=lambda: ENVIRONMENT)
-    say: Callable[[str], None] = lambda _: None  # told, from another thread, what was chosen and what it means
+    say: Callable[[str], None] = lambda _: None  # called, from another thread, with what was chosen and what it means
 
 
 def open_sandbox(options: SandboxOptions, snapshot: Snapshot, patch: bytes = b"") -> Sandbox:
-    """Start a sandbox and copy the snapshot in; with ``patch``, bring it to where a lost one was. Blocks; call it from a thread.
+    """Start a sandbox and copy the snapshot in; ``patch`` restores the state of a lost one. Blocks; call it from a thread.
 
-    Raises EngineUnavailable, ImageUnavailable, SandboxError, and WorktreeError when git cannot read the repository.
+    Raises EngineUnavailable, ImageUnavailable, SandboxError, and WorktreeError if git cannot read the repository.
     """
     with scratch.folder("pack") as folder, ThreadPoolExecutor(3) as beside:
         written = beside.submit(snapshots.write_metadata, snapshot, folder)
@@ -47,7 +47,7 @@ def open_sandbox(options: SandboxOptions, snapshot: Snapshot, patch: bytes = b""
         excludes = beside.submit(snapshots.excludes, snapshot)
         client, skip = started.result()
         try:
-            # The files first: a long history is still being packed while they are on their way.
+            # The files first, because a long history is still being packed meanwhile.
             parts = itertools.chain(snapshots.contents(snapshot, listed), _metadata(written, folder))
             client.fill(parts, excludes.result(), skip)
             if patch:
@@ -60,7 +60,7 @@ def open_sandbox(options: SandboxOptions, snapshot: Snapshot, patch: bytes = b""
 
 
 def attach(options: SandboxOptions, snapshot: Snapshot) -> Sandbox | None:
-    """Return the sandbox that a killed run left behind, or None when there is none (then open one with its last patch)."""
+    """Return the sandbox that a killed run left behind, or None if there is none (then open one with its last patch)."""
     if options.kind == "none":
         return None
     from sandbox import docker

@@ -1,4 +1,4 @@
-"""git on the host, run so that nothing but the person's own configuration can steer it."""
+"""Runs git on the host so that only the user's own configuration can affect it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sandbox.errors import WorktreeError
 
-# No hook, no background maintenance, no file monitor: these may belong to the person, and yet none has a part in a run.
+# No hooks, no background maintenance, no file monitor: even the user's own have no place in a run.
 SETTINGS = (
     "core.hooksPath=/dev/null",
     "core.fsmonitor=false",
@@ -20,14 +20,14 @@ SETTINGS = (
 )
 PREFIX = ["git", *(part for setting in SETTINGS for part in ("-c", setting))]
 QUIET = {"GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "GIT_NO_LAZY_FETCH": "1", "LC_ALL": "C"}
-# What can be made again need not survive a power cut: thousands of files would be thousands of waits for the disk.
+# No fsync for what can be made again: with thousands of files it would mean thousands of waits for the disk.
 UNSYNCED = ["-c", "core.fsync=none"]
 # For our own bare repositories: not even the person's configuration has a say.
 ISOLATED = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "GIT_ATTR_NOSYSTEM": "1"}
 
 
 def environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """Return this process's environment without the variables that point git somewhere else."""
+    """Return this process's environment without the variables that redirect git."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     return {**kept, **QUIET, **extra}
 
@@ -35,7 +35,7 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
 def attempt(
     arguments: Sequence[str], folder: Path, env: Mapping[str, str] | None = None, stdin: bytes = b""
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run git in a folder and return how it went. Raises WorktreeError only when there is no git."""
+    """Run git in a folder and return the result. Raises WorktreeError only if git or the folder is missing."""
     try:
         return subprocess.run(
             [*PREFIX, *arguments], cwd=folder, env=environment(env or {}), input=stdin, capture_output=True, check=False
@@ -43,12 +43,12 @@ def attempt(
     except FileNotFoundError as error:
         missing = "git" if folder.is_dir() else str(folder)
         raise WorktreeError(
-            f"cannot run git: {missing} is not there; install git, and give an existing folder"
+            f"cannot run git: {missing} does not exist; install git, and give an existing folder"
         ) from error
 
 
 def run(arguments: Sequence[str], folder: Path, env: Mapping[str, str] | None = None, stdin: bytes = b"") -> bytes:
-    """Run git in a folder and return its output. Raises WorktreeError with what git said."""
+    """Run git in a folder and return its output. Raises WorktreeError with git's message."""
     done = attempt(arguments, folder, env, stdin)
     if done.returncode:
         said = done.stderr.decode("utf-8", "replace").strip()[-2000:]
@@ -57,7 +57,7 @@ def run(arguments: Sequence[str], folder: Path, env: Mapping[str, str] | None = 
 
 
 def verb(arguments: Sequence[str]) -> str:
-    """Return the git command among its options (``-c name=value``)."""
+    """Return the git command after the options (``-c name=value``)."""
     return next((word for at, word in enumerate(arguments) if word != "-c" and arguments[at - 1] != "-c"), "")
 
 

@@ -1,8 +1,8 @@
-"""Files that a change by a stranger's wish may not touch: what a service, a tool or the next agent obeys without a person.
+"""Files that a change at a stranger's request may not touch: what a service, a tool or the next agent obeys without a human decision.
 
-A patch that fixes a bug has no business there, and one that does touch them would act with rights that its author does
-not have: a workflow runs with the repository's secrets, a hook on a maintainer's machine, an instruction file steers the next
-run, an attribute hides a file from review. Pure.
+A bug fix does not need to change them, and a change to them would act with rights that its author does not have: a workflow
+runs with the repository's secrets, a hook on a maintainer's machine, an instruction file controls the next run, an attribute
+hides a file from review. Pure.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 
 from sandbox.errors import DiffRefused
 
-# Why, and the names (in lower case) of files and folders, at whatever place in the tree.
+# The reason, and the names (in lower case) of files and folders, anywhere in the tree.
 PROTECTED: Mapping[str, tuple[str, ...]] = {
     "it configures the service that hosts the repository": (".github", ".gitlab", ".gitea", ".forgejo"),
     "it says what CI does, with CI's rights": (
@@ -43,12 +43,12 @@ PROTECTED: Mapping[str, tuple[str, ...]] = {
         "agent.md", "warp.md", ".rules", ".augment*", ".openhands", ".factory", ".crush*", ".continue*", ".kiro", ".junie", ".goosehints", ".amazonq", ".trae",
     ),
 }  # fmt: skip
-# Characters that HFS+ leaves out of names, and what Windows drops at the end of one.
+# Characters that HFS+ ignores in names, and what Windows drops at the end of a name.
 _IGNORED = re.compile("[\u200c-\u200f\u202a-\u202e\u206a-\u206f\ufeff]|[. ]+$")
 
 
 def protection(path: str) -> str | None:
-    """Return why a path is protected, None where it is not. Names are compared as the least careful file system does."""
+    """Return why a path is protected, or None. Names are compared as the most lenient file system does."""
     names = [_IGNORED.sub("", part).split(":")[0].casefold() for part in re.split(r"[/\\]", path)]
     return next(
         (why for why, known in PROTECTED.items() for each in known if any(fnmatchcase(name, each) for name in names)),
@@ -57,7 +57,7 @@ def protection(path: str) -> str | None:
 
 
 def admit(paths: Iterable[str]) -> None:
-    """Raise DiffRefused, with the path and the reason, where one of these is protected."""
+    """Raise DiffRefused, with the path and the reason, if one of the paths is protected."""
     for path in paths:
         if why := protection(path):
             raise DiffRefused(f"{path!r} may not be changed under --policy ci: {why}")

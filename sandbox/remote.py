@@ -1,7 +1,7 @@
-"""A branch on a server, written with a token: only one of ours, only over a commit of ours, and never through the checkout.
+"""Pushes a branch to a server with a token: only a branch of ours, only over a commit of ours, and never from the checkout.
 
-git runs on our own bare repository (sandbox/snapshot.py), with no configuration but its own. The token goes to git in its
-environment, as a header for this one URL: it is in no argument, no URL, no file, and no redirect takes it elsewhere.
+git runs on our own bare repository (sandbox/snapshot.py), only with that repository's configuration. The token is passed to git in
+its environment, as a header for this one URL: it is in no argument, URL or file, and is not sent to redirects.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from sandbox.worktree import BOT, Applied
 
 BASE_TRAILER = "Agent-Base"
 _THEIRS = "refs/agent/theirs"
-# What git (with libcurl) says where the same may work later.
+# Messages of git (with libcurl) for errors that may be temporary.
 _LATER = re.compile(
     r"returned error: (5\d\d|429)|HTTP (5\d\d|429) curl|Could not resolve|(Failed|Couldn't|couldn't) (to )?connect"
     r"|Connection (reset|refused|timed out)|timed out|early EOF|unexpected disconnect|hung up|empty reply|Empty reply"
 )
 _REFUSED = re.compile(r"returned error: 40[13]|Authentication failed|could not read Username")
-# What git says when the branch is not (any more) where we said it was.
+# Messages of git if the branch is not (any more) at the expected commit.
 _LOST = re.compile(r"stale info|\[rejected\]|fetch first|non-fast-forward|cannot lock ref|incorrect old value")
 
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """A repository on a server. ``user`` is the name that goes with the token."""
+    """A repository on a server. ``user`` is the user name for the token."""
 
     url: str
     user: str
     token: str = field(repr=False)
 
     def environment(self) -> dict[str, str]:
-        """Return git's settings for it, as git reads them from an environment."""
+        """Return git's settings for it, as environment variables."""
         header = base64.b64encode(f"{self.user}:{self.token}".encode()).decode()
         settings = {
             f"http.{self.url}.extraHeader": f"Authorization: Basic {header}",
@@ -50,7 +50,7 @@ class Remote:
 
 
 def seal(snapshot: Snapshot, applied: Applied, message: str) -> str:
-    """Make a commit of ours on the snapshot's, in our own repository; return it."""
+    """Commit the change on top of the snapshot's commit, in our own repository; return the commit."""
     who = {
         f"GIT_{role}_{what}": BOT[at] for role in ("AUTHOR", "COMMITTER") for at, what in enumerate(("NAME", "EMAIL"))
     }
@@ -61,7 +61,7 @@ def seal(snapshot: Snapshot, applied: Applied, message: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Tip:
-    """Where a branch is on the server. ``ours``: one commit of ours is all it adds to ``base``, and nobody has touched it."""
+    """The state of a branch on the server. ``ours``: it has exactly one commit of ours on top of ``base``, unchanged."""
 
     commit: str
     ours: bool
@@ -70,7 +70,7 @@ class Tip:
 
 
 def look(snapshot: Snapshot, remote: Remote, branch: str) -> Tip | None:
-    """Return where a branch is on the server, None where there is none. Raises WorktreeError, RemoteUnavailable among them."""
+    """Return the state of a branch on the server, None if it does not exist. Raises WorktreeError or its subclass RemoteUnavailable."""
     commit = _commit(snapshot, remote, branch)
     if commit is None:
         return None
@@ -79,15 +79,15 @@ def look(snapshot: Snapshot, remote: Remote, branch: str) -> Tip | None:
     form = f"--format=%T%n%ce%n%P%n%(trailers:key={BASE_TRAILER},valueonly)"
     shown = plumbing.bare(snapshot.git_dir, ["log", "-1", form, commit]).decode("utf-8", "replace")
     tree, committer, parents, *base = shown.split("\n")
-    # Whoever adds, amends or rebases leaves a commit of their own, or one whose parent is not what it was made on.
+    # Anyone who adds, amends or rebases leaves a commit of their own, or one with a different parent.
     return Tip(commit, committer == BOT[1] and [parents] == [line for line in base if line], parents, tree)
 
 
 def push(snapshot: Snapshot, remote: Remote, branch: str, commit: str, expected: str | None) -> bool:
-    """Set a branch from ``expected`` (None: there is none) to a commit; return False where it is elsewhere by now.
+    """Move a branch from ``expected`` (None: it does not exist) to a commit; return False if it is elsewhere by now.
 
-    Raises WorktreeError with what the server said, RemoteUnavailable where it may say something else later: what was sent may
-    have arrived all the same.
+    Raises WorktreeError with the server's message, RemoteUnavailable if a retry may help: the push may have arrived
+    nevertheless.
     """
     ref = f"refs/heads/{branch}"
     lease = f"--force-with-lease={ref}:{expected or ''}"
@@ -126,12 +126,12 @@ def _git(snapshot: Snapshot, remote: Remote, arguments: Sequence[str]) -> bytes:
 def _error(what: str, said: str) -> WorktreeError:
     if _LATER.search(said):
         return RemoteUnavailable(f"{what}: {said}")
-    remedy = "; the token may not do this: give it the right to write contents" if _REFUSED.search(said) else ""
+    remedy = "; the token lacks a permission: give it write access to contents" if _REFUSED.search(said) else ""
     return WorktreeError(f"{what}: {said}{remedy}")
 
 
 def _attempt(snapshot: Snapshot, remote: Remote, arguments: Sequence[str]) -> tuple[int, str, bytes]:
-    """Run git with the token; return its exit code, what it said (without the token, whoever repeats it) and its output."""
+    """Run git with the token; return its exit code, its messages (with the token masked) and its output."""
     env: Mapping[str, str] = {**plumbing.ISOLATED, **remote.environment(), "GIT_DIR": str(snapshot.git_dir)}
     done = plumbing.attempt(arguments, snapshot.git_dir, env)
     said = (done.stdout + b"\n" + done.stderr).decode("utf-8", "replace").replace(remote.token, "***").strip()

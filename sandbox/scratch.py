@@ -1,4 +1,4 @@
-"""Temporary folders that can be told apart from those of processes that died: each is locked while somebody needs it."""
+"""Temporary folders that are locked while they are in use, so that those of dead processes can be recognized and removed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 from sandbox.guest.removal import remove_tree
 
 PREFIX = "gpt-oss-agent-"
-YOUNG_S = 60.0  # a folder this new may not have its lock yet
+YOUNG_S = 60.0  # a folder younger than this may not be locked yet
 
 
 @contextlib.contextmanager
 def folder(what: str) -> Iterator[Path]:
-    """Give a new temporary folder, held while the block runs and removed after it."""
+    """Yield a new temporary folder, locked during the block and removed after it."""
     path, held = make(what)
     try:
         yield path
@@ -48,15 +48,15 @@ def make(what: str) -> tuple[Path, int]:
 
 
 def hold(path: Path) -> int:
-    """Return a descriptor that holds a folder: closed by the last process that has it, the folder is free."""
+    """Lock a folder and return the descriptor. The lock ends when the last process with the descriptor closes it."""
     held = os.open(path, os.O_RDONLY)
-    with contextlib.suppress(OSError):  # NFS locks no folders; there, none is taken for abandoned
+    with contextlib.suppress(OSError):  # NFS cannot lock folders; there, no folder counts as abandoned
         fcntl.flock(held, fcntl.LOCK_EX)
     return held
 
 
 def sweep(paths: Iterable[Path]) -> list[Path]:
-    """Remove those of these folders that are abandoned; return them."""
+    """Remove the abandoned ones of these folders; return them."""
     gone = abandoned(paths)
     for path in gone:
         remove_tree(str(path))
@@ -69,7 +69,7 @@ def temporary(what: str = "*") -> Iterator[Path]:
 
 
 def abandoned(paths: Iterable[Path]) -> list[Path]:
-    """Return those of these folders that are this person's, and that nobody holds any more: their processes were killed."""
+    """Return those of these folders that belong to this user and are not locked any more: their processes were killed."""
     found = []
     for path in sorted(paths):
         with contextlib.suppress(OSError):  # gone meanwhile

@@ -1,10 +1,10 @@
-"""The state that a run starts from: a tree of git objects beside the person's repository, which is only read.
+"""The state that a run starts from: a git tree in a repository of our own; the user's repository is only read.
 
-``state/base.git`` is a bare repository of our own that borrows the objects of the person's (``objects/info/alternates``). The
+``state/base.git`` is a bare repository that borrows the objects of the user's (``objects/info/alternates``). The
 snapshot's tree is what ``git add -A`` would record at this moment, made with a copy of the index: HEAD, and by default
-the uncommitted and the untracked-not-ignored changes. Everything that leaves the sandbox is measured against it, here on
-the host, so the sandbox's own ``.git`` need not be believed. Contents are git's own (clean) form: a file under LFS is its
-pointer, line ends are as committed.
+the uncommitted and the untracked, not ignored changes. Everything that leaves the sandbox is compared with it on the host,
+so the sandbox's own ``.git`` need not be trusted. Contents are in git's own (clean) form: a file under LFS is its
+pointer, line endings are as committed.
 """
 
 from __future__ import annotations
@@ -24,26 +24,28 @@ from sandbox import plumbing
 from sandbox.errors import DiffRefused, WorktreeError
 from sandbox.guest import files
 
-FULL_HISTORY_BYTES = 128 << 20  # packs up to here are taken whole; of a longer history the newest commits
+FULL_HISTORY_BYTES = (
+    128 << 20
+)  # a history up to this size is copied completely; of a larger one, only the latest commits
 NEWEST_COMMITS = 200
 GITLINK = 0o160000
 DIFF = ("diff-tree", "-p", "--binary", "--full-index", "-M", "--no-ext-diff", "--no-textconv", "--no-color")
 
 
-# What running tests leaves behind and nobody means to commit, for repositories that do not say so themselves. A
-# .gitignore of the repository overrules it, and files that git knows already are not concerned.
+# Byproducts of running tests that nobody wants to commit, for repositories that do not ignore them themselves. The
+# repository's .gitignore takes precedence, and tracked files are not affected.
 BYPRODUCTS = b"__pycache__/\n*.py[co]\n.pytest_cache/\n.mypy_cache/\n.ruff_cache/\n.hypothesis/\n.coverage\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a run started from. ``commit`` is empty in a repository that has none yet."""
+    """The state that a run started from. ``commit`` is empty in a repository without commits."""
 
-    repository: Path  # the top of the person's checkout
+    repository: Path  # the root of the user's checkout
     git_dir: Path  # our bare repository
-    common_dir: Path  # the person's git directory, shared by their worktrees
+    common_dir: Path  # the user's git directory, shared by their worktrees
     commit: str
-    branch: str  # the person's, "" when HEAD is detached
+    branch: str  # the user's branch, "" if HEAD is detached
     head_tree: str  # the tree of ``commit`` (the empty tree without one)
     tree: str  # the tree that is copied in
 
@@ -64,7 +66,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One path from one tree to another; a mode is 0 where the path is not there."""
+    """The change of one path between two trees; a mode is 0 if the path does not exist."""
 
     path: bytes
     old_mode: int
@@ -74,9 +76,9 @@ class Step:
 
 
 def take(repository: Path, state: Path, include_uncommitted: bool = True) -> Snapshot:
-    """Record the repository's state in the folder ``state`` (made if need be). The repository is only read.
+    """Record the repository's state in the folder ``state`` (created if necessary). The repository is only read.
 
-    Raises WorktreeError when it is no git repository, is bare, or cannot be read.
+    Raises WorktreeError if it is not a git repository, is bare, or cannot be read.
     """
     asked = ["--show-toplevel", "--git-common-dir", "--git-path", "index", "--show-object-format"]
     command = ["rev-parse", "--path-format=absolute"]
@@ -88,7 +90,7 @@ def take(repository: Path, state: Path, include_uncommitted: bool = True) -> Sna
             "run the agent inside a checkout, or make one with: git init && git add -A && git commit"
         )
     answers = done.stdout.removesuffix(b"\n").split(b"\n")
-    if len(answers) != 4:  # a path has a newline in it
+    if len(answers) != 4:  # a path contains a newline
         each = (asked[:1], asked[1:2], asked[2:4], asked[4:])
         answers = [plumbing.run([*command, *one], repository).removesuffix(b"\n") for one in each]
     top, common, index, object_format = map(os.fsdecode, answers)
@@ -106,22 +108,22 @@ def take(repository: Path, state: Path, include_uncommitted: bool = True) -> Sna
 
 
 def load(state: Path) -> Snapshot:
-    """Return the snapshot that ``take`` left in a folder. Raises WorktreeError when there is none."""
+    """Return the snapshot that ``take`` stored in a folder. Raises WorktreeError if there is none."""
     try:
         plain = json.loads((state / "base.json").read_text("utf-8"))
     except FileNotFoundError as error:
         raise WorktreeError(
-            f"{state} holds no snapshot: this run was not started here, or its folder was cleaned"
+            f"{state} contains no snapshot: this run was not started here, or its folder was cleaned"
         ) from error
     repository, common_dir = (Path(plain.pop(key)) for key in ("repository", "common_dir"))
-    del plain["git_dir"]  # where it was made; the folder may have been moved since
+    del plain["git_dir"]  # the folder may have been moved since
     return Snapshot(repository, state / "base.git", common_dir, **plain)
 
 
 def items(snapshot: Snapshot, tree: str | None = None) -> list[Item]:
     """Return every file of the snapshot (or of another tree of its repository).
 
-    Raises WorktreeError for a path that git would not check out: one made by hand may lead out of the repository.
+    Raises WorktreeError for a path that git would not check out: a crafted one may lead out of the repository.
     """
     listed = plumbing.bare(snapshot.git_dir, ["ls-tree", "-r", "-z", "--full-tree", tree or snapshot.tree])
     found = []
@@ -130,15 +132,15 @@ def items(snapshot: Snapshot, tree: str | None = None) -> list[Item]:
         mode, _, oid = meta.split()
         if _misleads(path):
             raise WorktreeError(
-                f"the commit holds the path {os.fsdecode(path)!r}, which no git checks out: it was made to attack tools; "
-                "look at where this repository is from"
+                f"the commit contains the path {os.fsdecode(path)!r}, which git would not check out: it was made to attack tools; "
+                "check where this repository comes from"
             )
         found.append(Item(int(mode, 8), oid.decode(), path))
     return found
 
 
 def size_bytes(snapshot: Snapshot, listed: Sequence[Item]) -> int:
-    """Return about what the copy will take: the files as they lie in the checkout, and the history that goes along."""
+    """Return an estimate of the copy's size: the files in the checkout, and the history that is copied."""
     total = _packed_bytes(snapshot)
     if total > FULL_HISTORY_BYTES:
         total = FULL_HISTORY_BYTES
@@ -149,9 +151,9 @@ def size_bytes(snapshot: Snapshot, listed: Sequence[Item]) -> int:
 
 
 def contents(snapshot: Snapshot, wanted: Sequence[Item]) -> Iterator[bytes]:
-    """Yield the entries (sandbox/guest/files.py) of the files wanted.
+    """Yield the entries (sandbox/guest/files.py) of the wanted files.
 
-    A checkout's file is read directly where its hash says that it is what git has; the others come from git.
+    A file is read from the checkout if its hash is that of the tree; the others come from git.
     """
     others = []
     for item in wanted:
@@ -167,7 +169,7 @@ def contents(snapshot: Snapshot, wanted: Sequence[Item]) -> Iterator[bytes]:
 
 
 def from_checkout(top: Path, item: Item, crlf: bool = False) -> bytes | None:
-    """Return the checkout's own bytes if they are what the tree says (with ``crlf``, but for the line ends)."""
+    """Return the bytes in the checkout if they match the tree (with ``crlf``, except for line endings)."""
     path = top / os.fsdecode(item.path)
     try:
         if item.mode == files.LINK:
@@ -185,9 +187,9 @@ def from_checkout(top: Path, item: Item, crlf: bool = False) -> bytes | None:
 
 
 def result(snapshot: Snapshot, changes: bytes) -> str:
-    """Return the tree that the snapshot becomes with the entries that came out of the sandbox.
+    """Return the snapshot's tree with the entries from the sandbox applied.
 
-    Raises DiffRefused when one of them lies in a submodule or in a git directory.
+    Raises DiffRefused if one of them is in a submodule or in a git directory.
     """
     links = {item.path for item in items(snapshot) if item.mode == GITLINK}
     removed, added = [], []
@@ -209,7 +211,7 @@ def diff(snapshot: Snapshot, tree: str) -> bytes:
 
 
 def steps(snapshot: Snapshot, tree: str) -> list[Step]:
-    """Return what leads from the snapshot to a tree of its repository, path by path."""
+    """Return the differences between the snapshot and a tree of its repository, path by path."""
     raw = plumbing.bare(snapshot.git_dir, ["diff-tree", "-r", "-z", "--raw", "--no-renames", snapshot.tree, tree])
     fields = raw.split(b"\0")[:-1]
     found = []
@@ -220,7 +222,7 @@ def steps(snapshot: Snapshot, tree: str) -> list[Step]:
 
 
 def blobs(snapshot: Snapshot, oids: Iterable[str]) -> Iterator[bytes | None]:
-    """Yield each object's content as git has it, None where git has it not: one process, one at a time in memory."""
+    """Yield each object's content, None if git does not have it. Uses one process, and holds one object in memory at a time."""
     command = [*plumbing.PREFIX, "cat-file", "--batch"]
     env = plumbing.environment({**plumbing.ISOLATED, "GIT_DIR": str(snapshot.git_dir)})
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env) as process:
@@ -240,9 +242,9 @@ def blobs(snapshot: Snapshot, oids: Iterable[str]) -> Iterator[bytes | None]:
 
 
 def apply(snapshot: Snapshot, patch: bytes) -> str:
-    """Return the tree that the snapshot becomes with a patch: in an index only, so no filter or attribute has a say.
+    """Return the snapshot's tree with a patch applied. Only an index is used, so no filter or attribute has an effect.
 
-    Raises WorktreeError when the patch does not apply.
+    Raises WorktreeError if the patch does not apply.
     """
     index = snapshot.git_dir / f"index.{os.getpid()}"
     env = {"GIT_INDEX_FILE": str(index)}
@@ -257,7 +259,7 @@ def apply(snapshot: Snapshot, patch: bytes) -> str:
 def write_metadata(snapshot: Snapshot, folder: Path) -> None:
     """Write the copy's own ``.git`` into a folder: HEAD's history and tags, an index, and no remote, hook or secret.
 
-    A history of more than FULL_HISTORY_BYTES is cut to the NEWEST_COMMITS, as in a shallow clone.
+    A history larger than FULL_HISTORY_BYTES is cut to NEWEST_COMMITS, as in a shallow clone.
     """
     branch = snapshot.branch or "main"
     head = snapshot.commit if snapshot.commit and not snapshot.branch else f"ref: refs/heads/{branch}"
@@ -277,8 +279,8 @@ def write_metadata(snapshot: Snapshot, folder: Path) -> None:
 
 
 def metadata(folder: Path) -> Iterator[bytes]:
-    """Yield the entries of what ``write_metadata`` wrote, piece by piece."""
-    for name in (b".git/refs/heads/.keep", b".git/objects/.keep"):  # git knows a repository by these folders
+    """Yield the entries of what ``write_metadata`` wrote, in pieces."""
+    for name in (b".git/refs/heads/.keep", b".git/objects/.keep"):  # git requires these folders in a repository
         yield files.entry(name, files.FILE, b"") + files.entry(name, files.GONE, b"")
     for path in sorted(found for found in folder.rglob("*") if found.is_file()):
         name = b".git/" + os.fsencode(path.relative_to(folder))
@@ -289,7 +291,7 @@ def metadata(folder: Path) -> Iterator[bytes]:
 
 
 def excludes(snapshot: Snapshot) -> bytes:
-    """Return the ignore rules that are no file of the repository: byproducts of tools, the person's own, the clone's."""
+    """Return the ignore rules that are not in the repository: byproducts of tools, the user's own rules, and the clone's."""
     named = plumbing.attempt(["config", "--type=path", "core.excludesFile"], snapshot.repository).stdout
     home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     own = Path(os.fsdecode(named.rstrip(b"\n"))) if named else home / "git" / "ignore"
@@ -298,7 +300,7 @@ def excludes(snapshot: Snapshot) -> bytes:
 
 
 def _make_bare(git_dir: Path, common: Path, object_format: str) -> None:
-    """Make our repository by hand (a process less), with the person's objects to borrow."""
+    """Create our repository without ``git init`` (which saves a process), borrowing the user's objects."""
     if git_dir.exists():
         shutil.rmtree(git_dir)
     for folder in ("objects/info", "objects/pack", "refs/heads"):
@@ -315,13 +317,13 @@ def _make_bare(git_dir: Path, common: Path, object_format: str) -> None:
 
 
 def _quoted_line(path: Path) -> bytes:
-    """Return a path as a line of ``alternates``, or one of the variable (quoted where git would take it for something else)."""
+    """Return a path as a line of ``alternates`` or an item of its variable (quoted if git would misread it)."""
     raw = os.fsencode(path)
     return (_quoted(raw) if b"\n" in raw or b":" in raw or raw.startswith((b'"', b"#")) else raw) + b"\n"
 
 
 def _uncommitted(top: Path, git_dir: Path, common: Path, index: Path, head_tree: str) -> str:
-    """Return the tree that ``git add -A`` would make, without touching the person's index or objects."""
+    """Return the tree that ``git add -A`` would make, without changing the user's index or objects."""
     copy = git_dir / "index.person"
     env = {
         "GIT_INDEX_FILE": str(copy),
@@ -331,7 +333,7 @@ def _uncommitted(top: Path, git_dir: Path, common: Path, index: Path, head_tree:
     if index.is_file():
         shutil.copyfile(index, copy)
     try:
-        # Only what is not ignored anyway: git refuses to be told about an ignored path, even to leave it out.
+        # Only paths that are not ignored already: git refuses ignored paths as arguments, even to exclude them.
         own = environments(top)
         if own:
             ignored = plumbing.attempt(["check-ignore", "-z", "--stdin"], top, env, _nul(own)).stdout.split(b"\0")
@@ -340,12 +342,12 @@ def _uncommitted(top: Path, git_dir: Path, common: Path, index: Path, head_tree:
             plumbing.run([*plumbing.UNSYNCED, "-c", "core.looseCompression=0", "add", "-A", "--", ":/", *own], top, env)
         except WorktreeError as error:
             raise WorktreeError(
-                f"what is not committed cannot be copied: {error}. Put the file into .gitignore, make it readable, or use "
+                f"uncommitted files cannot be copied: {error}. Put the file into .gitignore, make it readable, or use "
                 "--no-uncommitted"
             ) from error
         staged = plumbing.run(["ls-files", "-s", "-z"], top, env).split(b"\0")
         links = {line.split(b"\t", 1)[1] for line in staged if line.startswith(b"160000 ")}
-        if links:  # a repository inside the checkout that is no submodule is no part of this one
+        if links:  # a repository inside the checkout that is not a submodule does not belong to this one
             known = plumbing.run(["ls-tree", "-r", "-z", "--full-tree", head_tree], top, env).split(b"\0")
             links -= {line.split(b"\t", 1)[1] for line in known if line.startswith(b"160000 ")}
             plumbing.run(["update-index", "-z", "--force-remove", "--stdin"], top, env, _nul(map(os.fsdecode, links)))
@@ -359,7 +361,7 @@ def _nul(names: Iterable[str]) -> bytes:
 
 
 def environments(top: Path) -> list[str]:
-    """Return the names of virtual environments in the checkout: what is installed is no part of the source."""
+    """Return the names of virtual environments in the checkout: installed packages are not part of the source."""
     return [name for name in (".venv", "venv", "env", ".env") if (top / name / "pyvenv.cfg").is_file()]
 
 
@@ -396,8 +398,8 @@ def _pack(snapshot: Snapshot, folder: Path, tags: list[tuple[str, str]]) -> tupl
         cut = {line[0] for line in lines if not taken.issuperset(line[1:])}
         shallow, tags, wanted = sorted(cut | (taken & set(shallow))), [], [snapshot.commit]
     asked = "".join(f"--shallow {oid}\n" for oid in shallow) + "".join(f"{oid}\n" for oid in wanted)
-    # What is packed is copied as it is, deltas and all; of the rest nothing is sought or compressed: the pack goes over a
-    # socket once, and time is what it may not cost.
+    # Packed objects are copied as they are, deltas included; for the rest, no deltas are searched and nothing is compressed: the
+    # pack is sent once over a local socket, so speed matters more than size.
     arguments = [
         "pack-objects",
         "--revs",
@@ -408,8 +410,8 @@ def _pack(snapshot: Snapshot, folder: Path, tags: list[tuple[str, str]]) -> tupl
         str(folder / "pack"),
     ]
     if any((snapshot.common_dir / "objects" / "pack").glob("*.promisor")):
-        arguments.insert(1, "--missing=allow-any")  # a partial clone: what was not fetched is in no copy either
-    # git writes a pack among its own objects and renames it: those must be on the file system that the folder is on.
+        arguments.insert(1, "--missing=allow-any")  # a partial clone: objects that were not fetched are left out
+    # git writes a pack among its own objects and renames it: both must be on the same file system.
     own = {
         "GIT_OBJECT_DIRECTORY": str(folder.parent),
         "GIT_ALTERNATE_OBJECT_DIRECTORIES": os.fsdecode(_quoted_line(snapshot.git_dir / "objects")[:-1]),
@@ -419,14 +421,14 @@ def _pack(snapshot: Snapshot, folder: Path, tags: list[tuple[str, str]]) -> tupl
 
 
 def _admit(path: bytes, links: set[bytes]) -> None:
-    """Refuse what fast-import must not see. The diff's own checks come later and know more rules."""
+    """Raise DiffRefused for paths that must not reach fast-import. The checks of the diff come later and have more rules."""
     parts = path.split(b"/")
     name = os.fsdecode(path)
     if _misleads(path):
         raise DiffRefused(f"{name}: a path in a git directory, or that leaves the root, may not leave the sandbox")
     for end in range(1, len(parts) + 1):
         if b"/".join(parts[:end]) in links:
-            raise DiffRefused(f"{name}: it lies in a submodule; submodules may not be changed")
+            raise DiffRefused(f"{name}: it is in a submodule; submodules may not be changed")
 
 
 def _misleads(path: bytes) -> bool:

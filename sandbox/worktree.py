@@ -1,9 +1,9 @@
 """The host's side: a checked diff becomes a tree, then a commit on a branch, or changes in the checkout.
 
-Whether a diff may land is found out in an index of our own bare repository (sandbox/snapshot.py), where no configuration,
-hook, attribute or filter of anybody has a say. It then lands in a git worktree at the base commit: applied to the
-worktree's index and committed there, with hooks, filters and signing off. The worktree gets files only where the person
-asked to keep it; otherwise it is removed, and the repository shows nothing but the branch.
+A diff is checked in an index of our own bare repository (sandbox/snapshot.py), where no configuration, hook, attribute or
+filter has an effect. It is then committed in a git worktree at the base commit: applied to the worktree's index, with hooks,
+filters and signing off. The worktree gets files only if the user wants to keep it; otherwise it is removed, and only the
+branch remains in the repository.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     from git import Git
 
 BOT = ("gpt-oss-agent", "agent@gpt-oss-agent.invalid")
-# git takes these off both ends of a name, and refuses one of which nothing is left.
+# git strips these characters from both ends of a name, and refuses a name that is then empty.
 CRUD = " .,:;<>\"\\'" + "".join(map(chr, range(32)))
 START_MESSAGE = "Uncommitted changes that the run started from"
-UNPACK_LIMIT = 100  # objects that come over one by one; more stay a pack, as in git fetch
-# A commit as we mean it: nobody's key is asked for, no template or background work, and the message in UTF-8.
+UNPACK_LIMIT = 100  # up to so many objects are transferred as loose objects; more stay a pack, as in git fetch
+# Settings for our commits: no signing key, no template, no background work, and the message in UTF-8.
 COMMIT_SETTINGS = ("commit.gpgSign=false", "commit.status=false", "i18n.commitEncoding=UTF-8")
 
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """A diff that passed every check, as a tree beside the one it started from."""
+    """A diff that passed every check: the resulting tree, and the tree it started from."""
 
     tree: str
     changes: tuple[diffs.Change, ...]
@@ -52,7 +52,7 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class Worktree:
-    """Where a run's diff lands. The person's checkout is touched by ``bring`` alone."""
+    """Delivers a run's diff to the user's repository. Only ``bring`` touches the checkout."""
 
     snapshot: Snapshot
 
@@ -64,7 +64,7 @@ class Worktree:
     def apply(self, diff: bytes) -> Applied:
         """Check a diff and apply it to the snapshot.
 
-        Raises DiffRefused (which path, which rule) and WorktreeError when it does not fit the snapshot.
+        Raises DiffRefused (naming path and rule), and WorktreeError if it does not apply to the snapshot.
         """
         changes = diffs.parse(diff)
         tree = snapshots.apply(self.snapshot, diff) if changes else self.snapshot.tree
@@ -84,13 +84,13 @@ class Worktree:
         return Applied(tree, changes, diff if changes else b"")
 
     def keep(self, applied: Applied, branch: str, message: str, folder: Path | None = None) -> str:
-        """Commit on a new branch of the person's repository; return the commit.
+        """Commit on a new branch of the user's repository; return the commit.
 
-        One commit on the base; when the run included uncommitted changes (or there is no commit yet), the state that the
-        run started from comes first as a commit of its own, so that the branch holds exactly what was checked and its
-        last commit exactly what the agent did. With ``folder`` (new, or empty) the worktree stays there, with its files.
-        The branch appears with its commit or not at all; the same change kept twice is the same commit.
-        Raises WorktreeError when the branch or the folder is taken, or git cannot do it.
+        The branch has one commit on top of the base. If the run included uncommitted changes (or there is no commit yet), the
+        state that the run started from is committed first, so that the branch contains exactly what was checked, and its last
+        commit exactly what the agent did. With ``folder`` (new or empty) the worktree stays there, with its files.
+        The branch appears with its commit or not at all; the same change gives the same commit every time.
+        Raises WorktreeError if the branch or the folder is taken, or git fails.
         """
         plumbing.bare(self.snapshot.git_dir, ["check-ref-format", f"refs/heads/{branch}"])
         if folder is not None and (problem := folder_problem(folder)):
@@ -113,22 +113,22 @@ class Worktree:
                     self._note.write_bytes(os.fsencode(place))
             except BaseException:
                 plumbing.attempt(["worktree", "remove", "--force", str(place)], self.snapshot.repository)
-                if ours:  # no run would know of it
+                if ours:  # otherwise a branch that no run knows about would stay
                     plumbing.attempt(["update-ref", "-d", f"refs/heads/{branch}", commit], self.snapshot.repository)
                 raise
         return commit
 
     def bring(self, applied: Applied) -> tuple[str, ...]:
-        """Write the changes into the person's checkout, uncommitted: all of them or none; return the paths.
+        """Apply the changes to the user's checkout, uncommitted, all or nothing; return the paths.
 
-        Raises WorktreeError when a file there is no longer what the run started from.
+        Raises WorktreeError if a file there is no longer what the run started from.
         """
         return checkout.bring(self.snapshot, applied.tree)
 
     def discard(self, branch: str, commit: str) -> bool:
-        """Delete a branch of ours, if it still is where we left it, and the worktree that was kept with it.
+        """Delete a branch of ours, unless it has moved, and its worktree.
 
-        Return whether there was one. Raises WorktreeError if the branch has moved, or the worktree holds work that is not committed.
+        Return whether it existed. Raises WorktreeError if the branch has moved, or the worktree has uncommitted work.
         """
         found = plumbing.attempt(["rev-parse", "-q", "--verify", f"refs/heads/{branch}"], self.snapshot.repository)
         if found.returncode:
@@ -137,20 +137,20 @@ class Worktree:
             raise WorktreeError(f"the branch {branch} has moved since the run; delete it with: git branch -D {branch}")
         if self._note.exists():
             kept = Path(os.fsdecode(self._note.read_bytes()))
-            # Where the folder was removed by hand, git still has its record, and would take the branch for checked out.
+            # If the folder was removed by hand, git still has its record, and considers the branch checked out.
             arguments = [*self._without_filters(), "worktree", "remove", str(kept)]
             removed = plumbing.attempt(arguments, self.snapshot.repository)
             if removed.returncode and kept.exists():
                 said = removed.stderr.decode("utf-8", "replace").strip()
                 raise WorktreeError(
-                    f"the worktree {kept} is left, and so is the run: {said}. Commit or remove what is in it"
+                    f"the worktree {kept} and the run were not deleted: {said}. Commit or remove what is in the worktree first"
                 )
             self._note.unlink()
         plumbing.run(["branch", "-q", "-D", "--", branch], self.snapshot.repository)
         return True
 
     def clear(self) -> None:
-        """Remove the worktree that a killed run left half made, and git's record of it."""
+        """Remove the incomplete worktree of a killed run, and git's record of it."""
         if self.folder.exists():
             plumbing.attempt(["worktree", "remove", "--force", str(self.folder)], self.snapshot.repository)
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -160,14 +160,14 @@ class Worktree:
         return self.snapshot.git_dir.parent / "worktree.path"
 
     def _start(self) -> str:
-        """Return the commit that the worktree begins at, made and brought over if it is the person's uncommitted state."""
+        """Return the commit at which the worktree begins. For uncommitted changes, it is created and transferred first."""
         if self.snapshot.commit and not self.snapshot.dirty:
             return self.snapshot.commit
         parents = ["-p", self.snapshot.commit] if self.snapshot.commit else []
         arguments = ["commit-tree", "-m", START_MESSAGE, *parents, self.snapshot.tree]
         start = plumbing.bare(self.snapshot.git_dir, arguments, self._who()).decode().strip()
         wanted = f"{start}\n" + (f"^{self.snapshot.commit}\n" if self.snapshot.commit else "")
-        # What is uncommitted may be large: no deltas are sought, and zlib's fastest level is enough.
+        # Uncommitted files may be large: search no deltas, and use zlib's fastest level.
         arguments = ["pack-objects", "--revs", "--stdout", "--window=0", "--compression=1", "-q"]
         pack = plumbing.bare(self.snapshot.git_dir, arguments, stdin=wanted.encode())
         few = int.from_bytes(pack[8:12], "big") < UNPACK_LIMIT
@@ -189,13 +189,11 @@ class Worktree:
                 git.commit(*options, "-F", "-", istream=text)
             commit, tree = str(git.rev_parse("HEAD", "HEAD^{tree}")).split()
         if tree != applied.tree:
-            raise WorktreeError(
-                f"the worktree came to {tree}, not to {applied.tree} that was checked; nothing was kept"
-            )
+            raise WorktreeError(f"the worktree's tree is {tree}, but {applied.tree} was checked; nothing was committed")
         return commit
 
     def _branch(self, git: Git, branch: str, commit: str) -> bool:
-        """Make the branch; return False when there is one of that name."""
+        """Make the branch; return False if there is already one of that name."""
         from git.exc import GitCommandError
 
         try:
@@ -211,7 +209,7 @@ class Worktree:
         return True
 
     def _same(self, branch: str, applied: Applied, message: str) -> str:
-        """Return a branch's commit if it is this very change: a run that was killed after it had made it."""
+        """Return a branch's commit if it is exactly this change (made before the run was killed)."""
         names = [f"refs/heads/{branch}{at}" for at in ("", "^{tree}", "^1^{tree}")]
         found = plumbing.attempt(["rev-parse", "-q", "--verify", *names[:1]], self.snapshot.repository)
         commit = found.stdout.decode().strip()
@@ -222,13 +220,13 @@ class Worktree:
         return commit
 
     def _fill(self, place: Path, branch: str) -> None:
-        """Put a worktree on its branch and write its files, no filter having a say: what is under LFS is its pointer."""
+        """Put a worktree on its branch and write its files without filters: a file under LFS is its pointer."""
         with _quiet(_git_dir(place), place, settings=self._without_filters()[1::2]) as git:
             git.symbolic_ref("HEAD", f"refs/heads/{branch}")
             git.checkout_index("--all", "--index", "--quiet")
 
     def _without_filters(self) -> list[str]:
-        """Return git options that turn off every filter that the person has configured: attributes may come from the diff."""
+        """Return git options that turn off every filter that the user has configured, because attributes may come from the diff."""
         asked = ["config", "--name-only", "-z", "--get-regexp", r"^filter\."]
         found = plumbing.attempt(asked, self.snapshot.repository).stdout.decode("utf-8", "surrogateescape").split("\0")
         drivers = sorted({key.rpartition(".")[0] for key in found if key})
@@ -242,7 +240,7 @@ class Worktree:
 
 
 def identity(repository: Path) -> tuple[str, str]:
-    """Return the name and address that the person commits with here, or the agent's own where none is set."""
+    """Return the name and address with which the user commits here, or the agent's own if none is set."""
     from git import Repo
 
     with Repo(repository) as opened, opened.config_reader() as reader:
@@ -251,25 +249,25 @@ def identity(repository: Path) -> tuple[str, str]:
 
 
 def branch_problem(snapshot: Snapshot, branch: str) -> str | None:
-    """Return why a branch of that name cannot be made, None where it can."""
+    """Return why a branch of that name cannot be made, or None."""
     checked = plumbing.attempt(["check-ref-format", "--branch", branch], snapshot.git_dir)
     if os.fsdecode(checked.stdout.rstrip(b"\n")) != branch:  # @{-1} stands for another
         return f"{branch!r} is not a valid branch name for git"
     if not plumbing.attempt(["rev-parse", "-q", "--verify", f"refs/heads/{branch}"], snapshot.repository).returncode:
         return f"the branch {branch} already exists"
-    # Names of branches are paths: a/b and a cannot both be.
+    # Branch names are paths: a/b and a cannot both exist.
     listed = plumbing.attempt(["for-each-ref", "--format=%(refname:lstrip=2)", "refs/heads"], snapshot.repository)
     for other in map(os.fsdecode, listed.stdout.splitlines()):
         if other.startswith(f"{branch}/") or branch.startswith(f"{other}/"):
-            return f"there is a branch {other}, and git cannot have {branch} beside it"
+            return f"there is a branch {other}, and git does not allow {branch} beside it"
     return None
 
 
 def folder_problem(folder: Path) -> str | None:
-    """Return why a worktree cannot be made in a new (or empty) folder, None where it can. Folders above it are made too."""
+    """Return why a worktree cannot be made in a new (or empty) folder, or None. Missing parent folders would be created."""
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            return f"{folder} is there and not empty"
+            return f"{folder} exists and is not empty"
         above = next(place for place in (folder, *folder.parents) if place.exists())
     except OSError as error:
         return f"{folder} cannot be used: {error.strerror}"
@@ -289,9 +287,9 @@ def branch_name(task: str, run: str) -> str:
 def _quiet(
     git_dir: Path, work_tree: Path, env: dict[str, str] | None = None, settings: Sequence[str] = ()
 ) -> Iterator[Git]:
-    """Give GitPython's git for one repository and nothing else, whatever GIT_* this process has; no hook runs.
+    """Yield GitPython's git for exactly one repository, independent of this process's GIT_* variables; no hook runs.
 
-    Raises WorktreeError with what git said.
+    Raises WorktreeError with git's message.
     """
     from git import Repo
     from git.exc import GitCommandError
@@ -315,7 +313,7 @@ def _git_dir(place: Path) -> Path:
 
 @contextmanager
 def _file(data: bytes) -> Iterator[IO[bytes]]:
-    """Give bytes as a file that a process can read."""
+    """Yield a file with these bytes that a process can read."""
     with tempfile.TemporaryFile() as file:
         file.write(data)
         file.flush()
@@ -324,5 +322,5 @@ def _file(data: bytes) -> Iterator[IO[bytes]]:
 
 
 def _said(stderr: str) -> str:
-    """Return git's words without GitPython's frame around them."""
+    """Return git's own message, without GitPython's text around it."""
     return stderr.strip().removeprefix("stderr: ").strip("'\n ")[-2000:]

@@ -1,4 +1,4 @@
-"""Commands: started in a session of their own, listened to within bounds, and really killed.
+"""Commands: started in a session of their own, with bounded output, and killed with all their descendants.
 
 Runs inside the sandbox on Python 3.6 and later.
 """
@@ -16,7 +16,7 @@ KILL_ROUNDS = 50
 
 
 class Bounded:
-    """Output with its head and tail kept within a bound, and the number of bytes between them."""
+    """Output of which head and tail are kept within a limit, and the number of bytes left out between them."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._head_limit = limit_bytes - limit_bytes // 2
@@ -26,7 +26,7 @@ class Bounded:
         self.cut_bytes = 0
 
     def add(self, data: bytes) -> None:
-        """Take more output."""
+        """Add output."""
         room = self._head_limit - len(self._head)
         if room > 0:
             self._head += data[:room]
@@ -42,7 +42,7 @@ class Bounded:
             self.cut_bytes += over
 
     def whole(self) -> bytes:
-        """Return head and tail, the cut stated on a line of its own."""
+        """Return head and tail, with a line between them that states the cut."""
         self._trim()
         if not self.cut_bytes:
             return bytes(self._head + self._tail)
@@ -63,7 +63,7 @@ class Command:
         limit_bytes: int,
         stdin: bytes,
     ) -> None:
-        """Start it. Raises OSError when it cannot be started."""
+        """Start it. Raises OSError if it cannot be started."""
         self.request = request
         self.output = Bounded(limit_bytes)
         self.stdin = memoryview(stdin)
@@ -82,7 +82,7 @@ class Command:
                 cwd=cwd,
                 env=dict(env, **{MARK: "%x" % request}),
                 start_new_session=True,
-                close_fds=False,  # every descriptor of the helper is closed on exec, and its /proc/self/fd is closed to it
+                close_fds=False,  # the helper's descriptors are all close-on-exec, and it cannot read its own /proc/self/fd
             )
         except (OSError, ValueError, subprocess.SubprocessError):
             os.close(self.out_fd)
@@ -95,31 +95,31 @@ class Command:
         os.set_blocking(self.out_fd, False)
         if stdin:
             os.set_blocking(self.in_fd, False)
-        # When memory runs out, the kernel takes a command and not the helper.
+        # When memory runs out, the kernel kills a command and not the helper.
         with contextlib.suppress(OSError), open("/proc/%d/oom_score_adj" % self.pid, "w") as file:
             file.write("1000")
         self.born = getattr(_process(self.pid), "born", 0)
 
     def ended(self, status: int) -> int:
-        """Take the status that waitpid gave; return the exit code, 128 + N for a death by signal N."""
+        """Record the status from waitpid; return the exit code, 128 + N for death by signal N."""
         code = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
         self._process.returncode = code
         return code
 
     def feed(self) -> bool:
-        """Write what standard input takes now; return False when there is no more to write."""
+        """Write what standard input accepts now; return False if there is no more to write."""
         try:
             written = os.write(self.in_fd, self.stdin[:CHUNK_BYTES])
         except BlockingIOError:
             return True
-        except OSError:  # it does not read any more
+        except OSError:  # the command does not read any more
             self.stdin = self.stdin[:0]
             return False
         self.stdin = self.stdin[written:]
         return bool(self.stdin)
 
     def listen(self) -> bool:
-        """Take one piece of output; return False at its end. Raises BlockingIOError when there is none now."""
+        """Read one piece of output; return False at its end. Raises BlockingIOError if there is none now."""
         data = os.read(self.out_fd, CHUNK_BYTES)
         self.output.add(data)
         return bool(data)
@@ -132,7 +132,7 @@ class Command:
 
 
 class Process(NamedTuple):
-    """What /proc says of a process."""
+    """A process according to /proc."""
 
     pid: int
     parent: int
@@ -142,11 +142,11 @@ class Process(NamedTuple):
 
 
 def kill(command: Command, others: List[Command]) -> None:
-    """Kill a command and all that it started, also what left its group and session.
+    """Kill a command and everything it started, even processes that left its group and session.
 
-    Found by ancestry, group, session and the mark in the environment; and an orphan born since the command began that
-    belongs to no other command can only be its own (a descendant that forked twice and cleared its environment).
-    Stopped first, so that nothing forks away between the look and the kill.
+    They are found by ancestry, group, session and the mark in the environment. An orphan that started after the command and
+    belongs to no other command must be its own too (a descendant that forked twice and cleared its environment).
+    They are stopped first, so that none can fork between being found and being killed.
     """
     found: Set[int] = set()
     for _ in range(KILL_ROUNDS):
@@ -163,9 +163,9 @@ def kill(command: Command, others: List[Command]) -> None:
 
 
 def kill_everything() -> None:
-    """Kill every process that descends from this one: the commands, and what they left in the background.
+    """Kill every descendant of this process: the commands, and what they left in the background.
 
-    This process inherits the orphans (see main.harden), so ancestry reaches also what left its group and session.
+    This process adopts orphans (see main.harden), so ancestry also finds processes that left their group and session.
     """
     found: Set[int] = set()
     for _ in range(KILL_ROUNDS):
@@ -215,7 +215,7 @@ def _members(command: Command, others: List[Command]) -> Set[int]:
 
 
 def _orphaned(process: Process, command: Command, kept: Set[int]) -> bool:
-    if process.parent != os.getpid() or process.born <= command.born:  # in the same tick: rather an older one's
+    if process.parent != os.getpid() or process.born <= command.born:  # if in the same tick, assume an older command's
         return False
     return not kept & {process.group, process.session}
 
@@ -229,7 +229,7 @@ def _carries(pid: int, mark: str) -> bool:
 
 
 def _processes() -> List[Process]:
-    """Every living process but this one; none where there is no /proc."""
+    """Return every living process except this one; none if there is no /proc."""
     try:
         pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
     except OSError:
@@ -241,7 +241,7 @@ def _processes() -> List[Process]:
 def _process(pid: int) -> Optional[Process]:
     try:
         with open("/proc/%d/stat" % pid, "rb") as file:
-            fields = file.read().rsplit(b")", 1)[1].split()  # the name before may hold anything
+            fields = file.read().rsplit(b")", 1)[1].split()  # the process name before it may contain anything
     except OSError:
         return None
     if fields[0] in (b"Z", b"X"):

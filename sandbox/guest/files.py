@@ -1,8 +1,8 @@
-"""The workspace as files: filled from a stream, and asked what has changed since.
+"""The files of the workspace: copied in from a stream, and compared with the copied state later.
 
-Runs inside the sandbox on Python 3.6 and later. The stamps of what was copied in (size, times, inode) stay in this process's
-memory, where a command cannot reach them, and the kernel sets the change time itself: so what changed is known without
-believing the workspace's own ``.git``.
+Runs inside the sandbox on Python 3.6 and later. The stamps of the copied files (size, times, inode) stay in this process's
+memory, where commands cannot reach them, and only the kernel sets the change time: so changes are found without trusting the
+workspace's own ``.git``.
 
 ::
 
@@ -23,7 +23,7 @@ ENTRY = struct.Struct(">IIQ")
 FILE, PROGRAM, LINK, GONE = 0o100644, 0o100755, 0o120000, 0
 CHUNK_BYTES = 1 << 16
 MAX_IGNORE_BYTES = 1 << 20
-# A path that is not there (any more), or is too long to be named. Of any other error nothing follows.
+# Errors that mean that a path does not exist (any more) or is too long. Other errors say nothing about it.
 GONE_ERRORS = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 CLOCK_TICK_S = 0.02  # file times are no finer than the kernel's tick (10 ms at worst)
 
@@ -31,16 +31,16 @@ Stamp = Tuple[int, int, int, int, int]
 
 
 class TooLarge(Exception):
-    """What changed is more than may leave."""
+    """The changes exceed the limit."""
 
 
 def entry(path: bytes, mode: int, data: bytes) -> bytes:
-    """Return one file as it goes over the wire."""
+    """Return one file in the wire format."""
     return ENTRY.pack(len(path), mode, len(data)) + path + data
 
 
 def entries(stream: bytes) -> Iterator[Tuple[bytes, int, bytes]]:
-    """Yield (path, mode, data) of each entry of a whole stream."""
+    """Yield (path, mode, data) of each entry of a complete stream."""
     at = 0
     while at < len(stream):
         length, mode, size = ENTRY.unpack_from(stream, at)
@@ -50,7 +50,7 @@ def entries(stream: bytes) -> Iterator[Tuple[bytes, int, bytes]]:
 
 
 def read(path: bytes, limit_bytes: int) -> Iterator[bytes]:
-    """Yield a regular file's bytes. A pipe or a device would hold up the helper, a sparse file fill the host: refused."""
+    """Yield a regular file's bytes. Refuses pipes and devices, which would block the helper, and files above the limit."""
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(fd, "rb") as file:
         status = os.fstat(fd)
@@ -69,7 +69,7 @@ def read(path: bytes, limit_bytes: int) -> Iterator[bytes]:
 
 
 def write(path: bytes, data: bytes, executable: Optional[bool]) -> None:
-    """Write a file whole or not at all; links are followed, the folders above are made."""
+    """Write a file atomically; links are followed, missing parent folders are created."""
     path = os.path.realpath(path)
     if os.path.isdir(path):
         raise IsADirectoryError(21, "Is a directory", path)
@@ -93,7 +93,7 @@ def write(path: bytes, data: bytes, executable: Optional[bool]) -> None:
 
 
 class Tree:
-    """The workspace and what it was when it was copied in."""
+    """The workspace and its state when it was copied in."""
 
     def __init__(self, root: bytes) -> None:
         self.root = root
@@ -103,16 +103,16 @@ class Tree:
         self._rules: List[ignore.Rule] = []
 
     def path(self, path: bytes) -> bytes:
-        """Return a path of the protocol as one of this file system."""
+        """Return the file system path for a path of the protocol."""
         return os.path.join(self.root, path)
 
     def begin(self, excludes: bytes, skip: List[bytes]) -> None:
-        """Take the ignore rules that are no file of the repository, and the paths that are not its own (mounts)."""
+        """Set the ignore rules that are not in the repository, and the paths that do not belong to it (mounts)."""
         self._rules = ignore.parse(excludes, b"")
         self._skip = set(skip)
 
     def record(self, path: bytes, mode: int) -> None:
-        """Remember how a copied file looks now."""
+        """Record the current stamp of a copied file."""
         if path.split(b"/", 1)[0] == b".git":
             return
         self._stamps[path] = (mode, _stamp(os.lstat(self.path(path))))
@@ -123,13 +123,13 @@ class Tree:
             self._folders.add(path)
 
     def settle(self) -> None:
-        """Let the clock move on, so that no later change can have the time of the copy."""
+        """Wait for the clock's next tick, so that no later change can have the time of the copy."""
         time.sleep(CLOCK_TICK_S)
 
     def changes(self, limit_bytes: int, limit_files: int) -> Iterator[bytes]:
-        """Yield an entry for each path that is not as it was copied: ignored new ones left out, removed ones first.
+        """Yield an entry for each changed path, removed ones first; new ignored files are left out.
 
-        Raises TooLarge when the entries would be more than ``limit_bytes``, or than ``limit_files``.
+        Raises TooLarge if the entries exceed ``limit_bytes`` or ``limit_files``.
         """
         changed: List[bytes] = []
         seen: Set[bytes] = set()
@@ -184,7 +184,7 @@ class Tree:
                         yield path, status
 
     def _load(self, path: bytes, limit_bytes: int) -> Optional[Tuple[int, bytes]]:
-        """Return a path's mode and bytes, or None if it is gone. A file that its owner made unreadable is read all the same."""
+        """Return a path's mode and bytes, or None if it is gone. A file that its owner made unreadable is read nevertheless."""
         full = self.path(path)
         try:
             status = os.lstat(full)
@@ -203,18 +203,18 @@ class Tree:
 
 
 class Loader:
-    """Entries in, files out: chunk by chunk, so that a large repository is never held in memory."""
+    """Writes a stream of entries as files, chunk by chunk, so that a large repository is never held in memory."""
 
     def __init__(self, tree: Tree, keep: bool) -> None:
         self._tree = tree
-        self._keep = keep  # whether the files are the base that changes are measured against
+        self._keep = keep  # whether the files are the base for finding changes
         self._buffer = bytearray()
         self._file: Optional[BinaryIO] = None
         self._left = 0
         self._path, self._mode = b"", 0
 
     def feed(self, data: bytes) -> None:
-        """Take the next piece of the stream."""
+        """Process the next piece of the stream."""
         if self._file is not None and len(data) <= self._left and not self._buffer:  # the middle of a large file
             self._file.write(data)
             self._left -= len(data)
@@ -226,7 +226,7 @@ class Loader:
             pass
 
     def _step(self) -> bool:
-        """Use up one entry's beginning or the rest of one, if it is there."""
+        """Process the header of an entry, or the rest of its data, if it has arrived; return whether it had."""
         buffer = self._buffer
         if self._file is None:
             if len(buffer) < ENTRY.size:
@@ -256,7 +256,7 @@ class Loader:
     def _open(self, full: bytes) -> BinaryIO:
         permissions = 0o755 if self._mode == PROGRAM else 0o644
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        if not self._keep:  # over what is there: its mode, and its being a link, must not survive
+        if not self._keep:  # replaces an existing file: its mode, or its being a link, must not survive
             _clear(full)
         try:
             return open(os.open(full, flags, permissions), "wb", buffering=0)
@@ -293,7 +293,7 @@ def _unlink(full: bytes) -> None:
 
 
 def _clear(full: bytes) -> None:
-    """Remove what is in the way, also a folder of which only ignored files are left."""
+    """Remove what is in the way, even a folder with only ignored files left in it."""
     if os.path.isdir(full) and not os.path.islink(full):
         removal.remove_tree(os.fsdecode(full))
     else:
@@ -301,7 +301,7 @@ def _clear(full: bytes) -> None:
 
 
 def _make_folders(folder: bytes) -> None:
-    """Make a folder and those above it, however many (os.makedirs calls itself for each)."""
+    """Create a folder and its parents, at any depth (os.makedirs is recursive)."""
     missing = []
     while not os.path.isdir(folder):
         missing.append(folder)
@@ -311,7 +311,7 @@ def _make_folders(folder: bytes) -> None:
 
 
 def _names(folder: bytes) -> List[bytes]:
-    """Return the names in a folder, none if it is gone. One that its owner closed is opened: what cannot be seen would count as removed."""
+    """Return the names in a folder, none if it is gone. An unreadable folder is made readable: unseen files would count as removed."""
     try:
         if not os.access(folder, os.R_OK | os.X_OK):
             os.chmod(folder, 0o700)
@@ -323,7 +323,7 @@ def _names(folder: bytes) -> List[bytes]:
 
 
 def _small_file(full: bytes) -> bytes:
-    """Return an ignore file's text; a link or a giant is none, as in git."""
+    """Return an ignore file's text; symbolic links and huge files are ignored, as in git."""
     try:
         status = os.lstat(full)
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_IGNORE_BYTES:

@@ -1,16 +1,16 @@
-"""The frames that the host and its helper inside the sandbox exchange.
+"""The frames that the host and its helper in the sandbox exchange.
 
-Runs on both sides; inside, on whatever Python the image has (3.6 and later), so the newer syntax stays out.
+Runs on both sides; in the sandbox, on the Python of the image (3.6 and later), so it uses no newer syntax.
 
 ::
 
     frame    magic (4) kind (1) id (8) length (4) crc32 (4) payload (length <= 64 KiB)      big endian
     request  HEAD…  the JSON of the verb and its arguments     DATA…  its body     END
-    reply    DATA…  what it gives back                         END    the JSON of how it went
+    reply    DATA…  its data                                   END    the JSON of its status
 
-A side that joins in the middle of a stream (a new host after the old one was killed while it wrote) must find its feet:
-it writes ``PADDING`` first, which is longer than what any half-sent frame still lacks, so the other side sees a wrong
-checksum and looks for the next magic.
+A side that joins in the middle of a stream (a new host after the old one was killed while it wrote) must resynchronize:
+it writes ``PADDING`` first, which is longer than the missing part of any incomplete frame, so the other side sees a wrong
+checksum and searches for the next magic.
 """
 
 import struct
@@ -41,13 +41,13 @@ def encode_all(kind: int, request: int, payload: bytes) -> Iterator[bytes]:
 
 
 class Decoder:
-    """Bytes in, whole frames out; whatever is not a frame is skipped."""
+    """Decodes bytes to complete frames; anything that is not a frame is skipped."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> List[Frame]:
-        """Take what arrived and return the frames that are now whole."""
+        """Add bytes and return the frames that are now complete."""
         buffer = self._buffer
         buffer += data
         frames: List[Frame] = []

@@ -1,7 +1,7 @@
-"""gitignore(5), for the walk that finds what changed. Runs inside the sandbox on Python 3.6 and later.
+"""gitignore(5), for the walk that finds changed files. Runs inside the sandbox on Python 3.6 and later.
 
-Written here and not asked of git, because an image need not have git and because the sandbox's own repository may have been
-tampered with. Compared with ``git check-ignore`` by property in tests/sandbox/test_ignore.py.
+Git itself is not used, because an image need not have git, and because the sandbox's own repository may have been
+tampered with. A property test compares this with ``git check-ignore`` (tests/sandbox/test_ignore.py).
 """
 
 import re
@@ -62,12 +62,12 @@ def parse(text: bytes, base: bytes) -> List[Rule]:
         try:
             rules.append(Rule(re.compile(expression, re.DOTALL), negated, folders_only, base))
         except re.error:
-            continue  # as git does with a pattern that can match nothing
+            continue  # like git, skip a pattern that cannot match anything
     return rules
 
 
 def ignored(rules: List[Rule], path: bytes, folder: bool) -> bool:
-    """Whether the last rule that speaks of the path ignores it. Its folders must have been asked before."""
+    """Whether the last rule that matches the path ignores it. Its parent folders must have been checked before."""
     for rule in reversed(rules):
         if rule.folders_only and not folder:
             continue
@@ -77,7 +77,7 @@ def ignored(rules: List[Rule], path: bytes, folder: bool) -> bool:
 
 
 def _strip_trailing_spaces(line: bytes) -> bytes:
-    """Trailing spaces go, unless a backslash quotes them."""
+    """Remove trailing spaces, unless a backslash quotes them."""
     end = len(line)
     while end and line[end - 1 : end] == b" ":
         backslashes = 0
@@ -90,11 +90,11 @@ def _strip_trailing_spaces(line: bytes) -> bytes:
 
 
 def translate(glob: bytes, careful: bool) -> Optional[bytes]:
-    """Return the glob as a regular expression, or None if it can match nothing.
+    """Return the glob as a regular expression, or None if it cannot match anything.
 
-    With many stars the plain expression tries every way to share a name among them, which never ends. The careful one
-    takes the first place where what stands between a star and the next one fits, and never looks for a second: what
-    follows, the next star can reach from the first place too. (``(?=(?P<n>…))(?P=n)`` is an atomic group for old Pythons.)
+    With many stars, the plain expression tries every way to divide a name among them, in exponential time. With ``careful``, the
+    text between two stars matches at the first possible position only, without backtracking: whatever follows, the next star can
+    reach it from there too. (``(?=(?P<n>…))(?P=n)`` is an atomic group for old Pythons.)
     """
     out: List[bytes] = []
     groups: List[Tuple[bytes, int]] = []  # those that are open: of ``**/``, and in it of ``*``, which a slash ends
@@ -159,7 +159,7 @@ def translate(glob: bytes, careful: bool) -> Optional[bytes]:
 
 
 def _bracket(glob: bytes, at: int) -> Optional[Tuple[bytes, int]]:
-    """Return the set that opens at ``at`` as an expression, and where it ends."""
+    """Return the bracket expression that begins at ``at`` as a regular expression, and where it ends."""
     at += 1
     negated = glob[at : at + 1] in (b"!", b"^")
     if negated:
@@ -192,7 +192,7 @@ def _bracket(glob: bytes, at: int) -> Optional[Tuple[bytes, int]]:
 
 
 def _member(glob: bytes, at: int) -> Tuple[bytes, int]:
-    """Return one literal of a set and where the next begins."""
+    """Return one character of a bracket expression and where the next begins."""
     if glob[at : at + 1] == b"\\":
         at += 1
     return glob[at : at + 1], at + 1

@@ -1,10 +1,10 @@
-"""The helper that lives in the sandbox: it runs the commands and moves the files, over its standard input and output.
+"""The helper process in the sandbox: runs commands and transfers files, over its standard input and output.
 
-Sent as source by sandbox/link.py, run by whatever Python the sandbox has (3.6 and later), standard library only. In a container
-it is process 1: the kernel lets nobody inside kill or stop that, it inherits and reaps every orphan, and its end is
-the container's end. It is not dumpable, so a command of the same user can neither trace it nor open its descriptors:
-results cannot be forged. It outlives its host and serves the next one that says hello; without anybody for
-``grace_s`` it leaves.
+sandbox/link.py sends it as source; it runs on the sandbox's Python (3.6 and later) with the standard library only. In a container
+it is process 1: no process inside can kill or stop it, it adopts and reaps every orphan, and the container ends with it.
+It is not dumpable, so a command of the same user can neither trace it nor open its descriptors:
+results cannot be forged. It outlives its host and serves the next one that says hello; without a host for
+``grace_s`` it exits.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ from sandbox.guest.removal import remove_tree
 
 PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36
 NOT_FOUND, NOT_STARTED = 127, 126
-LATE_S = 1.0  # how long after its kill a command may take to be reaped
+LATE_S = 1.0  # how long a killed command may take to be reaped
 LAST_WORDS = 16  # pieces of output read after a command's end, so that a background flood cannot hold up its result
 
 
 class Request:
-    """A request as it arrives."""
+    """A request while it arrives."""
 
     def __init__(self) -> None:
         self.head = bytearray()
@@ -50,7 +50,7 @@ class Guest:
         self._commands: Dict[int, commands.Command] = {}  # by process id
         self._heard_s = time.monotonic()
         self._open = True
-        self._whole = False  # whether all was copied in: a host that died before leaves half a repository
+        self._whole = False  # whether the copy is complete: a host that died earlier leaves half a repository
         self._selector = selectors.DefaultSelector()
         self._selector.register(in_fd, selectors.EVENT_READ, self._hear)
         wake_fd, waker_fd = os.pipe()
@@ -61,7 +61,7 @@ class Guest:
         self._selector.register(wake_fd, selectors.EVENT_READ, lambda: self._reap(wake_fd))
 
     def serve(self) -> None:
-        """Answer until the host says bye, the input ends, or nobody was heard for the grace period."""
+        """Serve until the host says bye, the input ends, or no host was heard for the grace period."""
         while self._open and time.monotonic() - self._heard_s < self._grace_s:
             ends = [command.deadline_s for command in self._commands.values()] + [self._heard_s + self._grace_s]
             for key, _ in self._selector.select(max(min(ends) - time.monotonic(), 0.0)):
@@ -127,7 +127,7 @@ class Guest:
                     self._send(frame)
         except OSError as error:
             self._reply(number, {"errno": error.errno or errno.EIO, "error": error.strerror or str(error)})
-        except ValueError as error:  # a path that no file can have: with a NUL, with half a character
+        except ValueError as error:  # an impossible path: with a NUL, or a lone surrogate
             self._reply(number, {"errno": errno.EINVAL, "error": str(error)})
         except files.TooLarge as error:
             self._reply(number, {"too_large": os.fsdecode(error.args[0])})
@@ -138,7 +138,7 @@ class Guest:
         arguments = request.arguments
         if verb == "hello":
             self._grace_s = arguments["grace_s"]
-            self._requests.clear()  # what a host that died had half asked
+            self._requests.clear()  # incomplete requests of a host that died
             for command in list(self._commands.values()):
                 command.deadline_s = 0.0
         elif verb == "whole":
@@ -187,10 +187,12 @@ class Guest:
         values = (number, arguments["argv"], cwd, env, arguments["timeout_s"], arguments["limit_bytes"], stdin)
         try:
             return commands.Command(*values)
-        except BlockingIOError:  # the process limit: a fork bomb in the background would end the run for good
+        except (
+            BlockingIOError
+        ):  # the process limit is reached: a fork bomb in the background would block the run for good
             if os.getpid() != 1:
                 raise
-            os.kill(-1, signal.SIGKILL)  # all but process 1 itself, at once
+            os.kill(-1, signal.SIGKILL)  # kills everything except process 1 at once
             time.sleep(0.05)
             self._reap(None)
             return commands.Command(*values)
@@ -203,7 +205,7 @@ class Guest:
             command.close_stdin()
 
     def _listen(self, command: commands.Command) -> bool:
-        """Take output; return whether more may follow at once."""
+        """Read output; return whether more may follow at once."""
         try:
             if command.listen():
                 return True
@@ -233,7 +235,7 @@ class Guest:
         for command in list(self._commands.values()):
             if command.deadline_s > now_s:
                 continue
-            if command.timed_out:  # killed, and not reaped: stuck in the kernel
+            if command.timed_out:  # killed, but not reaped: it hangs in the kernel
                 del self._commands[command.pid]
                 self._finish(command, 128 + signal.SIGKILL)
                 continue
@@ -256,11 +258,11 @@ class Guest:
         output = command.output.whole()
         status["cut_bytes"] = command.output.cut_bytes
         self._reply(command.request, status, output)
-        command.output = commands.Bounded(0)  # what it left in the background may go on writing, to nobody
+        command.output = commands.Bounded(0)  # background processes may keep writing, but the output is dropped
 
 
 def harden() -> None:
-    """Be no target for commands of the same user, and inherit the orphans."""
+    """Protect this process from commands of the same user, and adopt orphans."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         import ctypes
@@ -268,12 +270,12 @@ def harden() -> None:
         libc = ctypes.CDLL(None)
         libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
         libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    except (ImportError, OSError, AttributeError):  # an image without libffi, or no Linux
+    except (ImportError, OSError, AttributeError):  # an image without libffi, or not Linux
         return
 
 
 def keep_path(home: str, path: str) -> None:
-    """Let login shells keep PATH: /etc/profile resets it, and what it had from the image or a venv would be lost."""
+    """Make login shells keep PATH: /etc/profile resets it, and entries from the image or a venv would be lost."""
     os.makedirs(home, exist_ok=True)
     for name in (".profile", ".bash_profile"):
         with open(os.path.join(home, name), "w") as file:
@@ -281,10 +283,10 @@ def keep_path(home: str, path: str) -> None:
 
 
 def main(arguments: List[str]) -> None:
-    """Serve on descriptors 0 and 1, which the commands do not get to see."""
+    """Serve on descriptors 0 and 1, which commands do not inherit."""
     settings = json.loads(arguments[0])
     harden()
-    if settings["held_fd"] is not None:  # the lock on the folder is this process's, and no command's
+    if settings["held_fd"] is not None:  # only this process holds the lock on the folder, not its commands
         os.set_inheritable(settings["held_fd"], False)
     for link, target in settings["links"].items():
         os.symlink(target, link)

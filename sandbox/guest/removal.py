@@ -1,4 +1,4 @@
-"""Remove a folder with all that is in it, however deep: ``shutil.rmtree`` calls itself for each level, and gives up at a thousand."""
+"""Removes a folder with everything in it, at any depth: ``shutil.rmtree`` is recursive and fails beyond about a thousand levels."""
 
 import contextlib
 import os
@@ -8,9 +8,9 @@ FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def remove_tree(top: str) -> None:
-    """Remove a folder. What cannot be removed stays, and is no error. Links are removed, never followed.
+    """Remove a folder. What cannot be removed stays, without an error. Links are removed, never followed.
 
-    Every folder below is moved up to the top before it is emptied, so no path gets longer than two names.
+    Every subfolder is moved to the top before it is emptied, so no path gets longer than two names.
     """
     with contextlib.suppress(OSError):
         top_fd = os.open(top, FOLDER)
@@ -46,7 +46,7 @@ def _empty(top_fd: int) -> None:
 
 
 def _is_folder(name: str, parent_fd: int) -> bool:
-    """Whether it is a folder (no link to one). One that its owner closed is opened."""
+    """Whether it is a folder (not a link to one). An unreadable one is made readable."""
     mode = os.stat(name, dir_fd=parent_fd, follow_symlinks=False).st_mode
     if not stat.S_ISDIR(mode):
         return False

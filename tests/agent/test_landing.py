@@ -80,7 +80,7 @@ def test_it_is_fitted_onto_other_changes_and_leaves_them(repository: Path) -> No
 
 def test_where_it_does_not_fit_nothing_is_written(repository: Path) -> None:
     (repository / "x.py").write_text("one\n2\n")
-    with pytest.raises(WorktreeError, match=r"does not fit the checkout as it is now \(x\.py\): nothing was changed"):
+    with pytest.raises(WorktreeError, match=r"does not apply to the current checkout \(x\.py\): nothing was changed"):
         bring_in(repository, NEW + PATCH)
     assert not (repository / "new.py").exists()
     assert (repository / "x.py").read_text() == "one\n2\n"

@@ -294,7 +294,7 @@ def test_where_no_run_can_begin_nothing_is_left(tmp_path: Path, configure: Confi
         ("-f", "is not a valid branch name"),
         ("HEAD", "is not a valid branch name"),
         ("@{-1}", "is not a valid branch name"),
-        ("main/more", "there is a branch main, and git cannot have main/more beside it; give another"),
+        ("main/more", "there is a branch main, and git does not allow main/more beside it; give another"),
     ],
 )
 def test_a_branch_that_cannot_be_made_is_said_before_the_run(
@@ -309,7 +309,7 @@ def test_a_branch_that_cannot_be_made_is_said_before_the_run(
 @pytest.mark.parametrize(
     ("folder", "said"),
     [
-        ("repository", "repository is there and not empty; name another"),
+        ("repository", "repository exists and is not empty; name another"),
         ("script.json/new", "script.json is not a folder"),
     ],
 )

@@ -141,6 +141,6 @@ def test_a_change_that_no_longer_fits_the_checkout_is_kept(
     flags = script([shell(f"echo more >> textkit/slug.py; echo other > {theirs}"), *[FINAL] * 3])
     done = place.agent("fix", "x", *flags, *PLAIN, "--check", "true", "--apply")
     assert done.returncode == 1, done.stderr
-    assert "does not fit the checkout as it is now (textkit/slug.py): nothing was changed there" in done.stderr
+    assert "does not apply to the current checkout (textkit/slug.py): nothing was changed there" in done.stderr
     assert "The change is kept: agent apply 2" in done.stderr
     assert theirs.read_text() == "other\n"

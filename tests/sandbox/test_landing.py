@@ -57,7 +57,7 @@ def test_a_kept_worktree_is_a_clean_checkout_of_the_branch(
     assert found[".gitignore"] == (repository / ".gitignore").read_bytes()
     (folder / "README").write_text("the person works on\n")
     with pytest.raises(
-        WorktreeError, match=r"(?s)is left, and so is the run: .*modified or untracked.*Commit or remove"
+        WorktreeError, match=r"(?s)and the run were not deleted: .*modified or untracked.*Commit or remove"
     ):
         worktree.discard("agent/fix", made_commit)
     assert (folder / "README").read_text() == "the person works on\n"

@@ -270,7 +270,7 @@ def test_a_commit_that_git_would_not_check_out_is_refused(repository: Path, tmp_
     tree = git(repository, "hash-object", "-w", "-t", "tree", "--literally", "--stdin", stdin=entry).strip()
     git(repository, "update-ref", "HEAD", git(repository, "commit-tree", "-m", "evil", tree).strip())
     evil = snapshots.take(repository, tmp_path / "state", include_uncommitted=False)
-    with pytest.raises(WorktreeError, match="no git checks out"):
+    with pytest.raises(WorktreeError, match="git would not check out"):
         snapshots.items(evil)
 
 

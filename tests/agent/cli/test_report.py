@@ -77,7 +77,7 @@ def test_a_run_that_cannot_be_read_is_said_and_the_batch_is_reported(runs_dir: P
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nothing"], "No run is called"),
+        (["nothing"], "There is no run"),
         (["./out/tasks"], "neither a run's events.jsonl nor a batch's results.jsonl"),
         (["last", "--markdown", "-", "--junit", "-"], "Only one report can go to standard output"),
         (["last", "--html", "not/there/x.html"], "cannot be written"),
