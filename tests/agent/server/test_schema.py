@@ -61,7 +61,7 @@ def test_a_schema_may_refer_to_itself() -> None:
     assert wrong_with(TREE) == ""
     assert mismatch('{"n": 1, "inner": {"n": 2}}', TREE) == ""
     assert "$.inner" in mismatch('{"n": 1, "inner": {}}', TREE)
-    assert "without an end" in mismatch("1", ENDLESS)
+    assert "endlessly" in mismatch("1", ENDLESS)
 
 
 def bomb(levels: int) -> dict[str, Any]:
