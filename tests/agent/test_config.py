@@ -173,9 +173,9 @@ def test_what_is_too_much_for_a_parser_is_a_config_error(tmp_path: Path, home: d
 
 def test_a_home_that_nobody_has_is_a_config_error(tmp_path: Path, home: dict[str, str]) -> None:
     file = write(tmp_path / "config.toml", "runs_dir = '~nobody-of-this-name/runs'")
-    with pytest.raises(ConfigError, match=r"config\.toml: 'runs_dir' is .*user of this machine"):
+    with pytest.raises(ConfigError, match=r"config\.toml: 'runs_dir' is .*home of an unknown user"):
         load(environ={**home, "AGENT_CONFIG": str(file)})
-    with pytest.raises(ConfigError, match=r"'runs_dir' is .*user of this machine"):
+    with pytest.raises(ConfigError, match=r"'runs_dir' is .*home of an unknown user"):
         load({"runs_dir": Path("~nobody-of-this-name/runs")}, environ=home)
 
 

@@ -48,7 +48,7 @@ def test_lines_are_counted() -> None:
         (b"--- a/f\n", b"--- a/f\n\n", "followed by"),
         (b"b/f\nindex", b"b/f\nevil\nindex", "not a line of a git diff's header"),
         (b" 100644\n", b" 160000\n", "submodules"),
-        (b" 100644\n", b" 100600\n", "not one of"),
+        (b" 100644\n", b" 100600\n", "not that of"),
         (b"diff --git a/f b/f\n", b"Subject: hello\ndiff --git a/f b/f\n", "begins with"),
         (b"diff --git a/f b/f\n", b"diff --git c/f d/f\n", "a/ and b/"),
         (b"index", b"new file mode 100644\ndeleted file mode 100644\nindex", "where the header names None"),

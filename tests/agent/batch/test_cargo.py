@@ -68,7 +68,7 @@ def test_a_file_called_checkout_is_a_file_like_any_other(tmp_path: Path) -> None
 
 
 def test_a_checkout_that_is_too_large_is_refused_with_what_to_do(checkout: Path, tmp_path: Path) -> None:
-    with pytest.raises(AgentError, match=r"more than the 0 MiB that are sent .* run this task on one machine"):
+    with pytest.raises(AgentError, match=r"more than the 0 MiB that can be sent .* run this task without --engine ray"):
         pack_checkout(checkout, max_bytes=1000)
     with pytest.raises(WorktreeError, match="not a git working tree"):
         pack_checkout(tmp_path)

@@ -163,7 +163,7 @@ def test_a_parquet_file_of_ones_own(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"mine\.parquet, row 2: the task a has an empty prompt"):
         read_tasks([path])
     path.write_bytes(b"no table")
-    with pytest.raises(UsageError, match=r"mine\.parquet is not a Parquet file"):
+    with pytest.raises(UsageError, match=r"mine\.parquet cannot be read as a Parquet file"):
         read_tasks([path])
 
 
