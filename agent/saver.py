@@ -48,7 +48,7 @@ class Saver:
 
     def _work(self) -> None:
         while self._wait():
-            # A safety net: without it the run continues, and a broken sandbox is met by the run itself.
+            # Saving is only a safety net: if it fails, the run continues, and meets a broken sandbox itself.
             with contextlib.suppress(SandboxError, DiffRefused, WorktreeError, OSError):
                 self._save()
 

@@ -384,12 +384,12 @@ def tune(model_name: str, *, quick: bool, out: Path | None, cache: Path | None, 
     sizes: Sizes = asdict(first)
     notes = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "model": model_name, "quick": quick, "torch": torch.__version__}
     kept = kept_at(gpu, cache or default_cache())
-    left = "nothing was kept, because no field was finished"
+    left = "nothing was saved, because no field was finished"
     try:
         for step, chosen in descend(sizes, candidates, trials, limit_s=LIMIT_S):
             sizes = chosen
             _keep((kept,) if out is None else (kept, out), sizes, gpu, notes)
-            left = f"the results so far are kept in {kept}"
+            left = f"the results so far are saved in {kept}"
             for line in told(step):
                 say(line)
         for line in table(trials, list(dict.fromkeys(chain(*works.values()))), asdict(first), sizes):

@@ -76,7 +76,7 @@ class Client:
             return snapshots.diff(self.snapshot, snapshots.result(self.snapshot, changes)) if changes else b""
 
     def close(self, keep: bool = False) -> None:
-        """Take it down; see Sandbox."""
+        """Remove it; see Sandbox."""
         with self._closing:
             if not self._closed:
                 self._closed = True

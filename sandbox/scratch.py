@@ -29,7 +29,7 @@ def folder(what: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def staging(parent: Path) -> Iterator[Path]:
-    """Give a new folder in ``parent``, for what is made there and then renamed into it; what killed processes left is removed."""
+    """Yield a new folder in ``parent``, for content that is then renamed into it; leftovers of killed processes are removed."""
     sweep(parent.glob(".new-*"))
     path = Path(tempfile.mkdtemp(dir=parent, prefix=".new-"))
     held = hold(path)

@@ -62,9 +62,9 @@ KINDS: Mapping[Outcome, Kind] = {
     Outcome.INTERNAL: Kind.HARNESS,
     Outcome.INTERRUPTED: Kind.HARNESS,
 }
-# An attempt that ended so has not had its chance: it is gone on with when it is run again.
+# An attempt that ended like this had no fair chance: it is resumed when the batch is run again.
 UNLUCKY = frozenset({Outcome.INTERRUPTED, Outcome.ENDPOINT, Outcome.SANDBOX, Outcome.INTERNAL})
-# From the best to the worst, for the choice among attempts.
+# From best to worst, for choosing among attempts.
 RANKS = (Outcome.PASSED, Outcome.UNVERIFIED, Outcome.CHECKS_FAILED, Outcome.LIMIT, Outcome.ENDPOINT, Outcome.SANDBOX)
 
 

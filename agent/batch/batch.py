@@ -31,7 +31,7 @@ from agent.errors import AgentError
 from agent.model.base import later_seed
 from sandbox.errors import WorktreeError
 
-ENDPOINT_FAILURES = 5  # so many attempts in a row, and the endpoint is taken for gone
+ENDPOINT_FAILURES = 5  # after so many failed attempts in a row, the endpoint counts as gone
 AGAIN = (Kind.ENDPOINT, Kind.SANDBOX, Kind.HARNESS)  # no fault of the task or the model
 
 

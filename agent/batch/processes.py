@@ -104,6 +104,6 @@ def _order(worker: subprocess.Popen[str], line: str) -> None:
     try:
         worker.stdin.write(line + "\n")
         worker.stdin.flush()
-    except (BrokenPipeError, ValueError):  # it is gone: its exit code says the rest
-        with suppress(BrokenPipeError):  # the line that is left in the buffer
+    except (BrokenPipeError, ValueError):  # the worker is gone: its exit code is handled elsewhere
+        with suppress(BrokenPipeError):  # because of the line that is still in the buffer
             worker.stdin.close()

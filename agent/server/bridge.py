@@ -47,7 +47,7 @@ class Bridge(Generic[Item]):
 
     @property
     def done(self) -> bool:
-        """Whether the thread is free again, ``on_end`` was called, and all it gave was taken."""
+        """Whether the thread is free again, ``on_end`` was called, and all its items were taken."""
         return self._over and not self._items
 
     @property

@@ -65,7 +65,7 @@ class Guest:
         while self._open and time.monotonic() - self._heard_s < self._grace_s:
             ends = [command.deadline_s for command in self._commands.values()] + [self._heard_s + self._grace_s]
             for key, _ in self._selector.select(max(min(ends) - time.monotonic(), 0.0)):
-                # Not closed by one before it, whose number a new command may have by now.
+                # Skip a descriptor that a previous handler closed, even if a new command has the same number by now.
                 if self._selector.get_map().get(key.fd) is key:
                     key.data()
             self._enforce()

@@ -303,7 +303,7 @@ def test_what_ends_it_in_its_first_field_leaves_nothing_and_says_so(
     said: list[str] = []
     with pytest.raises(KeyboardInterrupt):
         tune.tune("20b", quick=True, out=None, cache=tmp_path, say=said.append)
-    assert said[-1] == "stopped: nothing was kept, because no field was finished"
+    assert said[-1] == "stopped: nothing was saved, because no field was finished"
     assert not kept_at(GPU, tmp_path).exists()
 
 
