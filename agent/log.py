@@ -21,6 +21,7 @@ from agent.record import Entry, dump, load
 
 LOG_NAME = "events.jsonl"
 SYNC_WITHIN_S = 0.05
+LOCK_TRIES, LOCK_PAUSE_S = 20, 0.05
 SYNC_AT_ONCE = (RunStarted, Resumed, ToolStarted, RunEnded)
 
 
@@ -101,12 +102,14 @@ class Log:
         return self._path.parent
 
     def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise LogError(
-                f"another process is working on the run {self._path.parent.name}: wait for it, or stop it first"
-            ) from error
+        for _ in range(
+            LOCK_TRIES
+        ):  # whoever asks whether the run is running (agent/runs.py) holds the lock for a moment
+            try:
+                return fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(LOCK_PAUSE_S)
+        raise LogError(f"another process is working on the run {self._path.parent.name}: wait for it, or stop it first")
 
     def _truncate(self) -> None:
         os.ftruncate(self._file, self._end)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -69,6 +70,17 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
     with Log(path, new=True), pytest.raises(LogError, match="another process is working on the run run"):
         Log(path)
     Log(path).close()
+
+
+def test_who_asks_whether_a_run_is_running_does_not_keep_it_from_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run" / LOG_NAME
+    Log(path, new=True).close()
+    with path.open("rb") as asking:
+        fcntl.flock(asking, fcntl.LOCK_SH)  # as is_running does
+        monkeypatch.setattr("agent.log.time.sleep", lambda _: fcntl.flock(asking, fcntl.LOCK_UN))
+        Log(path).close()
 
 
 def test_a_writer_that_died_leaves_no_lock(tmp_path: Path) -> None:
