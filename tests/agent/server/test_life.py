@@ -109,8 +109,6 @@ def test_what_connects_as_loading_ends_is_not_left_hanging() -> None:
 
 
 def test_the_line_with_the_url_comes_once_the_model_is_there(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as chosen:
-        port = chosen.getsockname()[1]
     asked, go_on = threading.Event(), threading.Event()
 
     def models(request: Asked) -> Reply:
@@ -118,14 +116,16 @@ def test_the_line_with_the_url_comes_once_the_model_is_there(tmp_path: Path) -> 
         assert go_on.wait(30)
         return document({"object": "list", "data": [{"id": "m", "object": "model"}]})
 
-    command = [sys.executable, "-m", "agent", "serve", "--backend", "chat", "--model", "m", "--port", str(port)]
+    command = [sys.executable, "-m", "agent", "serve", "--backend", "chat", "--model", "m"]
     env = {**environment(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
-    with (
-        scripted_http(models) as backend,
-        subprocess.Popen(
-            [*command, "--endpoint", backend.url], env=env, cwd=tmp_path, stdout=subprocess.PIPE, text=True
-        ) as process,
-    ):
+    with socket.socket() as chosen, scripted_http(models) as backend, ExitStack() as stack:
+        chosen.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the server may have it too, nobody else
+        chosen.bind(("127.0.0.1", 0))
+        port = chosen.getsockname()[1]
+        command += ["--endpoint", backend.url, "--port", str(port)]
+        process = stack.enter_context(
+            subprocess.Popen(command, env=env, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+        )
         assert process.stdout is not None
         assert asked.wait(30)
         health = httpx2.get(f"http://127.0.0.1:{port}/health")
