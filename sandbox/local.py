@@ -67,12 +67,12 @@ class PipeWire:
 
     def end(self) -> None:
         """Wait until it has exited."""
+        self._out.close()  # first: the helper may be writing a reply that nobody reads any more
         try:
             self._process.wait(timeout=30.0)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._out.close()
         os.close(self._woken_fd)
         os.close(self._waker_fd)
 

@@ -4,15 +4,18 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from sandbox import scratch
+from sandbox import local, scratch
+from sandbox.errors import SandboxLost
 from sandbox.guest.removal import remove_tree
 from sandbox.open import SandboxOptions, open_sandbox
 from sandbox.snapshot import Snapshot
+from tests.sandbox.conftest import sh
 
 
 @pytest.fixture(autouse=True)
@@ -124,6 +127,36 @@ def test_the_folder_of_a_local_sandbox_is_its_helper_s(snapshot: Snapshot, own_f
         if not list(own_folder.iterdir()):
             break
         time.sleep(0.1)
+    assert not list(own_folder.iterdir())
+
+
+def test_a_reply_that_nobody_reads_does_not_hold_up_the_end(
+    snapshot: Snapshot, own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = open_sandbox(SandboxOptions(run="x", kind="none"), snapshot)
+    box.write("large", bytes(1 << 20))  # more than a pipe holds
+    stalled, read = threading.Event(), local.PipeWire.read
+
+    def stall(wire: local.PipeWire, timeout_s: float) -> bytes | None:
+        stalled.set()
+        while not wire._closed:
+            time.sleep(0.01)
+        return read(wire, timeout_s)
+
+    def ask() -> None:
+        with pytest.raises(SandboxLost):
+            box.read("large")
+
+    monkeypatch.setattr(local.PipeWire, "read", stall)
+    assert sh(box, "echo") == "\n"  # what is read now; the next time it stalls
+    asking = threading.Thread(target=ask)
+    asking.start()
+    assert stalled.wait(60)
+    time.sleep(0.2)  # for the helper to fill the pipe
+    began_s = time.monotonic()
+    box.close()
+    assert time.monotonic() - began_s < 20
+    asking.join()
     assert not list(own_folder.iterdir())
 
 
