@@ -78,7 +78,7 @@ def test_an_answer_ends_when_its_time_is_over(source: LocalSource) -> None:
     timed = LocalSource("timed", source._worker, 256, clock=lambda: float(next(now)))
     stream = timed.generate(PROMPT, SamplingParams(seed=1, timeout_s=3.0), ())
     assert len([next(stream) for _ in range(4)]) == 4
-    with pytest.raises(ModelError, match="3 s that were left"):
+    with pytest.raises(ModelError, match="longer than the 3 s"):
         next(stream)
     assert len(ids(source.generate(PROMPT, SEEDED, ()))) == 12  # and the engine goes on
 

@@ -272,5 +272,5 @@ def test_a_page_let_go_twice_is_an_error() -> None:
     page = pool.take()
     assert page is not None
     pool.release([page])
-    with pytest.raises(ValueError, match="does not hold"):
+    with pytest.raises(ValueError, match="but not held"):
         pool.release([page])

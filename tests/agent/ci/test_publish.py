@@ -496,7 +496,7 @@ def test_a_push_that_fails_is_made_again_and_done_once(bench: Bench, where: str,
 def test_a_push_that_is_not_allowed_is_not_tried_again(bench: Bench) -> None:
     bench.fixed()
     bench.forge.faults = [Fault("GET .*receive-pack", 403)]
-    with pytest.raises(WorktreeError, match=r"403(.|\n)*the right to write contents"):
+    with pytest.raises(WorktreeError, match=r"403(.|\n)*write access to contents"):
         bench.publish()
     assert bench.waited_s == 0
 
