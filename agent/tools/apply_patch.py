@@ -1,4 +1,4 @@
-"""The apply_patch tool: a patch, planned by agent.patch, made in the sandbox whole or not at all."""
+"""The apply_patch tool: applies a patch, planned by agent.patch, in the sandbox, all or nothing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PARAMETERS = {
 }
 
 _LOOK_TIMEOUT_S = 30.0
-# For each path its kind and its real place: links followed, folders that are not there yet taken as written.
+# For each path: its kind and its real location. Links are followed; folders that do not exist yet are kept as written.
 _LOOK = """\
 for path do
   folder=$path rest=
@@ -54,7 +54,7 @@ done"""
 
 @dataclass(frozen=True, slots=True)
 class ApplyPatch:
-    """Applies patches below the workspace; answers are at most ``max_output_bytes`` long."""
+    """Applies patches in the workspace; results are at most ``max_output_bytes`` long."""
 
     max_output_bytes: int
     name: str = "apply_patch"
@@ -66,9 +66,9 @@ class ApplyPatch:
         return ToolSpec(self.name, DESCRIPTION, PARAMETERS)
 
     def run(self, text: str, sandbox: Sandbox) -> ToolResult:
-        """Apply the patch that ``text`` is. Raises SandboxError when the sandbox is broken."""
+        """Apply the patch ``text``. Raises SandboxError if the sandbox is broken."""
         try:
-            # Half characters cannot be written to a file; they stand for text that was lost on the way.
+            # Lone surrogates cannot be written to a file; they are remains of damaged text.
             patch = parse(text.encode("utf-8", "replace").decode(), sandbox.workspace)
             kinds = _look(patch, sandbox)
             files = {path: sandbox.read(path) for path, kind in kinds.items() if kind in {"file", "program"}}
@@ -87,9 +87,9 @@ class ApplyPatch:
 
 
 def _look(patch: Patch, sandbox: Sandbox) -> dict[str, str]:
-    """Return what each path is now: none, file, program. Raises PatchError for what may not be changed.
+    """Return what each path is now: none, file, program. Raises PatchError for paths that may not be changed.
 
-    One command looks at all of them, because every round trip is time between an answer and the next request.
+    One command checks all of them, because every round trip delays the next request.
     """
     result = sandbox.exec(["/bin/sh", "-c", _LOOK, "sh", *patch.paths], _LOOK_TIMEOUT_S)
     *fields, root = result.output.decode("utf-8", "surrogateescape").split("\0")
@@ -115,7 +115,7 @@ def _look(patch: Patch, sandbox: Sandbox) -> dict[str, str]:
 
 
 def _elsewhere(patch: Patch, kinds: dict[str, str], sandbox: Sandbox) -> list[str]:
-    """Return files with the names of those that the patch changes and that are not there: a model guessed the folder."""
+    """Return files whose name is that of a missing file in the patch: the model may have guessed the wrong folder."""
     changed = [operation.path for operation in patch.operations if not isinstance(operation, AddFile)]
     names = {path.rsplit("/", 1)[-1] for path in changed if kinds[path] == "none"}
     if not names:
@@ -125,7 +125,7 @@ def _elsewhere(patch: Patch, kinds: dict[str, str], sandbox: Sandbox) -> list[st
 
 
 def _make(planned: PatchPlan, kinds: dict[str, str], sandbox: Sandbox) -> None:
-    """Write and remove; when one cannot be done, undo those before it and raise its OSError."""
+    """Write and remove files; if one step fails, undo the previous ones and raise its OSError."""
     done: list[FileChange] = []
     try:
         for change in planned.changes:

@@ -1,7 +1,7 @@
-"""The body of a call in canonical form, whatever shape the model gave it.
+"""Converts the body of a call to canonical form, whatever form the model gave it.
 
-Canonical are: for python the source, for apply_patch the patch text, for all others a JSON object with our argument names.
-A body that cannot be read with certainty stays as it is, so that the tool answers with what is wrong.
+The canonical form is the source for python, the patch text for apply_patch, and for all others a JSON object with our argument
+names. A body that cannot be read with certainty is left unchanged, so that the tool answers with what is wrong.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _ALIASES: Mapping[str, Mapping[str, str]] = {
     },
     "browser_find": {"pattern": "query text q search needle", "cursor": "page"},
 }
-# Names that the models were trained with as well: read like ours, and no sign of a damaged call.
+# Names from the models' training: they are accepted like ours, and do not count as a repair.
 _ALSO_TRAINED: Mapping[str, tuple[str, ...]] = {"shell": ("cmd",), "plan": ("plan",), "apply_patch": ("input",)}
 _REQUIRED: Mapping[str, str] = {
     "shell": "command", "python": "code", "apply_patch": "patch", "plan": "steps", "open_file": "path", "search": "query",
@@ -92,7 +92,7 @@ _SHELLS = {"bash", "sh", "/bin/bash", "/bin/sh"}
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A canonical body, what was repaired in it, and whether it has what the tool cannot do without."""
+    """A canonical body, what was repaired in it, and whether it has the required arguments."""
 
     text: str
     repairs: tuple[str, ...] = ()
@@ -100,10 +100,10 @@ class Body:
 
 
 def read(tool: str, text: str) -> Body:
-    """Return a body in the tool's canonical form. Never raises; what cannot be read stays as it is."""
+    """Return a body in the tool's canonical form. Never raises; an unreadable body is returned unchanged."""
     try:
         return _read(tool, text)
-    except RecursionError:  # nested a thousand deep: no arguments are, but a model that loops writes it
+    except RecursionError:  # nested a thousand levels deep, which only a looping model writes
         return Body(text)
 
 
@@ -131,7 +131,7 @@ def _read(tool: str, text: str) -> Body:
 
 
 def patch_in_command(body: str) -> str | None:
-    """Return the patch when a canonical shell body does nothing but apply one; None when it does anything else."""
+    """Return the patch if a canonical shell body only applies a patch; None if it does anything else."""
     command = (
         json.loads(body).get("command") if body.startswith("{") and PATCH_BEGIN in body and _is_json(body) else None
     )
@@ -146,7 +146,7 @@ def patch_in_command(body: str) -> str | None:
 
 
 def not_python(body: str) -> tuple[str, Body] | None:
-    """The call that a body for python really is, a patch or a command with its arguments; None when it may be Python."""
+    """Return the tool and body if a body for python is really a patch, or a command with its arguments; None if it may be Python."""
     if (patch := _patch_in_script(body)) is not None:
         return "apply_patch", Body(patch)
     if not body.lstrip().startswith("{"):
@@ -170,7 +170,7 @@ def _patch_in_script(script: str) -> str | None:
 
 
 def _ended(patch: str) -> str:
-    """The patch with its last line, where that alone is missing: for one whose end is sure, since what held it was closed."""
+    """Return the patch with its last line added if only that is missing. The enclosing syntax was closed, so nothing else was cut off."""
     is_open = patch.lstrip().startswith(PATCH_BEGIN) and PATCH_END not in patch
     return f"{patch.rstrip()}\n{PATCH_END}" if is_open else patch
 
@@ -184,7 +184,7 @@ def _is_json(text: str) -> bool:
 
 
 def _unwrapped(text: str, repairs: list[str]) -> str:
-    """The text without control-token garbage at its ends and without a code fence around it."""
+    """Return the text without remains of control tokens at its ends and without a code fence around it."""
     plain = re.sub(r"^\s*(?:<\|[a-z]+\|>\s*)+(?:json|code)?\s*", "", text)
     plain = re.sub(r"(?:<\|(?:call|end|return|endoftext)\|>\s*)+$", "", plain)
     plain = re.sub(r"^\s*json\s*(?=[{\[])", "", plain)
@@ -197,13 +197,13 @@ def _unwrapped(text: str, repairs: list[str]) -> str:
 
 
 def _may_be_json(tool: str, plain: str) -> bool:
-    """Whether the body looks like JSON; Python source may start with a bracket, so there only an object is."""
+    """Whether the body looks like JSON. Python source may start with a bracket, so for python only an object counts."""
     start = plain.lstrip()[:1]
     return start == "{" if tool == "python" else start in {"{", "[", '"'}
 
 
 def _json(plain: str, repairs: list[str]) -> object:
-    """Return the JSON value that the text is or was meant to be; None when that is not certain."""
+    """Return the JSON value that the text is or was meant to be; None if that is uncertain."""
     try:
         return json.loads(plain)
     except ValueError:
@@ -212,7 +212,7 @@ def _json(plain: str, repairs: list[str]) -> object:
 
 
 def _inner(found: dict[str, Any], tool: str, repairs: list[str]) -> object:
-    """The arguments inside ``{"name": …, "arguments": …}`` and its like."""
+    """Return the arguments inside ``{"name": …, "arguments": …}`` and similar wrappers."""
     for wrapper in _WRAPPERS:
         inner = found.get(wrapper)
         if isinstance(inner, str) and inner.lstrip().startswith("{") and _is_json(inner):
@@ -231,7 +231,7 @@ def _inner(found: dict[str, Any], tool: str, repairs: list[str]) -> object:
 
 
 def _from_json(tool: str, found: object, repairs: list[str]) -> dict[str, Any] | None:
-    """Arguments by our names. Two different values for one argument are not ours to choose from: then None."""
+    """Return the arguments by our names; None if there are two different values for one argument."""
     if isinstance(found, list) and tool in {"shell", "plan"}:
         repairs.append("body")
         return {_REQUIRED[tool]: found}
@@ -258,14 +258,14 @@ def _canonical(tool: str, key: str) -> str:
 
 
 def _milliseconds(key: str, value: object) -> object:
-    """The value of a time-out in seconds, unless it would be so large that the tool takes it for milliseconds itself."""
+    """Return a timeout in seconds, unless it is so large that the tool itself treats it as milliseconds."""
     if key.casefold() in {"timeout_ms", "timeoutms"} and isinstance(value, int | float) and not isinstance(value, bool):
         return value / 1000 if abs(value) < 1_000_000 else value
     return value
 
 
 def _from_text(tool: str, plain: str, repairs: list[str]) -> dict[str, Any] | None:
-    """Arguments from a body that is no JSON, by what the tool is for."""
+    """Return arguments from a body that is not JSON, depending on the tool."""
     line = plain.strip()
     if line[:1] in {"{", "["} and tool != "shell":
         return None
@@ -300,7 +300,7 @@ def _text_step(entry: str) -> dict[str, str]:
 
 
 def _shaped(tool: str, given: dict[str, Any], repairs: list[str]) -> dict[str, Any]:
-    """The arguments with the types that the tool takes, where there is only one way to read them."""
+    """Return the arguments with the types that the tool expects, if they can be converted in only one way."""
     shapes: Mapping[str, Callable[[Any], Any]] = {
         "command": _command,
         "steps": _steps,
@@ -317,7 +317,7 @@ def _shaped(tool: str, given: dict[str, Any], repairs: list[str]) -> dict[str, A
         case [str(path)]:
             result["path"] = path
     if tool == "open_file" and isinstance(end := result.get("line_end"), int) and end < 0:
-        del result["line_end"]  # -1: the last one
+        del result["line_end"]  # -1 means the last line
     for key in ("line_range", "view_range", "range", "lines"):
         span = result.get(key)
         if (
@@ -343,7 +343,7 @@ def _flag(value: object) -> object:
 
 
 def _command(value: object) -> object:
-    """A command as a list of words or one line."""
+    """Return a command as a list of words or as one line."""
     if isinstance(value, dict) and len(value) == 1:
         value = next(iter(value.values()))
     if isinstance(value, str) and value.lstrip().startswith("[") and _is_json(value):
@@ -362,7 +362,7 @@ def _command(value: object) -> object:
         return " && ".join(value)  # several command lines
     if len(value) > 3 and value[0] in _SHELLS and value[1] in {"-c", "-lc"} and not re.search(r"[\s$]", value[2]):
         return [*value[:2], " ".join(word if word.split() == [word] else shlex.quote(word) for word in value[2:])]
-    if value[0] == "cd" and "&&" in value:  # a command line, cut into words
+    if value[0] == "cd" and "&&" in value:  # a command line that was split into words
         return " ".join(word if word in {"&&", "||", "|"} else shlex.quote(word) for word in value)
     return value
 
@@ -374,7 +374,7 @@ def _steps(value: object) -> object:
 
 
 def _is_trained_plan(value: object) -> bool:
-    """Whether these are steps as Codex's update_plan has them, which the models know as well as ours."""
+    """Whether these are steps in the format of Codex's update_plan, which the models know too."""
     return isinstance(value, list) and all(
         isinstance(entry, dict) and set(entry) == {"step", "status"} and entry["status"] in set(_STATES.values())
         for entry in value
@@ -395,7 +395,7 @@ def _step(entry: object) -> object:
 
 
 def _python(plain: str, found: object, text: str, repairs: list[str]) -> Body:
-    """Source, as it is or from the one argument that holds it."""
+    """Return the source: the body itself, or the one argument that contains it."""
     if isinstance(found, dict):
         given = _from_json("python", found, repairs)
         if given is not None and isinstance(given.get("code"), str) and set(given) <= {"code", "timeout"}:
@@ -407,7 +407,7 @@ def _python(plain: str, found: object, text: str, repairs: list[str]) -> Body:
 
 
 def _patch(plain: str, found: object, repairs: list[str]) -> Body:
-    """Patch text, as it is or from whatever holds it."""
+    """Return the patch text: the body itself, or the part of it that contains the patch."""
     held = _texts(found)
     patches = [text for text in held if "*** " in text]
     if len(patches) == 1:
@@ -418,7 +418,7 @@ def _patch(plain: str, found: object, repairs: list[str]) -> Body:
             plain = _ended(plain)
             repairs.append("body")
     elif found is None and plain.lstrip()[:1] in {"{", "[", '"'} and PATCH_BEGIN in plain and PATCH_END in plain:
-        # Broken JSON around a patch that is whole.
+        # Broken JSON around a complete patch.
         plain = plain[plain.index(PATCH_BEGIN) : plain.rindex(PATCH_END) + len(PATCH_END)]
         repairs.append("body")
     if "\n" not in plain.strip() and "\\n" in plain:

@@ -1,4 +1,4 @@
-"""The tools that look: open_file, search, print_tree and list_dir. Each is one command in the sandbox."""
+"""The reading tools: open_file, search, print_tree and list_dir. Each call is one command in the sandbox."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_LINE_BYTES = 1000
 LISTING_BYTES = 1 << 20
 
 # The scripts are POSIX sh and awk, which every image with a shell has. 44, 45 and 46 are the exit codes above.
-# A missing path is answered with files of the same name, which is what a model that guessed a folder needs.
+# For a missing path, files of the same name are listed, because the model may have guessed the wrong folder.
 _MISSING = """\
 missing() {
   find . -name .git -prune -o -name node_modules -prune -o -name "${1##*/}" -print 2>/dev/null | head -n 5
@@ -141,7 +141,7 @@ class OpenFile:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """Finds lines in files: regular expression first, the literal text when that finds nothing."""
+    """Finds lines in files: by regular expression first, and by literal text if that finds nothing."""
 
     max_output_bytes: int
     name: str = "search"
@@ -174,7 +174,7 @@ class Search:
         most = number_argument(given, "max_results", SEARCH_EXAMPLE, low=1) or 50
         if not query or "\n" in query:
             raise CallError(f"The query must be one line of text. A correct call's body: {SEARCH_EXAMPLE}")
-        # POSIX expressions know no \d; everything else that models write, GNU's and git's do.
+        # POSIX expressions lack \d; the GNU and git versions support everything else that models usually write.
         pattern = re.sub(r"(?<!\\)((?:\\\\)*)\\d", r"\1[0-9]", query)
         words = (pattern, path, str(most), query, str(MAX_LINE_BYTES))
         result = _look(sandbox, _SEARCH, words, path, self.max_output_bytes)
@@ -263,20 +263,20 @@ def _listing(text: str, sandbox: Sandbox, depth: int, max_output_bytes: int, *, 
 
 
 def _branch(entry: str) -> str:
-    """One line of a tree: indented by its depth."""
+    """Return one line of a tree, indented by its depth."""
     parts = entry.rstrip("/").split("/")
     return "  " * (len(parts) - 1) + parts[-1] + ("/" if entry.endswith("/") else "")
 
 
 def _relative(path: str, sandbox: Sandbox) -> str:
-    """The path as seen from the repository's root where it is below it; "." for the root itself."""
+    """Return the path relative to the repository's root, if it is below it; "." for the root itself."""
     if path == sandbox.workspace or path.startswith(f"{sandbox.workspace}/"):
         path = path[len(sandbox.workspace) :].strip("/")
     return path or "."
 
 
 def _look(sandbox: Sandbox, script: str, words: tuple[str, ...], path: str, max_output_bytes: int) -> ExecResult:
-    """Run one of the scripts. Raises CallError for a path that is not there or not of the right kind."""
+    """Run one of the scripts. Raises CallError for a path that does not exist or has the wrong kind."""
     if any("\0" in word for word in words):
         raise CallError("An argument contains a NUL byte.")
     # A path that starts with a dash is a path, not an option.

@@ -1,13 +1,13 @@
-"""What the python tool runs in the sandbox for each call: it hands the code to the interpreter and waits. Never imported.
+"""The program that the python tool runs in the sandbox for each call: it passes the code to the interpreter and waits. Never imported.
 
 ``python3 -I -S -c SOURCE KEY TIMEOUT_S DRIVER``, where SOURCE is this file and DRIVER the text of agent/tools/driver.py; the code to run
-is on standard input. It connects to the interpreter's socket in a folder of /tmp named after KEY, has the driver start the
-interpreter where there is none, and hands it the code and its own standard output. So all that the code prints, also from
-processes that it starts, goes straight to the command's output, bounded by the sandbox. It ends with 0 (ran), 1 (raised),
+is on standard input. It connects to the interpreter's socket in a folder of /tmp named after KEY, lets the driver start the
+interpreter if there is none, and passes it the code and its own standard output. So everything that the code and its child
+processes print goes directly to the command's output, which the sandbox limits. The exit code is 0 (ran), 1 (raised),
 124 (killed after TIMEOUT_S) or 125 (the interpreter died).
 
-It starts again for every call, so it loads next to nothing: the driver is compiled only where it is needed, and ``_socket`` is the half
-of ``socket`` without enums and selectors. Standard library of Python 3.6 only: it runs on whatever the image has.
+It starts anew for every call, so it imports as little as possible: the driver is compiled only if it is needed, and ``_socket`` is
+``socket`` without enums and selectors. It uses only the standard library of Python 3.6, so that it runs on any image's Python.
 """
 
 import _socket
@@ -19,7 +19,7 @@ TIMED_OUT, DIED = 124, 125
 
 
 def driver(verb: str, folder: str) -> None:
-    """Have the driver start the interpreter, or kill it."""
+    """Let the driver start the interpreter, or kill it."""
     program = sys.argv[3]
     sys.argv = ["", verb, folder, program]
     exec(compile(program, "driver", "exec"), {"__name__": "driver"})
@@ -27,7 +27,7 @@ def driver(verb: str, folder: str) -> None:
 
 
 def connect(path: str) -> "_socket.socket":
-    """Return a connection to the interpreter. Raises OSError when none answers."""
+    """Return a connection to the interpreter. Raises OSError if none answers."""
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
         connection.connect(path)
@@ -38,9 +38,9 @@ def connect(path: str) -> "_socket.socket":
 
 
 def main(key: str, timeout_s: float) -> int:
-    """Hand the code over, wait, and return the exit code."""
+    """Pass the code on, wait, and return the exit code."""
     ends_at = time.monotonic() + timeout_s
-    folder = "/tmp/python-%s-%d" % (key, os.getuid())  # noqa: S108 - private by mode, and its owner is looked at
+    folder = "/tmp/python-%s-%d" % (key, os.getuid())  # noqa: S108 - private by mode, and its owner is checked
     path = folder + "/socket"
     os.makedirs(folder, mode=0o700, exist_ok=True)
     if os.lstat(folder).st_uid != os.getuid():

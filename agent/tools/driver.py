@@ -1,9 +1,9 @@
-"""The interpreter of the python tool, inside the sandbox, and how it is started and killed. Never imported: see client.py.
+"""The interpreter of the python tool in the sandbox, and how it is started and killed. Never imported: see client.py.
 
-Executed with ``sys.argv`` being ``["", VERB, FOLDER, SOURCE]``, where SOURCE is this file: ``--start`` returns when an interpreter
-answers on FOLDER's socket, ``--serve`` is that interpreter, ``--kill`` ends it and what it started.
+Executed with ``sys.argv`` set to ``["", VERB, FOLDER, SOURCE]``, where SOURCE is this file: ``--start`` returns when an interpreter
+answers on FOLDER's socket, ``--serve`` is that interpreter, ``--kill`` ends it and its child processes.
 
-Standard library of Python 3.6 only: the interpreter is whatever the image has.
+It uses only the standard library of Python 3.6, so that it runs on any image's Python.
 """
 
 import array
@@ -23,15 +23,15 @@ from typing import Any, Dict, List, Optional, Tuple
 
 RAN, RAISED = 0, 1
 START_S = 20.0
-# Without the working directory on the path: the repository may have a socket.py of its own.
+# The working directory is removed from sys.path, because the repository may have a socket.py of its own.
 BOOT = "import sys; del sys.path[0]; exec(compile(sys.argv[3], 'driver', 'exec'))"
 
 
 def ensure(folder: str) -> None:
-    """Start an interpreter where none answers, and wait until it does."""
+    """Start an interpreter if none answers, and wait until it does."""
     path = os.path.join(folder, "socket")
     deadline = time.monotonic() + START_S
-    # One at a time: of two first calls only one may start an interpreter.
+    # Under a lock, so that of two concurrent first calls only one starts an interpreter.
     with open(os.path.join(folder, "lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         started = False
@@ -69,12 +69,12 @@ def start(folder: str, path: str) -> None:
     for fd in (0, 1, 2):
         os.dup2(nothing, fd)
     os.closerange(3, 256)
-    # A fresh program, with the site packages that the client does without.
+    # A new process, with the site packages, which the client does not load.
     os.execv(sys.executable, [sys.executable, "-c", BOOT, "--serve", folder, sys.argv[3]])
 
 
 def kill(folder: str) -> None:
-    """End the interpreter and what it started."""
+    """Kill the interpreter and its child processes."""
     try:
         with open(os.path.join(folder, "pid")) as file:
             os.killpg(int(file.read()), signal.SIGKILL)
@@ -84,11 +84,11 @@ def kill(folder: str) -> None:
         try:
             os.unlink(os.path.join(folder, name))
         except OSError:
-            pass  # or was never there
+            pass  # or never existed
 
 
 def serve(folder: str) -> None:
-    """Be the interpreter: take code after code, run it in one namespace, answer with one byte each."""
+    """Run the interpreter: receive cells, run them in one namespace, and answer each with one byte."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     path = os.path.join(folder, "socket")
     listener.bind(path + ".new")
@@ -99,7 +99,7 @@ def serve(folder: str) -> None:
     listener.set_inheritable(False)
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
-    module.__dict__.update(_shell=shell, _cd=os.chdir)  # what a notebook's own lines become
+    module.__dict__.update(_shell=shell, _cd=os.chdir)  # targets of a notebook's special lines
     sys.argv = [""]
     sys.path.insert(0, "")
     number = 0
@@ -107,7 +107,7 @@ def serve(folder: str) -> None:
         connection, _ = listener.accept()
         with connection:
             outputs, code = receive(connection)
-            if code is None:  # a client that was killed, or one that only wanted to know whether somebody is here
+            if code is None:  # the client was killed, or only checked whether an interpreter answers
                 for fd in outputs:
                     os.close(fd)
                 continue
@@ -128,8 +128,8 @@ def serve(folder: str) -> None:
 
 
 def receive(connection: socket.socket) -> Tuple[List[int], Optional[bytes]]:
-    """Return the client's standard output and error, and its code; None for the code when it went away."""
-    outputs = array.array("i")  # what a file descriptor is in a message
+    """Return the client's standard output and error, and its code (None if the client disconnected)."""
+    outputs = array.array("i")  # the C type of file descriptors in a message
     head, ancillary, _, _ = connection.recvmsg(8, socket.CMSG_LEN(2 * outputs.itemsize))
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -148,7 +148,7 @@ def receive(connection: socket.socket) -> Tuple[List[int], Optional[bytes]]:
 
 
 def execute(code: bytes, name: str, namespace: Dict[str, Any]) -> int:
-    """Run one cell; the value of its last expression is shown. Whatever it raises is printed, as at the prompt."""
+    """Run one cell and show the value of its last expression. Exceptions are printed, as at the Python prompt."""
     source = code.decode("utf-8", "replace")
     linecache.cache[name] = (len(source), None, source.splitlines(True), name)
     try:
@@ -163,7 +163,7 @@ def execute(code: bytes, name: str, namespace: Dict[str, Any]) -> int:
             return RAISED
     except BaseException as error:  # noqa: BLE001 - it is the model's code: whatever it raises is its result
         flush()
-        # Without our own frames, which would only be noise.
+        # Leave out our own frames.
         trace = error.__traceback__
         while trace is not None and trace.tb_frame.f_code.co_filename != name:
             trace = trace.tb_next
@@ -173,7 +173,7 @@ def execute(code: bytes, name: str, namespace: Dict[str, Any]) -> int:
 
 
 def parsed(source: str, name: str) -> ast.Module:
-    """Parse a cell. What is no Python may be a notebook's: ``!ls`` and ``%cd src`` on lines of their own, or all under ``%%bash``."""
+    """Parse a cell. If it is not Python, try notebook syntax: ``!ls`` and ``%cd src`` on lines of their own, or ``%%bash`` for all."""
     try:
         return ast.parse(source, name)
     except SyntaxError as error:
@@ -189,7 +189,7 @@ def parsed(source: str, name: str) -> ast.Module:
 
 
 def shell(command: str) -> None:
-    """Run a notebook's shell line; its output is the cell's."""
+    """Run a notebook's shell line; its output goes to the cell's output."""
     flush()
     program = "/bin/bash" if os.path.exists("/bin/bash") else "/bin/sh"
     code = os.spawnv(os.P_WAIT, program, [program, "-c", command])
@@ -198,12 +198,12 @@ def shell(command: str) -> None:
 
 
 def flush() -> None:
-    """Write out what is buffered; the code may have closed or replaced its streams."""
+    """Flush the streams; the code may have closed or replaced them."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except (AttributeError, OSError, ValueError):
-            pass  # its own streams are the code's own business
+            pass  # a stream that the code replaced may raise anything
 
 
 {"--start": ensure, "--serve": serve, "--kill": kill}[sys.argv[1]](sys.argv[2])

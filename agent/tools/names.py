@@ -1,7 +1,7 @@
-"""Which tool a call is for, however the model or its server spelt the name, and its body in canonical form.
+"""Resolves a call: which tool it is for, however the model or its server spelt the name, and its body in canonical form.
 
-A call is never dispatched to something that it does not clearly mean: a name that several tools could have needs arguments
-that fit one of them, and a name that fits nothing is answered with the names that exist.
+A call is dispatched only if its meaning is clear: an ambiguous name needs arguments that fit only one tool, and for an unknown
+name the answer lists the names that exist.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from agent.tools.open import TRAINED_NAMES
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A call for one of our tools. ``text`` is the canonical body: what the tool's ``run`` takes.
+    """A call of one of our tools. ``text`` is the canonical body for the tool's ``run``.
 
-    ``repairs`` says what was repaired: name, json (it was broken), body (it was no JSON), arguments (other names or shapes),
+    ``repairs`` says what was repaired: name, json (it was broken), body (it was not JSON), arguments (other names or forms),
     patch-command (a patch inside a shell command).
     """
 
@@ -32,13 +32,13 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """A call for nothing that exists. ``answer`` tells the model which names do."""
+    """A call of an unknown tool. ``answer`` tells the model which tools exist."""
 
     recipient: str
     answer: str
 
 
-# Namespaces that say nothing about the tool. ``browser`` is not among them: it is the web, and its members are named with it.
+# Namespaces that do not identify the tool. ``browser`` is not among them: it means the web, and its members include it in their names.
 _NAMESPACES = {
     "functions", "function", "tools", "tool", "container", "repobrowser", "repo", "assistant", "defaultapi", "developer",
     "commentary", "namespace", "multitooluse",
@@ -62,7 +62,7 @@ _CLEAR: Mapping[str, str] = {
     }.items()
     for spelling in spellings.split()
 }
-# Names that mean a tool only when the arguments are that tool's.
+# Names that mean a tool only if the arguments are that tool's.
 _BY_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "run": ("shell", "python"),
     "execute": ("shell", "python"),
@@ -81,7 +81,7 @@ _BY_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
 }
 # Tools of other agents that change files.
 _CHANGES = re.compile("write|create|save|edit|insert|replace|strreplace|delete|remove|modify|update")
-# Words that models and servers leave after a name: content types and channels.
+# Words that models and servers append to a name: content types and channels.
 _TRAILING = {
     "json",
     "code",
@@ -98,9 +98,9 @@ _TRAILING = {
 
 
 def resolve(recipient: str, text: str, tools: Mapping[str, Tool], style: str = "trained") -> Resolved | Unknown:
-    """Return the call in canonical form, or what to tell the model. Pure; never raises.
+    """Return the call in canonical form, or the answer to an unknown one. Pure; never raises.
 
-    ``tools`` are those on offer, by our names; ``style`` is the one they were declared in.
+    ``tools`` are the available tools by our names; ``style`` is the style in which they were declared.
     """
     name, text = _bare(recipient), together(text)
     if name in _CLEAR:
@@ -132,13 +132,13 @@ def resolve(recipient: str, text: str, tools: Mapping[str, Tool], style: str = "
 
 
 def _fitting(text: str, tools: Mapping[str, Tool]) -> tuple[str, ...]:
-    """The one tool whose arguments these can be, for a call whose name was lost (servers leave pieces of the header there)."""
+    """Return the only tool that the arguments fit, for a call whose name was lost (servers leave pieces of the header there)."""
     found = tuple(tool for tool in tools if text.lstrip().startswith("{") and read(tool, text).fits)
     return found if len(found) == 1 else ()
 
 
 def _bare(recipient: str) -> str:
-    """The name without garbage, namespaces, case and separators; "" when nothing clear is left."""
+    """Return the name without garbage, namespaces, case and separators; "" if nothing clear is left."""
     words = recipient.split("<|")[0].strip().strip("`'\"").split()
     if words and words[0] in {"assistant", "to", "tool"}:
         words = words[1:]
@@ -158,7 +158,7 @@ def _bare(recipient: str) -> str:
 
 
 def _without_namespace(name: str) -> str:
-    """``repo_browser_search``: a dotted name as servers spell it that allow no dots."""
+    """Remove a namespace from a name like ``repo_browser_search``, which is how servers without dots spell a dotted name."""
     rests = (name.removeprefix(namespace) for namespace in ("functions", "repobrowser", "container"))
     return next((rest for rest in rests if rest != name and rest in _CLEAR), name)
 

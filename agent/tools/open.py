@@ -1,4 +1,4 @@
-"""Open the tools of a run, and declare them to the model under the names it was trained with or under ours."""
+"""Opens the tools of a run, and declares them to the model with the names it was trained on or with ours."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from agent.tools.plan import Plan
 from agent.tools.python import TRAINED_TIMEOUT_S, Python
 from agent.tools.shell import Shell
 
-# Our name → the name that gpt-oss knows from its training, or, for `plan`, one in the namespace of functions: every name
-# with a namespace is declared in the system message, which is where the model follows them best.
+# Our name → the name that gpt-oss knows from its training or, for `plan`, a name with a namespace: tools with a namespace are
+# declared in the system message, where the model follows declarations best.
 TRAINED_NAMES: Mapping[str, str] = {
     "plan": "functions.plan",
     "shell": "container.exec",
@@ -33,7 +33,7 @@ TRAINED_NAMES: Mapping[str, str] = {
 def open_tools(config: RunConfig) -> dict[str, Tool]:
     """Return the tools of a run by our names, in the order in which they are declared.
 
-    Raises UsageError when the browser is wanted and there is no key for a search service, or no lxml.
+    Raises UsageError if the browser is requested but the key of a search service, or lxml, is missing.
     """
     most = config.max_output_bytes
     python = Python(
@@ -66,10 +66,10 @@ def _browser(config: RunConfig) -> tuple[Tool, ...]:
 
 
 def declare(tools: Mapping[str, Tool], style: str) -> tuple[ToolSpec, ...]:
-    """Return the declarations, ``style`` being trained (names and arguments the model knows) or generic (ours).
+    """Return the declarations. ``style`` is trained (names and arguments that the model knows) or generic (ours).
 
-    In the trained style python takes its body as it is (``parameters`` None), as the built-in tool does, and is described
-    by the trained text (an empty description) where that text is true.
+    In the trained style, python takes its body as plain text (``parameters`` None), like the built-in tool, and has the
+    trained description (an empty one here) if that is accurate.
     """
     match style:
         case "generic":

@@ -1,4 +1,4 @@
-"""The plan tool: what the model is going to do, shown to the person and kept through compaction."""
+"""The plan tool: the model's plan, shown to the user and preserved by compaction."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _MARKS = {StepState.COMPLETED: "[x]", StepState.IN_PROGRESS: "[>]", StepState.PE
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Takes the whole plan each time."""
+    """Each call sets the whole plan."""
 
     name: str = "plan"
     writes: bool = False
@@ -47,7 +47,7 @@ class Plan:
         return ToolSpec(self.name, DESCRIPTION, PARAMETERS)
 
     def run(self, text: str, sandbox: Sandbox) -> ToolResult:  # noqa: ARG002 - the protocol's signature
-        """Take ``{"steps": ["…" or {"text", "state"}], "current"?}`` and give the plan back."""
+        """Take ``{"steps": ["…" or {"text", "state"}], "current"?}`` and return the plan."""
         try:
             steps = _steps(arguments(text, EXAMPLE))
         except CallError as error:

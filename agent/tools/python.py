@@ -1,4 +1,4 @@
-"""The python tool: an interpreter in the sandbox whose variables live across calls, or a fresh one for each."""
+"""The python tool: an interpreter in the sandbox that keeps its variables between calls, or a new one for each call."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STATELESS = (
     "back. It is killed after {timeout_s:g} s."
 )
 
-TRAINED_TIMEOUT_S = 120.0  # gpt-oss was told in training how long its python may take, and of a writable /mnt/data
+TRAINED_TIMEOUT_S = 120.0  # the description of python in gpt-oss's training states this limit, and a writable /mnt/data
 
 PARAMETERS: dict[str, Any] = {
     "type": "object",
@@ -31,16 +31,16 @@ PARAMETERS: dict[str, Any] = {
 }
 
 NO_PYTHON = 127
-# What the client in the sandbox ends with (see agent/tools/client.py).
+# Exit codes of the client in the sandbox (see agent/tools/client.py).
 TIMED_OUT, DIED = 124, 125
-_GRACE_S = 10.0  # for the client to kill an interpreter that ran out of time, before the sandbox kills the client
+_GRACE_S = 10.0  # time for the client to kill an interpreter that timed out, before the sandbox kills the client
 
 
 @dataclass(frozen=True, slots=True)
 class Python:
     """Runs Python source for at most ``timeout_s`` seconds and shows at most ``max_output_bytes`` of what it prints.
 
-    ``has_data_folder`` says that the sandbox has the /mnt/data of the trained text.
+    ``has_data_folder``: the sandbox has the /mnt/data that the trained description mentions.
     """
 
     timeout_s: float
@@ -52,12 +52,12 @@ class Python:
 
     @property
     def description(self) -> str:
-        """What the model is told of it."""
+        """The description for the model."""
         return (STATEFUL if self.stateful else STATELESS).format(timeout_s=self.timeout_s)
 
     @property
     def is_as_trained(self) -> bool:
-        """Whether everything is true that gpt-oss was told of its python in training."""
+        """Whether the description that gpt-oss was trained on is accurate."""
         return self.stateful and self.has_data_folder and self.timeout_s == TRAINED_TIMEOUT_S
 
     @property
@@ -66,7 +66,7 @@ class Python:
         return ToolSpec(self.name, self.description, PARAMETERS)
 
     def run(self, text: str, sandbox: Sandbox) -> ToolResult:
-        """Execute the source that ``text`` is. Raises SandboxError when the sandbox is broken."""
+        """Execute the source ``text``. Raises SandboxError if the sandbox is broken."""
         if not text.strip():
             return refuse("The call has no source. A correct call's body: print(1 + 1)")
         source = text.encode("utf-8", "replace")
@@ -107,5 +107,5 @@ class Python:
 
 @cache
 def program(name: str) -> str:
-    """The source of a program that runs in the sandbox."""
+    """Return the source of a program that runs in the sandbox."""
     return files("agent.tools").joinpath(f"{name}.py").read_text(encoding="utf-8")

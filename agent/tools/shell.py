@@ -37,7 +37,7 @@ PARAMETERS: dict[str, Any] = {
 
 MOST_MS = 1e12  # dividing an integer of hundreds of digits raises OverflowError
 
-# bash where there is one, else sh. Not as a login shell: /etc/profile would reset PATH and lose a virtual environment.
+# bash if there is one, otherwise sh. Not as a login shell, because /etc/profile would reset PATH and lose a virtual environment.
 _SCRIPT = 'cd -- "$1" && if command -v bash >/dev/null 2>&1; then exec bash -c "$0"; else exec sh -c "$0"; fi'
 _PROGRAM = 'cd -- "$0" && exec "$@"'
 _SHELLS = {"bash", "sh", "/bin/bash", "/bin/sh", "/usr/bin/bash", "/usr/bin/sh", "zsh", "dash"}
@@ -74,16 +74,16 @@ class Shell:
     def _timeout_s(self, wanted: object) -> float:
         if wanted is None:
             return self.timeout_s
-        if isinstance(wanted, bool) or not isinstance(wanted, int | float) or not wanted > 0:  # NaN is neither
+        if isinstance(wanted, bool) or not isinstance(wanted, int | float) or not wanted > 0:  # also refuses NaN
             raise CallError(
                 f"The argument 'timeout' must be a number of seconds, not {wanted!r}. A correct call's body: {EXAMPLE}"
             )
-        # Calls come with seconds or milliseconds; a quarter of an hour is longer than any command may take in seconds.
+        # Models give seconds or milliseconds. A quarter of an hour is more seconds than any command may take, so more is milliseconds.
         return min(min(wanted, MOST_MS) / 1000 if wanted >= 1000 else wanted, self.timeout_s)
 
 
 def observed(result: ExecResult, timeout_s: float, cwd: str) -> ToolResult:
-    """Put what a command did into the words that the model reads."""
+    """Return the result of a command in the form that the model reads."""
     if result.exit_code is None:
         status = f"none: the command was killed after {timeout_s:g} s; run less, or in the background with its output in a file"
     else:
@@ -103,7 +103,7 @@ def observed(result: ExecResult, timeout_s: float, cwd: str) -> ToolResult:
 
 
 def _argv(command: object, workdir: str) -> Sequence[str]:
-    """What to execute. Raises CallError when the command is not one."""
+    """Return the argument vector to execute. Raises CallError if the command is invalid."""
     if isinstance(command, list) and command and all(isinstance(word, str) for word in command):
         words: list[str] = command
         if len(words) == 3 and words[0] in _SHELLS and words[1] in _SHELL_FLAGS:

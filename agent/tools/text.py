@@ -1,4 +1,4 @@
-"""What tools share when they read a call's body and write an answer: arguments, bounds, and text from bytes."""
+"""Helpers of the tools for reading a call's body and writing its result: arguments, limits, and text from bytes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 from agent.events import ToolResult
 
-# Colours and cursor movements (ECMA-48 control sequences): tokens that tell the model nothing.
+# Colours and cursor movements (ECMA-48 control sequences), which are useless tokens for the model.
 _CONTROL_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
 
 class CallError(Exception):
-    """The model's call cannot be carried out; the message is the answer. Never leaves agent/tools."""
+    """The model's call is invalid; the message is the tool's answer. Never leaves agent/tools."""
 
 
 def arguments(text: str, example: str) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def arguments(text: str, example: str) -> dict[str, Any]:
 
 
 def text_argument(given: Mapping[str, Any], name: str, example: str, default: str | None = None) -> str:
-    """Return a text argument. Raises CallError when it is missing (and has no default) or not text."""
+    """Return a text argument. Raises CallError if it is missing (and has no default) or not text."""
     value = given.get(name, default)
     if isinstance(value, str):
         return value
@@ -49,7 +49,7 @@ def text_argument(given: Mapping[str, Any], name: str, example: str, default: st
 
 
 def number_argument(given: Mapping[str, Any], name: str, example: str, low: int = 0) -> int | None:
-    """Return a whole-number argument or None when it was not given. Raises CallError when it is something else."""
+    """Return an integer argument, or None if it was not given. Raises CallError if it is something else."""
     value = given.get(name)
     if value is None:
         return None
@@ -61,17 +61,17 @@ def number_argument(given: Mapping[str, Any], name: str, example: str, low: int 
 
 
 def refuse(message: str) -> ToolResult:
-    """The answer to a call that could not be carried out."""
+    """Return the result of an invalid call."""
     return ToolResult(message, ok=False)
 
 
 def decoded(output: bytes) -> str:
-    """Output as text: what is not UTF-8 becomes U+FFFD, control sequences go."""
+    """Return output as text: invalid UTF-8 becomes U+FFFD, control sequences are removed."""
     return _CONTROL_SEQUENCE.sub("", output.decode("utf-8", "replace"))
 
 
 def bounded(text: str, max_bytes: int) -> tuple[str, int]:
-    """Keep the head and the tail of a long text, in whole lines where possible; return it and the bytes left out."""
+    """Keep the head and the tail of a long text, in whole lines if possible; return it and the number of bytes left out."""
     data = text.encode("utf-8", "replace")
     if len(data) <= max_bytes:
         return text, 0

@@ -1,6 +1,6 @@
-"""One person's browser: pages opened so far, each with its cursor, and the three calls that add to them.
+"""A browser: the history of pages opened so far, each with its cursor, and the three calls that add to it.
 
-A *cursor* is a page's place in that history, so every call that shows something adds one. Make one Browser per run or request.
+A *cursor* is a page's index in that history, so every call that shows something adds one. Make one Browser per run or request.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _LINK_ID = re.compile(r"【?(\d{1,6})(?:†[^】]*)?】?")
 
 @dataclass(slots=True)
 class Browser:
-    """The history of one run. ``encode`` counts tokens for the window; ``usual_hits`` are shown where no number is asked for."""
+    """The history of one run. ``encode`` tokenizes text to measure the view; ``usual_hits`` is the default number of results."""
 
     service: Service
     encode: Encode
@@ -92,7 +92,7 @@ class Browser:
         return self._show(page, max(line, 0), count)
 
     def find(self, given: Mapping[str, Any]) -> str:
-        """Show where a text stands in a page. Raises CallError."""
+        """Show where a text occurs in a page. Raises CallError."""
         _only(given, ("pattern", "cursor"), FIND_EXAMPLE)
         pattern = text_argument(given, "pattern", FIND_EXAMPLE).strip()
         if not pattern or len(pattern) > MOST_QUERY_CHARS:
@@ -103,14 +103,14 @@ class Browser:
         return self._show(find(page, pattern), 0, -1)
 
     def cited(self, cursor: int) -> Source | None:
-        """Return what a citation of this cursor points to, None where there is no such page with an address."""
+        """Return the source of a citation of this cursor; None if there is no such page or it has no address."""
         page = self.pages[cursor] if 0 <= cursor < len(self.pages) else None
         if page is None or not page.url:
             return None
         return Source(page.url.removeprefix(SOURCE_PREFIX), page.title)
 
     def _show(self, page: Page, line: int, count: int) -> str:
-        """Add a page to the history and return what is in view; a place that it does not have leaves no trace."""
+        """Add a page to the history and return the visible part; an invalid line changes nothing."""
         last = len(page.lines) - 1
         if line > last:
             raise CallError(f"There is no line {line}: the last line of {page.title!r} is {last}.")
@@ -170,7 +170,7 @@ class BrowserTool:
     writes: bool = False
 
     def run(self, text: str, sandbox: Sandbox) -> ToolResult:
-        """Make the call. The sandbox has no part in it: this process asks the service."""
+        """Make the call. It does not use the sandbox: this process sends the request to the service."""
         del sandbox
         began_s = time.monotonic()
         try:
@@ -201,7 +201,7 @@ def _only(given: Mapping[str, Any], names: Collection[str], example: str) -> Non
 
 
 def _number(given: Mapping[str, Any], name: str, example: str) -> int:
-    """Return a whole number, -1 where it was not given."""
+    """Return an integer, -1 if it was not given."""
     value = given.get(name)
     if value is None:
         return -1
@@ -213,7 +213,7 @@ def _number(given: Mapping[str, Any], name: str, example: str) -> int:
 
 
 def _link_or_address(value: object) -> int | str:
-    """A link's number however it is spelt (``3``, ``"3"``, ``"【3†title】"``), or an address."""
+    """Return a link's number, however it is spelt (``3``, ``"3"``, ``"【3†title】"``), or an address."""
     match value:
         case None:
             return -1

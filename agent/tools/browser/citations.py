@@ -43,7 +43,7 @@ Sources = Callable[[int], Source | None]
 
 
 def normalize(text: str, sources: Sources) -> Normalized:
-    """Replace each mark whose cursor is known by `` ([domain](address)) ``; the others stay as they are."""
+    """Replace each mark with a known cursor by `` ([domain](address)) ``; the others stay unchanged."""
     stream = Citations(sources)
     clear, citations = stream.feed(text)
     rest = stream.finish()
@@ -51,7 +51,7 @@ def normalize(text: str, sources: Sources) -> Normalized:
 
 
 class Citations:
-    """The same for text that arrives in pieces: what may be the beginning of a mark is held back until it is clear."""
+    """Do the same for text that arrives in pieces: what may be the beginning of a mark is held back until that is certain."""
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
@@ -59,7 +59,7 @@ class Citations:
         self._held = ""
 
     def feed(self, piece: str) -> tuple[str, tuple[Citation, ...]]:
-        """Take a piece; return what is clear now, and the citations in it, counted from the beginning of all text."""
+        """Add a piece; return the text that is certain now, and the citations in it, with positions in the whole text."""
         pending = self._held + piece
         begun = _BEGUN.search(pending)
         clear = pending[: begun.start()] if begun is not None else pending
@@ -67,7 +67,7 @@ class Citations:
         return self._give(clear)
 
     def finish(self) -> str:
-        """Return what was held back: no more comes."""
+        """Return the text that was held back: the text has ended."""
         rest, self._held = self._held, ""
         return rest
 

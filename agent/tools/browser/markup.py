@@ -1,4 +1,4 @@
-"""HTML as a page: blocks become lines, links become marks. lxml reads whatever the web calls HTML."""
+"""Converts HTML to a page: blocks become lines, links become marks. lxml parses even malformed HTML."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SPACED = frozenset(
     {"p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "dl", "table", "pre", "blockquote", "figure"}
     | {"section", "article", "header", "footer", "nav", "main", "form"}
 )
-# What lxml takes to find an end tag's element grows with the levels, and so with both bounds together: a second for the worst.
+# lxml's time to find the element of an end tag grows with the nesting level; with both limits, the worst page takes a second.
 MOST_TAGS = 100_000
 MOST_LEVELS = 5100
 _PIECE_BYTES = 1 << 14
@@ -26,9 +26,9 @@ _LEAD: Mapping[str, str] = {f"h{level}": "#" * level + " " for level in range(1,
 
 
 def page_of(html: str, url: str, title: str = "") -> Page:
-    """Return a page for a document at ``url``; ``title`` is used where the document has none. Takes any text.
+    """Return a page for a document at ``url``; ``title`` is used if the document has none. Accepts any text.
 
-    Elements are told as they come and no tree is built: lxml's own ends at 2,048 levels.
+    Elements are processed as events and no tree is built, because lxml's own tree is limited to 2,048 levels.
     """
     from lxml import etree
 
@@ -36,9 +36,9 @@ def page_of(html: str, url: str, title: str = "") -> Page:
     reader = _Reader(_Text(url))
     if begun.strip():
         parser = etree.HTMLParser(target=reader, encoding="utf-8", huge_tree=True)
-        data = begun.replace("\0", "\ufffd").encode("utf-8", "replace")  # lxml does so too, and notes an error for each
-        with suppress(_TooDeep, etree.XMLSyntaxError):  # the latter where there is no element at all
-            for at in range(0, len(data), _PIECE_BYTES):  # lxml heeds what is raised here at the end of a piece only
+        data = begun.replace("\0", "\ufffd").encode("utf-8", "replace")  # lxml would do so too, but record an error for each
+        with suppress(_TooDeep, etree.XMLSyntaxError):  # the latter if there is no element at all
+            for at in range(0, len(data), _PIECE_BYTES):  # lxml handles an exception of a callback only at the end of a piece
                 parser.feed(data[at : at + _PIECE_BYTES])
             parser.close()
     text = reader.text.finish()
@@ -48,23 +48,23 @@ def page_of(html: str, url: str, title: str = "") -> Page:
 
 
 def _beginning(html: str) -> str:
-    """Return a document, or as much of it as has MOST_TAGS tags."""
+    """Return a document, cut after MOST_TAGS tags."""
     parts = html.split("<", MOST_TAGS + 1)
     return html if len(parts) < MOST_TAGS + 2 else html[: -len(parts[-1]) - 1]
 
 
 class _TooDeep(Exception):
-    """An element is nested more deeply than any page is that somebody means to be read."""
+    """An element is nested deeper than in any real page."""
 
 
 class _Reader:
-    """Tells a _Text of elements as lxml finds them, and leaves out what is in one that is skipped."""
+    """lxml's parser target: passes elements on to a _Text, except what is inside a skipped element."""
 
     def __init__(self, text: _Text) -> None:
         self.text = text
         self.title: list[str] = []
         self.levels = 0
-        self._skipped_from = 0  # the level of the element that is skipped, 0 for none
+        self._skipped_from = 0  # the level of the skipped element, 0 for none
         self._title_at = 0
         self._has_title = False
 
@@ -83,7 +83,7 @@ class _Reader:
             self.text.start(tag, attributes)
 
     def end(self, tag: str) -> None:
-        """It ends. Every element does, in the order of a tree: lxml sees to it."""
+        """An element ends. lxml guarantees an end for every element, in the order of a tree."""
         if not self._skipped_from:
             self.text.end(tag)
         elif self._skipped_from == self.levels:
@@ -104,7 +104,7 @@ class _Reader:
 
 
 class _Text:
-    """Lines as they are put together. Inside a link everything is one line, because its mark is."""
+    """Builds lines. Inside a link everything is one line, because its mark is."""
 
     def __init__(self, url: str) -> None:
         self.links: dict[int, Link] = {}
@@ -113,12 +113,12 @@ class _Text:
         self._lines: list[str] = []
         self._words: list[str] = []
         self._verbatim = 0
-        self._link: tuple[str, int] | None = None  # its address, and where its words begin
+        self._link: tuple[str, int] | None = None  # the open link's address, and where its words begin
 
     def start(self, tag: str, attributes: Mapping[str, Any]) -> None:
         """Open an element."""
         if tag == "a" and self._link is not None:
-            self._close_link()  # the one before was never closed
+            self._close_link()  # the previous link was never closed
         if tag == "a" and (target := self._target(str(attributes.get("href", "")))):
             self._link = target, len(self._words)
         elif tag == "img" and attributes.get("alt", "").strip():
@@ -170,7 +170,7 @@ class _Text:
             self._words.append(mark(number, said, target, self._url))
 
     def _break(self, *, spaced: bool = False) -> None:
-        """End the line, and leave one blank after it where the element is set apart."""
+        """End the line, and add a blank line after elements with spacing."""
         if self._link is not None:
             self._words.append(" ")
             return
@@ -178,14 +178,14 @@ class _Text:
         line = line.rstrip() if self._verbatim else " ".join(line.split())
         self._words = []
         if line in {"*", "#", "##", "###", "####", "#####", "######"}:
-            self._words.append(f"{line} ")  # the lead of a block whose text is in an inner one
+            self._words.append(f"{line} ")  # the prefix of a block whose text is in an inner block
         elif line or (self._verbatim and not spaced):
             self._lines.append(line)
         if spaced and self._lines and self._lines[-1]:
             self._lines.append("")
 
     def _target(self, href: str) -> str:
-        """The absolute address of a link that leads to another page, else ""."""
+        """Return the absolute address of a link to another page, otherwise ""."""
         try:
             target = urljoin(self._url, href.strip())
             parts = urlsplit(target)

@@ -1,4 +1,4 @@
-"""Open the browser that a configuration means."""
+"""Opens the configured browser."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from agent.tools.browser.services import EXA_URL, YOU_URL, Api, Exa, Service, Yo
 
 
 def open_browser(config: RunConfig) -> Browser:
-    """Return a new browser with an empty history; ``browser`` auto takes the first service with a key.
+    """Return a new browser with an empty history; ``browser`` auto chooses the first service with a key.
 
-    Raises UsageError when there is no key, or nothing to read pages with.
+    Raises UsageError if there is no key, or lxml is not installed.
     """
     if find_spec("lxml") is None:  # loaded with the first page
         raise UsageError('The browser needs lxml, which is not installed: pip install "gpt-oss-agent[browser]"')
@@ -34,7 +34,7 @@ def _service(config: RunConfig) -> Service:
 
 
 def _counter(cache_dir: Path) -> Callable[[str], Sequence[int]]:
-    """Return what encodes text with our vocabulary, which is loaded (0.3 s) when the first page is shown."""
+    """Return an encoder with our vocabulary, which is loaded (0.3 s) when the first page is shown."""
     encoders: list[Callable[[str], Sequence[int]]] = []
 
     def encode(text: str) -> Sequence[int]:

@@ -17,8 +17,8 @@ Encode = Callable[[str], Sequence[int]]
 
 WRAP_COLUMNS = 80
 WINDOW_TOKENS = 1024
-MOST_LINES = 500  # of a window whose length the model asked for
-MOST_CHARS = 400_000  # of a page; what follows is left out, and said to be
+MOST_LINES = 500  # of a window whose length the model chose
+MOST_CHARS = 400_000  # of a page; the rest is left out, and a note says so
 MOST_MATCHES = 50
 MATCH_LINES = 4
 TITLE_CHARS = 200
@@ -30,7 +30,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]"
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """Where a mark leads: an address, and the line to show there (None: its beginning)."""
+    """The target of a link mark: an address, and the line to show there (None: the beginning)."""
 
     url: str
     line: int | None = None
@@ -47,31 +47,31 @@ class Page:
 
 
 def make_page(url: str, title: str, text: str, links: Mapping[int, Link]) -> Page:
-    """Wrap a text whose own marks are neutral already (see ``neutral``); what is too long is cut, and the end says so."""
+    """Wrap a text whose own marks are already neutralized (see ``neutral``); a text that is too long is cut, with a note."""
     if len(text) > MOST_CHARS:
         text = f"{text[:MOST_CHARS]}\n[{len(text) - MOST_CHARS} more characters of this page are left out]"
     return Page(url, one_line(title) or "Untitled", tuple(wrapped(text)) or ("",), links)
 
 
 def neutral(text: str) -> str:
-    """Text from outside, without what could pass for a link or citation mark, and without control characters."""
+    """Return untrusted text without anything that looks like a link or citation mark, and without control characters."""
     return _CONTROL.sub("", _LINE_END.sub("\n", text).expandtabs(4)).translate(_MARKS)
 
 
 def one_line(text: str) -> str:
-    """A title or an address: neutral, on one line, cut at 200 characters."""
+    """Return a title or an address neutralized, on one line, cut at 200 characters."""
     found = " ".join(neutral(text).split())
     return found if len(found) <= TITLE_CHARS else f"{found[: TITLE_CHARS - 1]}…"
 
 
 def mark(number: int, text: str, url: str, page_url: str) -> str:
-    """A link as the model reads it; the domain is said where it is another than the page's."""
+    """Return a link as the model reads it, with its domain if that differs from the page's."""
     there = domain(url)
     return f"【{number}†{one_line(text)}†{there}】" if there != domain(page_url) else f"【{number}†{one_line(text)}】"
 
 
 def domain(url: str) -> str:
-    """The host of an address, "" where it has none."""
+    """Return the host of an address, "" if it has none."""
     try:
         return one_line(urlsplit(url).hostname or "")
     except ValueError:
@@ -79,7 +79,7 @@ def domain(url: str) -> str:
 
 
 def wrapped(text: str) -> list[str]:
-    """Lines of at most 80 columns; joining them loses nothing but the spaces at the breaks."""
+    """Return lines of at most 80 columns; joining them loses only the spaces at the breaks."""
     lines: list[str] = []
     for line in text.split("\n"):
         fits = len(line) <= WRAP_COLUMNS
@@ -88,7 +88,7 @@ def wrapped(text: str) -> list[str]:
 
 
 def window_end(lines: Sequence[str], start: int, encode: Encode) -> int:
-    """The line after the window that begins at ``start``: the one in which its 1,024th token falls is the last."""
+    """Return the line after the window that begins at ``start``; its last line is the one with its 1,024th token."""
     used_tokens = 0
     for number in range(start, len(lines)):
         used_tokens += len(encode(numbered(number, lines[number])))
@@ -98,19 +98,19 @@ def window_end(lines: Sequence[str], start: int, encode: Encode) -> int:
 
 
 def numbered(number: int, line: str) -> str:
-    """A line as it is shown."""
+    """Return a line as it is shown."""
     return f"L{number}: {line}\n"
 
 
 def view(page: Page, cursor: int, start: int, end: int) -> str:
-    """The lines from ``start`` up to ``end`` as the model reads them."""
+    """Return the lines from ``start`` up to ``end`` (exclusive) as the model reads them."""
     address = f" ({one_line(unquote(page.url))})" if page.url else ""
     head = f"[{cursor}] {page.title}{address}\n**viewing lines [{start} - {end - 1}] of {len(page.lines) - 1}**\n\n"
     return head + "".join(numbered(number, page.lines[number]) for number in range(start, end))
 
 
 def find(page: Page, pattern: str) -> Page:
-    """A page of the places where ``pattern`` stands (case is ignored), each with its line and the three that follow."""
+    """Return a page with the matches of ``pattern`` (case is ignored), each with its line and the three lines after it."""
     wanted = pattern.casefold()
     places: list[int] = []
     number = 0

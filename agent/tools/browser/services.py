@@ -1,4 +1,4 @@
-"""The two services that search and fetch for the browser: Exa and You.com. The host asks them; the sandbox has no part in it.
+"""The two services that search and fetch for the browser: Exa and You.com. The host sends the requests, not the sandbox.
 
 Pages are fetched by the service and not from here, so a model cannot reach the machine's own network through the browser.
 Requests and answers were read from the services' documents and from gpt-oss's own tool.
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import httpx2
 
 AGENT = "gpt-oss-agent"
-TIMEOUT_S = 20.0  # of one attempt
+TIMEOUT_S = 20.0  # for one attempt
 TRIES = 3
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 8.0
@@ -26,7 +26,7 @@ YOU_URL = "https://api.ydc-index.io"
 
 
 class WebError(Exception):
-    """The web could not be asked; the message is the answer to the model. Never leaves agent/tools."""
+    """A web request failed; the message is the answer to the model. Never leaves agent/tools."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +40,14 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A fetched page. ``title`` is what the service calls it, "" where it does not say."""
+    """A fetched page. ``title`` is the one that the service reports, or ""."""
 
     html: str
     title: str = ""
 
 
 class Service(Protocol):
-    """Searches the web and fetches pages. Every verb raises WebError and nothing else."""
+    """Searches the web and fetches pages. Every method raises WebError and nothing else."""
 
     @property
     def name(self) -> str:
@@ -65,7 +65,7 @@ class Service(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    """JSON over HTTP to one service. What fails in passing (no connection, 429, 5xx) is tried three times."""
+    """JSON over HTTP to one service. Temporary failures (no connection, 429, 5xx) are retried: three attempts."""
 
     name: str
     url: str
