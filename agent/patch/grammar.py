@@ -1,7 +1,7 @@
-"""The patch format as one regular expression: what a model is held to while it writes one (agent/harmony/grammar.py).
+"""The patch format as one regular expression, for constrained sampling (agent/harmony/grammar.py).
 
-Narrower than what ``parse`` repairs, never wider: a text that matches is a patch, unless a path in it leads out of the repository.
-Only syntax that Rust's regex crate knows as well: no look-around, no back references.
+It is narrower than what ``parse`` accepts, never wider: a text that matches is a patch, unless a path in it leads out of the repository.
+It uses only syntax that Rust's regex crate supports too: no look-around, no back references.
 """
 
 from __future__ import annotations

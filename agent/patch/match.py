@@ -1,4 +1,4 @@
-"""Where a run of lines is in a file: exactly, or with what may differ named; and what is nearest when it is nowhere."""
+"""Finds lines in a file: exactly or approximately (naming the difference); if they are not there, finds the most similar place."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from agent.patch.parse import BLANKS
 
 
 class Closeness(StrEnum):
-    """How a match differs from the patch's lines: the ladder that Codex climbs, then one rung for files it cannot read."""
+    """How a match differs from the patch's lines: the levels that Codex tries in order, then one for files that are not UTF-8."""
 
     EXACT = "exactly"
     TRAILING = "when blanks at the ends of lines are ignored"
@@ -35,7 +35,7 @@ def _plain(line: str) -> str:
 
 
 def _readable(line: str) -> str:
-    """The line as open_file and the shell show it: U+FFFD for what is not UTF-8, no byte order mark."""
+    """Return the line as open_file and the shell show it: U+FFFD for invalid UTF-8, no byte order mark."""
     return _plain(line.encode("utf-8", "surrogateescape").decode("utf-8", "replace").removeprefix("\ufeff"))
 
 
@@ -58,15 +58,15 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Haystack:
-    """The lines of a file, with their looser forms made once when they are first needed."""
+    """The lines of a file, and their normalized forms for each level, computed at first use."""
 
     lines: tuple[str, ...]
     _forms: dict[Closeness, list[str]] = field(default_factory=dict)
 
     def find(self, needle: Sequence[str], start: int = 0, at_end: bool = False) -> Found | None:
-        """Return the first match at or after ``start`` on the strictest rung that has one; an empty needle matches there.
+        """Return the first match at or after ``start`` on the strictest level that has one; an empty needle matches there.
 
-        With ``at_end`` only the file's last lines are looked at.
+        With ``at_end``, only the file's last lines are compared.
         """
         if not needle:
             return Found(start, Closeness.EXACT)
@@ -79,7 +79,7 @@ class Haystack:
         return None
 
     def every(self, needle: Sequence[str], closeness: Closeness, start: int = 0) -> Iterator[int]:
-        """Every index at or after ``start`` where the lines match on one rung; none for an empty needle."""
+        """Yield every index at or after ``start`` where the lines match on one level; none for an empty needle."""
         if not needle:
             return
         form = _FORMS[closeness]
@@ -96,7 +96,7 @@ class Haystack:
             index += 1
 
     def everywhere(self, needle: Sequence[str]) -> tuple[list[int], Closeness]:
-        """Every match in the whole file on the strictest rung that has any, the one for unreadable bytes included."""
+        """Return every match in the whole file on the strictest level that has any, including the one for invalid UTF-8."""
         for closeness in Closeness:
             indices = list(self.every(needle, closeness))
             if indices:
@@ -104,7 +104,7 @@ class Haystack:
         return [], Closeness.EXACT
 
     def form(self, closeness: Closeness) -> list[str]:
-        """The file's lines as one rung sees them."""
+        """Return the file's lines, normalized for one level."""
         if closeness not in self._forms:
             self._forms[closeness] = [_FORMS[closeness](line) for line in self.lines]
         return self._forms[closeness]
@@ -112,7 +112,7 @@ class Haystack:
 
 @dataclass(frozen=True, slots=True)
 class Near:
-    """The place that is most like the wanted lines. ``differs`` is the index in the wanted lines of the first that is not there."""
+    """The most similar place. ``differs`` is the index of the first wanted line that is different there."""
 
     index: int
     matching: int
@@ -120,9 +120,9 @@ class Near:
 
 
 def nearest(hay: Haystack, needle: Sequence[str]) -> Near | None:
-    """Return the place where most of the wanted lines match, else where the most telling one nearly does, else None.
+    """Return the place where most of the wanted lines match, otherwise where the most distinctive one almost does, otherwise None.
 
-    For lines that are nowhere: where all of them match (see Haystack.everywhere) there is nothing near to name.
+    Only for lines that are nowhere in the file (see Haystack.everywhere).
     """
     lines = hay.form(Closeness.BYTES)
     wanted = [_readable(line) for line in needle]
@@ -146,7 +146,7 @@ def nearest(hay: Haystack, needle: Sequence[str]) -> Near | None:
     telling = max(range(len(wanted)), key=lambda offset: len(wanted[offset]), default=None)
     if telling is None or not wanted[telling]:
         return None
-    # difflib is quadratic in the lengths: very long files and lines are only compared where it is cheap.
+    # difflib takes time quadratic in the lengths, so very long files and lines are compared only where it is cheap.
     pool = {line for line in lines[:20_000] if line and len(line) < 500}
     close = difflib.get_close_matches(wanted[telling][:500], pool, n=1, cutoff=0.6)
     return Near(lines.index(close[0]), 0, telling) if close else None

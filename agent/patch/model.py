@@ -1,4 +1,4 @@
-"""A patch as data: what parse gives and plan takes, what plan gives, and the one error of both."""
+"""Data types of patches: the result of parse, the result of plan, and the error that both raise."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXAMPLE = """\
 
 
 class Fault(StrEnum):
-    """What kind of thing is wrong with a patch."""
+    """The kind of error in a patch."""
 
     SYNTAX = "syntax"  # it is not a patch
     PATH = "path"  # it names a path that may not be changed
@@ -27,9 +27,9 @@ class Fault(StrEnum):
 
 
 class PatchError(AgentError):
-    """The patch is not one, or does not fit the files. Nothing was changed.
+    """The text is not a patch, or does not apply to the files. Nothing was changed.
 
-    The text is complete: the offending line of the patch with its number, the nearest match, the candidates, the rule.
+    The message is complete: the offending line of the patch with its number, the nearest match, the candidates, the rule.
     ``exit_code`` is 2 when the text is not a patch and 5 when the patch is not applicable.
     """
 
@@ -42,7 +42,7 @@ class PatchError(AgentError):
 
 
 class Tag(StrEnum):
-    """What a line of a hunk does: stays, goes or comes."""
+    """What a line of a hunk is: context, removed or added."""
 
     KEEP = " "
     REMOVE = "-"
@@ -60,9 +60,9 @@ class HunkLine:
 
 @dataclass(frozen=True, slots=True)
 class Hunk:
-    """A place in a file and what becomes of it.
+    """One change at one place of a file.
 
-    ``anchors`` are the texts after ``@@``, outermost first. ``at_end`` says that the old lines are the file's last ones.
+    ``anchors`` are the texts after ``@@``, outermost first. ``at_end``: the old lines are the file's last ones.
     """
 
     number: int
@@ -77,13 +77,13 @@ class Hunk:
 
     @property
     def new(self) -> tuple[str, ...]:
-        """The lines that stand there afterwards."""
+        """The lines that replace them."""
         return tuple(line.text for line in self.lines if line.tag is not Tag.REMOVE)
 
 
 @dataclass(frozen=True, slots=True)
 class AddFile:
-    """A file that comes, replacing what may be there. ``number`` is the section's line in the patch text."""
+    """A new file; it replaces an existing one. ``number`` is the section's line in the patch text."""
 
     path: str
     lines: tuple[str, ...]
@@ -92,7 +92,7 @@ class AddFile:
 
 @dataclass(frozen=True, slots=True)
 class DeleteFile:
-    """A file that goes."""
+    """A deleted file."""
 
     path: str
     number: int
@@ -100,7 +100,7 @@ class DeleteFile:
 
 @dataclass(frozen=True, slots=True)
 class UpdateFile:
-    """A file that changes, and moves when ``move_to`` is set."""
+    """A changed file, which is also moved if ``move_to`` is set."""
 
     path: str
     hunks: tuple[Hunk, ...]
@@ -113,14 +113,14 @@ Operation = AddFile | DeleteFile | UpdateFile
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """Operations in the order they were written. ``notes`` say what was read more kindly than the format allows."""
+    """Operations in the order they were written. ``notes`` say where the text deviates from the format."""
 
     operations: tuple[Operation, ...]
     notes: tuple[str, ...] = ()
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Every path that the patch names, once, in order: what plan needs to know of the files."""
+        """Every path in the patch, once, in order: the files that ``plan`` needs."""
         named: dict[str, None] = {}
         for operation in self.operations:
             named[operation.path] = None
@@ -133,7 +133,7 @@ class Patch:
 class FileChange:
     """One file before and after; None means that there is no such file.
 
-    ``moved_from`` names the file whose executable bit this one takes.
+    ``moved_from`` names the file whose executable bit this one inherits.
     """
 
     path: str
@@ -144,9 +144,9 @@ class FileChange:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a patch does to the files: at most one change for a path, all of them to be made or none.
+    """The changes that a patch makes: at most one per path, to be applied all or nothing.
 
-    ``summary`` has a line for each operation (``M src/app.py``); ``notes`` is what the author of the patch should know.
+    ``summary`` has a line per operation (``M src/app.py``); ``notes`` are for the author of the patch.
     """
 
     changes: tuple[FileChange, ...]

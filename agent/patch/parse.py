@@ -1,4 +1,4 @@
-"""Patch text → Patch. Whatever the published Codex ``apply_patch`` reads is read alike; what has one meaning only is repaired.
+"""Parses patch text. Everything that the published Codex ``apply_patch`` accepts is read in the same way; other text is repaired if it has only one possible meaning.
 
 The format: ``*** Begin Patch``, then for each file ``*** Add File: P`` (every line with ``+``), ``*** Delete File: P`` or
 ``*** Update File: P`` (an optional ``*** Move to: Q``, then hunks), then ``*** End Patch``. A hunk is ``@@`` or ``@@ a line
@@ -42,8 +42,8 @@ _HEREDOC = re.compile(r"<<(['\"]?)EOF\1")
 def parse(text: str, root: str | None = None) -> Patch:
     """Read a patch. ``root`` is the folder its paths are in: an absolute path below it counts as relative to it.
 
-    Bytes that are not UTF-8 may stand in ``text`` as surrogate escapes. Raises PatchError (SYNTAX, or PATH for a path
-    that is absolute, leaves the root or goes into ``.git``).
+    Bytes that are not UTF-8 may be in ``text`` as surrogate escapes. Raises PatchError (SYNTAX; or PATH for a path
+    that is absolute, leaves the root, or is inside ``.git``).
     """
     reader = _Reader(root)
     lines = [line.rstrip("\r") for line in text.split("\n")]
@@ -120,7 +120,7 @@ def _envelope(lines: list[str], reader: _Reader) -> tuple[int, int]:
 
 
 class _Marker(NamedTuple):
-    """A marker line: which one, the text after it, and whether Codex would not have known it."""
+    """A marker line: which one, the text after it, and whether Codex would not have recognized it."""
 
     name: str
     rest: str = ""
@@ -128,7 +128,7 @@ class _Marker(NamedTuple):
 
 
 def _marker(line: str) -> _Marker:
-    """Return the marker that a line is; its name is "" when it is none."""
+    """Return the marker in a line; its name is "" if the line is not a marker."""
     trimmed = line.strip(BLANKS)
     for marker in (_ADD, _DELETE, _UPDATE, _MOVE):
         if trimmed.startswith(marker):
@@ -147,7 +147,7 @@ def _marker(line: str) -> _Marker:
 
 @dataclass(slots=True)
 class _Section:
-    """An operation while it is read."""
+    """An operation while it is parsed."""
 
     kind: str
     path: str
@@ -161,7 +161,7 @@ class _Section:
 
 @dataclass(slots=True)
 class _OpenHunk:
-    """A hunk while it is read."""
+    """A hunk while it is parsed."""
 
     number: int
     anchors: list[str] = field(default_factory=list)
@@ -170,7 +170,7 @@ class _OpenHunk:
 
 
 class _Reader:
-    """The state of reading: the operations so far and the open one."""
+    """The parser's state: the operations so far and the open one."""
 
     def __init__(self, root: str | None) -> None:
         self.operations: list[Operation] = []
@@ -179,8 +179,8 @@ class _Reader:
         self._section: _Section | None = None
 
     def line(self, line: str, number: int) -> None:
-        """Take one line between the outer markers."""
-        # A line of a hunk that starts with a blank is context, even one that reads like a marker.
+        """Parse one line between the outer markers."""
+        # A line of a hunk that starts with a space is context, even if it reads like a marker.
         context = self._section is not None and self._section.kind == _UPDATE and line.startswith(" ")
         marker, rest, repaired = _Marker("") if context else _marker(line)
         padded = self._section is not None and self._section.kind == _UPDATE and line[:1] in BLANKS

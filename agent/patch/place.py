@@ -1,4 +1,4 @@
-"""Where the hunks of a patch go in one file, and what the file becomes."""
+"""Places the hunks of a patch in one file, and computes the file's new content."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NAMED = 5  # how many candidates an error or note names
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file cut into lines. ``ends`` are the lines' own ends, "" where the last has none; new lines get ``end``."""
+    """A file split into lines. ``ends`` are the lines' own endings ("" if the last line has none); new lines get ``end``."""
 
     path: str
     hay: Haystack
@@ -27,7 +27,7 @@ class Source:
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """The lines without their ends; bytes that are not UTF-8 are surrogate escapes."""
+        """The lines without their endings; bytes that are not UTF-8 are surrogate escapes."""
         return self.hay.lines
 
 
@@ -42,7 +42,7 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A hunk that has its place: ``count`` lines from ``start`` on, and the edits inside."""
+    """A placed hunk: ``count`` lines from ``start`` on, and the edits inside."""
 
     start: int
     count: int
@@ -50,7 +50,7 @@ class Placed:
 
 
 def cut(path: str, data: bytes) -> Source:
-    """Cut a file's bytes into lines, at LF and CRLF only. The first line's end is that of every new line, as in Codex."""
+    """Split a file's bytes into lines, at LF and CRLF only. New lines get the first line's ending, as in Codex."""
     text = data.decode("utf-8", "surrogateescape")
     pieces = text.split("\n")
     rest = pieces.pop()
@@ -66,7 +66,7 @@ def cut(path: str, data: bytes) -> Source:
 def rewrite(source: Source, hunks: Sequence[Hunk]) -> tuple[str, list[str]]:
     """Return the file's new text (surrogate escapes for bytes that are not UTF-8) and notes. Raises PatchError (CONTEXT, FILE).
 
-    As in Codex, the result always ends with a line end.
+    As in Codex, the result always ends with a newline.
     """
     placed: list[Placed] = []
     notes = [] if source.is_utf8 else [f"{source.path} is not UTF-8: the bytes of its untouched lines were kept"]
@@ -77,7 +77,7 @@ def rewrite(source: Source, hunks: Sequence[Hunk]) -> tuple[str, list[str]]:
         notes.extend(f"{source.path}, hunk at line {hunk.number}: {text}" for text in said)
     pieces: list[str] = []
     index = 0
-    # The sort is stable: lines that come to the same place stay in the order of the patch.
+    # The sort is stable: lines for the same place stay in the order of the patch.
     for edit in sorted((edit for found in placed for edit in found.edits), key=lambda edit: edit.start):
         pieces += _own(source, index, edit.start)
         pieces += [line + source.end for line in edit.lines]
@@ -91,7 +91,7 @@ def _own(source: Source, start: int, stop: int) -> Iterable[str]:
 
 
 def _place(source: Source, hunk: Hunk, position: int, taken: list[Placed]) -> tuple[Placed, int, list[str]]:
-    """Find a hunk's place at or after ``position``: what it does, the next position, and notes."""
+    """Find a hunk's place at or after ``position``; return the placed hunk, the next position, and notes."""
     if not source.is_utf8:
         _refuse_guessed_bytes(source.path, hunk)
     start: int | None = position
@@ -105,7 +105,7 @@ def _place(source: Source, hunk: Hunk, position: int, taken: list[Placed]) -> tu
     needle, lines = hunk.old, hunk.lines
     found = source.hay.find(needle, start, hunk.at_end)
     if found is None and needle[-1] == "":
-        # The blank line that ends a hunk is often only there to set off what follows.
+        # A blank line at the end of a hunk often only separates it from what follows.
         needle, lines = needle[:-1], _without_last_blank(hunk)
         found = source.hay.find(needle, start, hunk.at_end)
     if found is None:
@@ -118,7 +118,7 @@ def _place(source: Source, hunk: Hunk, position: int, taken: list[Placed]) -> tu
 
 
 def _edit(lines: Iterable[HunkLine], start: int) -> Placed:
-    """Place a hunk's lines at ``start``. What stays is in no edit, so it keeps the file's own bytes."""
+    """Place a hunk's lines at ``start``. Context lines are in no edit, so they keep the file's own bytes."""
     edits: list[Edit] = []
     added: list[str] = []
     begin = index = start
@@ -135,7 +135,7 @@ def _edit(lines: Iterable[HunkLine], start: int) -> Placed:
 
 
 def _without_last_blank(hunk: Hunk) -> tuple[HunkLine, ...]:
-    """The hunk without the blank line that ends its old lines, and without the one that ends its new lines, if one does."""
+    """Return the hunk's lines without the blank line at the end of the old lines, and without one at the end of the new lines."""
     lines = list(hunk.lines)
     last_old = max(index for index, line in enumerate(lines) if line.tag is not Tag.ADD)
     stays = lines.pop(last_old).tag is Tag.KEEP
@@ -164,7 +164,7 @@ def _places(indices: Sequence[int]) -> str:
 
 
 def _append(source: Source, hunk: Hunk, start: int, *, found: bool) -> tuple[Placed, int, list[str]]:
-    """A hunk of added lines only goes to the end of the file, as in Codex, even when it has an anchor."""
+    """Place a hunk with only added lines at the end of the file, as in Codex, even if it has an anchor."""
     anchors, _ = _read_anchors(hunk.anchors)
     if not found and (anchors or source.lines):
         above, _ = source.hay.everywhere(anchors[-1:])
@@ -204,10 +204,10 @@ def _read_anchors(anchors: Iterable[str]) -> tuple[list[str], int | None]:
 def _only_place(
     source: Source, hunk: Hunk, position: int, start: int | None, taken: list[Placed]
 ) -> tuple[Placed, int, list[str]]:
-    """Where Codex refuses: the hunk's place when only one is possible, with a note; else PatchError (CONTEXT).
+    """Return the place of a hunk that Codex refuses, with a note, if only one is possible; otherwise raise PatchError (CONTEXT).
 
-    Only one is possible when the old lines are in the file once, when a unified header names one of their places, or when
-    they follow the one line that contains the anchor's text.
+    Only one is possible if the old lines occur once in the file, if a unified header names one of their places, or if
+    they follow the only line that contains the anchor's text.
     """
     indices, closeness = source.hay.everywhere(hunk.old)
     places = [i for i in indices if all(i + len(hunk.old) <= t.start or i >= t.start + t.count for t in taken)]
@@ -247,7 +247,7 @@ def _missing(
     places: list[int],
     closeness: Closeness,
 ) -> PatchError:
-    """Say why a hunk has no place: the candidates, or what is nearest, and the rule."""
+    """Return the error for a hunk without a place: the candidates or the most similar place, and the rule."""
     path = source.path
     old = [(line.text, line.number) for line in hunk.lines if line.tag is not Tag.ADD]
     if places:
@@ -298,7 +298,7 @@ def _nearest(source: Source, old: Sequence[tuple[str, int]]) -> str:
 
 
 def _refuse_guessed_bytes(path: str, hunk: Hunk) -> None:
-    """In a file that is not UTF-8 no added text may need an encoding that nobody knows."""
+    """Refuse added text that is not ASCII in a file that is not UTF-8, because the file's encoding is unknown."""
     for line in hunk.lines:
         if (
             line.tag is Tag.ADD

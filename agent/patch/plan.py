@@ -1,7 +1,7 @@
-"""Patch + files → what each file becomes. Bytes in, bytes out; pure.
+"""Computes the new content of each file from a patch and the old content. Bytes in, bytes out; pure.
 
-Where the published Codex ``apply_patch`` succeeds, the bytes are the same (docs/decisions/0010-apply-patch.md lists the
-exceptions, all for safety). Where it refuses and the meaning is the only one possible, the plan has it and a note says so.
+Where the published Codex ``apply_patch`` succeeds, the result is identical (docs/decisions/0010-apply-patch.md lists the
+exceptions, all for safety). If it refuses but only one meaning is possible, that is planned, with a note.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from agent.patch.place import cut, rewrite
 def plan(patch: Patch, files: Mapping[str, bytes], elsewhere: Collection[str] = ()) -> Plan:
     """Return what the patch does to ``files`` (path → content, for those of ``patch.paths`` that exist).
 
-    ``elsewhere`` are other files of the repository, to name one of them where a path is wrong. Operations follow each
-    other, as written. Raises PatchError (FILE or CONTEXT); then nothing is to be changed.
+    ``elsewhere`` are other files of the repository, to suggest one if a path is wrong. Operations are applied in the order
+    written. Raises PatchError (FILE or CONTEXT); then nothing may be changed.
     """
     now: dict[str, bytes | None] = {path: files.get(path) for path in patch.paths}
     known = (*files, *elsewhere)
@@ -74,7 +74,7 @@ def _need(path: str, content: bytes | None, number: int, known: Collection[str])
 
 
 def _need_room(path: str, now: Mapping[str, bytes | None], number: int) -> None:
-    """Refuse a file below a path that is, or is to be, a file itself."""
+    """Raise PatchError for a file below a path that is, or will be, a file itself."""
     parents = [path[:i] for i, letter in enumerate(path) if letter == "/"]
     blocking = next((parent for parent in parents if now.get(parent) is not None), None)
     if blocking is not None:

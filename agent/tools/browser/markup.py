@@ -36,9 +36,13 @@ def page_of(html: str, url: str, title: str = "") -> Page:
     reader = _Reader(_Text(url))
     if begun.strip():
         parser = etree.HTMLParser(target=reader, encoding="utf-8", huge_tree=True)
-        data = begun.replace("\0", "\ufffd").encode("utf-8", "replace")  # lxml would do so too, but record an error for each
+        data = begun.replace("\0", "\ufffd").encode(
+            "utf-8", "replace"
+        )  # lxml would do so too, but record an error for each
         with suppress(_TooDeep, etree.XMLSyntaxError):  # the latter if there is no element at all
-            for at in range(0, len(data), _PIECE_BYTES):  # lxml handles an exception of a callback only at the end of a piece
+            for at in range(
+                0, len(data), _PIECE_BYTES
+            ):  # lxml handles an exception of a callback only at the end of a piece
                 parser.feed(data[at : at + _PIECE_BYTES])
             parser.close()
     text = reader.text.finish()
