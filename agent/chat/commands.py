@@ -1,4 +1,4 @@
-"""What a person can type besides messages: lines that begin with a slash. None of them ends the chat by going wrong."""
+"""The commands of a chat: lines that begin with a slash. An error in one never ends the chat."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _COMMAND = re.compile(r"/(\w*)(?:\s+(.*))?", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """What commands work on. ``open_model`` opens the model of a configuration; ``repository`` is None outside of one."""
+    """The objects that commands act on. ``open_model`` opens the model of a configuration; ``repository`` is None outside of one."""
 
     talk: Talk
     say: Say
@@ -31,12 +31,12 @@ class Desk:
 
 
 def is_command(text: str) -> bool:
-    """Whether a line is a command: a slash and one word, so that a path at the beginning of a message is none."""
+    """Whether a line is a command: a slash and one word, so that a path at the beginning of a message does not count."""
     return _COMMAND.fullmatch(text.strip()) is not None
 
 
 def obey(text: str, desk: Desk) -> bool:
-    """Carry out a command and return whether the chat continues. What cannot be done is said."""
+    """Execute a command and return whether the chat continues. Errors are shown."""
     found = _COMMAND.fullmatch(text.strip())
     assert found is not None
     name, argument = _SHORT.get(found[1], found[1]), (found[2] or "").strip()

@@ -1,4 +1,4 @@
-"""Where the calls of a chat run: our tools over a sandbox that is opened by the first call that needs one."""
+"""The World of a chat: our tools, with a sandbox that is opened by the first call that needs one."""
 
 from __future__ import annotations
 
@@ -42,34 +42,34 @@ class Place:
         try:
             return tool.run(body, cast("Sandbox", _Late(self)))
         except (SandboxError, WorktreeError) as error:
-            with suppress(SandboxError):  # the engine may be gone with it; the chat is not
+            with suppress(SandboxError):  # Docker may be gone too, but the chat continues
                 self.close()
             return ToolResult(NO_SANDBOX.format(why=error), ok=False)
 
     def opened(self) -> Sandbox:
-        """Return the sandbox, started now if it was not. Raises SandboxError and what reading the repository raises."""
+        """Return the sandbox; start it if necessary. Raises SandboxError, and what reading the repository raises."""
         if self.sandbox is None:
             self.sandbox = self.start()
         return self.sandbox
 
     def close(self) -> None:
-        """Tear the sandbox down, if there is one."""
+        """Close the sandbox, if there is one."""
         sandbox, self.sandbox = self.sandbox, None
         if sandbox is not None:
             sandbox.close()
 
     def check(self, when: str) -> tuple[CheckResult, ...]:
-        """A chat has no checks; see World."""
+        """Return nothing: a chat has no checks; see World."""
         del when
         return ()
 
     def verdict(self, state: State) -> tuple[Outcome, str]:
-        """A chat ends its turns with an answer; see World."""
+        """Return ANSWERED: every turn of a chat ends with an answer; see World."""
         del state
         return Outcome.ANSWERED, ""
 
     def digests(self) -> dict[str, str]:
-        """Nothing is tracked; see World."""
+        """Return nothing: a chat does not track changed files; see World."""
         return {}
 
     def finish(self, state: State, outcome: Outcome, reason: str) -> RunEnded:
@@ -77,13 +77,13 @@ class Place:
         return RunEnded(outcome, reason, last_words(state))
 
     def now_s(self) -> float:
-        """Return a time that only goes forward; see World."""
+        """Return a monotonic time; see World."""
         return time.monotonic()
 
 
 @dataclass(frozen=True, slots=True)
 class _Late:
-    """A sandbox for tools that may not need one (the browser does not): it is started when something of it is used."""
+    """A lazy sandbox for tools that may not need one (the browser does not): it is started when it is first used."""
 
     place: Place
 

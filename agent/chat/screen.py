@@ -1,6 +1,6 @@
-"""What a chat looks like: answers as they stream, reasoning folded to one line, calls with the end of what they gave.
+"""The display of a chat: answers as they stream, reasoning folded to one line, calls with the end of their results.
 
-Everything a model, a page or a tool wrote passes ``clean`` before it reaches the terminal.
+Text from a model, a page or a tool passes ``clean`` before it reaches the terminal.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Spell = Callable[[Message], str]
 class Screen:
     """Shows the events of a chat on ``stream``; ``live``: it is a terminal, with colours and a line that is redrawn.
 
-    ``sources`` says what a citation's cursor points to (None: there is no browser). With ``spell`` each whole message is
+    ``sources`` resolves the cursor of a citation (None: there is no browser). With ``spell``, each complete message is
     shown as its tokens instead (`--raw`).
     """
 
@@ -55,8 +55,8 @@ class Screen:
         self._begin()
 
     def _begin(self) -> None:
-        """Forget what an answer has shown: the next one begins."""
-        self._channel: Channel | None = None  # of what is being said
+        """Reset the state for the next answer."""
+        self._channel: Channel | None = None  # of the current text
         self._heard: dict[Channel | None, str] = {}
         self._since_s = self._drawn_s = self._clock()
         self._thought_s = 0.0
@@ -65,7 +65,7 @@ class Screen:
         self._open_line = False  # the cursor is after text
 
     def __call__(self, event: Event, state: State) -> None:
-        """Show one event; ``state`` is the one before it."""
+        """Show one event; ``state`` is the state before it."""
         match event:
             case _ if self._spell is not None and not isinstance(event, RunEnded | Retried):
                 self._raw(event, self._spell)
@@ -109,7 +109,7 @@ class Screen:
             write(self._stream, f"{ERASE_LINE}{DIM}✻ {doing}, {seconds(self._clock() - self._since_s)}{PLAIN}")
 
     def _end_segment(self) -> None:
-        """Finish what was being said: end an answer's line, take back the line that was redrawn."""
+        """Finish the current text: end an answer's line, or remove the redrawn line."""
         channel, self._channel = self._channel, None
         if channel is Channel.ANALYSIS:
             self._thought_s += self._clock() - self._since_s
@@ -124,7 +124,7 @@ class Screen:
             write(self._stream, ERASE_LINE)
 
     def _fold(self, thought: str) -> None:
-        """Show reasoning as its first words, once for an answer."""
+        """Show the first words of the reasoning, once per answer."""
         if not self._folded:
             spent = f" for {seconds(self._thought_s)}" if self._thought_s >= 0.05 else ""
             self.say(f"✻ thought{spent}: {one_line(thought, FOLDED_CHARS)}", DIM)
@@ -136,7 +136,7 @@ class Screen:
             self._open_line = not text.endswith("\n")
 
     def _whole(self, message: Message) -> None:
-        """Show what did not stream: preambles and the reasoning before calls never do, because calls share their channels."""
+        """Show what was not streamed: preambles, and reasoning before calls, because calls use the same channels."""
         if message.is_call or not message.text.strip():
             return
         if message.role is Role.USER:

@@ -1,6 +1,6 @@
-"""A conversation with a person: the loop of a run, a turn at a time, over a list of events that can be undone, saved and loaded.
+"""A chat with a user: the loop of a run, one turn at a time, with a list of events that can be undone, saved and loaded.
 
-A saved chat is a log like a run's, so `agent chat --wire scripted --script FILE` plays it back.
+A saved chat is a log like a run's, so `agent chat --wire scripted --script FILE` replays it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ STOPPED = "This call was stopped before it came to its end: whether it took effe
 
 
 class Talk:
-    """A chat. ``model`` may be replaced between turns; whoever opened it closes it."""
+    """A chat. ``model`` may be replaced between turns; the caller that opened it closes it."""
 
     def __init__(self, config: RunConfig, model: Model, place: Place, run: str, system: str | None, steps: int) -> None:
         self.config, self.model, self.place = config, model, place
@@ -65,10 +65,10 @@ class Talk:
         self.state = fold(self._events)
 
     def turn(self, text: str, show: Show) -> RunEnded:
-        """Say something to the model and let it work until it has answered, for at most ``steps`` answers.
+        """Send a message to the model and let it work until it has answered, for at most ``steps`` answers.
 
-        Whatever stops it is how the turn ended, and the chat can go on. ``show`` is given every event with the state
-        before it. A message that was not answered at all is taken back.
+        An error ends the turn but not the chat. ``show`` is called with every event and the state
+        before it. A message that got no answer at all is taken back.
         """
         asked = MessageAdded(Message(Role.USER, text))
         show(asked, self.state)
@@ -105,7 +105,7 @@ class Talk:
         raise AssertionError("the loop ends with RunEnded")
 
     def _settle(self) -> None:
-        """Answer what was being called when the turn was stopped: servers refuse a history with a call left open."""
+        """Answer the calls that were open when the turn was stopped, because servers refuse a history with an open call."""
         while (call := open_call(self.state.conversation)) is not None:
             asked = self.state.conversation.messages[call]
             name = self.state.pending.tool if self.state.pending is not None else (asked.recipient or "unknown")
@@ -118,7 +118,7 @@ class Talk:
         self.state = step(self.state, event)
 
     def undo(self) -> str | None:
-        """Take back the person's last message and all that followed; return it, or None where there is none."""
+        """Remove the user's last message and everything after it; return it, or None if there is none."""
         for index in range(len(self._events) - 1, 0, -1):
             match self._events[index]:
                 case MessageAdded(message) if message.role is Role.USER and not is_harness(message):
@@ -138,7 +138,7 @@ class Talk:
         self.config = replace(self.config, effort=effort)
 
     def save(self, path: Path) -> int:
-        """Write the chat as a log that only its owner can read; return how many messages it has. Raises UsageError."""
+        """Write the chat as a log that only its owner can read; return the number of messages. Raises UsageError."""
         lines = (dump(Entry(number, round(time.time(), 3), event)) for number, event in enumerate(self._events))
         try:
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -149,16 +149,16 @@ class Talk:
         return len(self.state.conversation.messages)
 
     def load(self, path: Path) -> int:
-        """Go on with a saved chat, or a run's log, with the tools of now; return how many messages it has.
+        """Continue a saved chat, or a run's log, with the current tools; return the number of messages.
 
-        Raises LogError where the file is neither; the chat then stays as it was.
+        Raises LogError if the file is neither; the chat then stays as it was.
         """
         try:
             events = [entry.event for entry in read(path)]
         except OSError as error:
             raise LogError(f"{path} cannot be read: {error.strerror}.") from error
         if not events or not isinstance(events[0], RunStarted):
-            raise LogError(f"{path} holds no chat: it does not begin with a RunStarted.")
+            raise LogError(f"{path} contains no chat: it does not begin with a RunStarted.")
         self._events = [event for event in events if not isinstance(event, RunEnded | Resumed)]
         self.state = fold(self._events)
         self._begin_with(replace(events[0].conversation, tools=self._tools))
@@ -166,7 +166,7 @@ class Talk:
         return len(self.state.conversation.messages)
 
     def _begin_with(self, conversation: Conversation) -> None:
-        """Change what stands before all messages."""
+        """Replace the conversation before the first message."""
         started = self._events[0]
         assert isinstance(started, RunStarted)
         first = replace(conversation, messages=started.conversation.messages)
@@ -175,7 +175,7 @@ class Talk:
 
     @property
     def reasoning(self) -> str:
-        """What the model thought in its last turn."""
+        """The model's reasoning in the last turn."""
         thoughts: list[str] = []
         for message in reversed(self.state.conversation.messages):
             if message.role is Role.USER:
@@ -186,7 +186,7 @@ class Talk:
 
 
 def chosen_tools(tools: Mapping[str, Tool], *, python: bool, files: bool, web: bool) -> dict[str, Tool]:
-    """Return those of a run's tools that were asked for; ``files`` are all that read and patch the workspace."""
+    """Return the requested ones of a run's tools; ``files`` are all that read and patch the workspace."""
     wanted = {"python"} if python else set[str]()
     wanted |= {"print_tree", "list_dir", "search", "open_file", "apply_patch"} if files else set()
     return {name: tool for name, tool in tools.items() if name in wanted or (web and name.startswith("browser_"))}

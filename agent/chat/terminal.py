@@ -1,4 +1,4 @@
-"""Where a person's lines come from: a terminal with history and keys (prompt_toolkit), or any other stream, a line a message."""
+"""The user's input: from a terminal with history and keys (prompt_toolkit), or from any other stream, one message per line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def typed(
     keyboard: Input | None = None,
     display: Output | None = None,
 ) -> Iterator[str]:
-    """Yield what is typed until Ctrl-D. Raises UsageError when prompt_toolkit is not installed."""
+    """Yield the typed messages until Ctrl-D. Raises UsageError if prompt_toolkit is not installed."""
     session = _session(history, commands, keyboard, display)
     while True:
         try:
@@ -40,7 +40,7 @@ def typed(
 def piped(stream: TextIO) -> Iterator[str]:
     """Yield the lines of a stream; a line that ends in a backslash continues in the next one.
 
-    Raises UsageError where the stream is not in its encoding.
+    Raises UsageError if the stream is not valid in its encoding.
     """
     parts: list[str] = []
     for line in _lines(stream):
@@ -111,7 +111,7 @@ def _keys() -> KeyBindings:
     def ignore(event: KeyPressEvent) -> None:
         del event
 
-    bindings.add(Keys.Vt100MouseEvent)(ignore)  # nobody asked for a mouse: it is a colour in what was pasted
+    bindings.add(Keys.Vt100MouseEvent)(ignore)  # the mouse is off, so this is a colour sequence in pasted text
     bindings.add("enter")(send)
     bindings.add("escape", "enter")(new_line)
     bindings.add("c-j")(new_line)

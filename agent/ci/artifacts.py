@@ -1,16 +1,16 @@
-"""The folder that goes from the job that fixes to the job that publishes: written by one, read with distrust by the other.
+"""The folder that the fixing job passes to the publishing job, which does not trust it.
 
 ::
 
     result.json    what was observed (docs/schemas/result.schema.json)
     events.jsonl   the run's log
-    patch.diff     the change, where there is one
+    patch.diff     the change, if there is one
     report.html    the run as a page
-    summary.md     the run as Markdown, with the marker of what it is about
+    summary.md     the run as Markdown, with the marker of its issue or pull request
     junit.xml      checks and outcome
 
-The reader believes none of it: files are plain, small and well-formed or refused, texts are rendered again from the log, and
-the patch is checked again.
+The reader trusts none of it: files that are not regular, small and well-formed are refused, texts are rendered again from the log,
+and the patch is checked again.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ REASON_CHARS = 2000
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What the other job left. ``report`` is rendered from its log, and ``base_commit`` is where that log says the run began.
+    """The content of the artifacts. ``report`` is rendered from the log; ``base_commit`` is where, according to the log, the run began.
 
-    Both are "" where no run began; ``patch`` is b"" where there is none.
+    Both are "" if no run began; ``patch`` is b"" if there is none.
     """
 
     outcome: str
@@ -61,17 +61,17 @@ class Found:
 
 
 def prepare(out: Path) -> None:
-    """Make the folder, or empty it of an earlier run's files. Raises UsageError where it holds anything else."""
+    """Make the folder, or remove an earlier run's files from it. Raises UsageError if it contains anything else."""
     ours = {RESULT_NAME, LOG_NAME, PATCH_NAME, PAGE_NAME, SUMMARY_NAME, JUNIT_NAME}
     if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - ours):
-        raise UsageError(f"--out {out}: it exists and holds other files. Name a new folder.")
+        raise UsageError(f"--out {out}: it exists and contains other files. Name a new folder.")
     out.mkdir(parents=True, exist_ok=True)
     for name in ours:
         (out / name).unlink(missing_ok=True)
 
 
 def write(out: Path, record: Mapping[str, Any], asked: Request | None, run: Path | None) -> None:
-    """Write what became of an event. ``run`` is the run's folder, None where none began."""
+    """Write the result of an event. ``run`` is the run's folder, None if none began."""
     patch = b""
     text = f"### ❌ {record['outcome']}\n\n- {code(str(record['reason']))}\n"
     if run is not None:
@@ -105,7 +105,7 @@ def _about(asked: Request, patch: bytes) -> dict[str, Any]:
 
 
 def read(folder: Path) -> Found | None:
-    """Return what the other job left, None where it left no result. Raises PolicyRefused where it is not what we write."""
+    """Return the content of the artifacts, None if there is no result. Raises PolicyRefused for anything that we do not write."""
     data = _plain_file(folder / RESULT_NAME, MAX_RESULT_BYTES)
     if data is None:
         return None
@@ -122,14 +122,14 @@ def read(folder: Path) -> Found | None:
 
 
 def _told(folder: Path, outcome: str, patch: bytes) -> tuple[str, str]:
-    """Return what the log says of the base, and the log as Markdown; two empty texts where there is none."""
+    """Return the base commit in the log, and the log as Markdown; two empty texts if there is no log."""
     data = _plain_file(folder / LOG_NAME, MAX_LOG_BYTES)
     if data is None:
         return "", ""
     try:
         story = replace(tell(parse(data, f"the artifact's {LOG_NAME}")[0]), patch=patch)
         report = story_markdown(story)
-    # A record may fit its type and still not be one of ours: a time that is no number, a depth that nothing has.
+    # A record may have the right types and still not be one of ours: a NaN as a time, or an impossible nesting depth.
     except (LogError, RecursionError, TypeError, ValueError, OverflowError) as error:
         raise PolicyRefused(f"the artifact's {LOG_NAME} is not one of ours: {error}") from error
     if story.ended is None or story.ended.outcome != outcome:
@@ -138,7 +138,7 @@ def _told(folder: Path, outcome: str, patch: bytes) -> tuple[str, str]:
 
 
 def _plain_file(path: Path, most_bytes: int) -> bytes | None:
-    """Return a file's content, None where there is none; an artifact may hold links, pipes and terabytes under any name."""
+    """Return a regular file's content, None if it does not exist. An artifact may contain links, pipes and terabytes under any name."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:

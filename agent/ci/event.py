@@ -1,4 +1,4 @@
-"""The event that a job was started by, and what the service says of itself in the job's variables."""
+"""The event that started a job, and what the job's variables say about the service."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def site(service: str, environ: Mapping[str, str]) -> Site:
 
 
 def request(place: Site, file: Path | None, environ: Mapping[str, str], rules: Rules) -> Request | Ignored:
-    """Return what the job's event asks for; ``file`` stands for the one that the variables name.
+    """Return the request in the job's event; ``file`` replaces the file that the variables name.
 
-    Raises UsageError where there is none, it cannot be read, or it is another project's.
+    Raises UsageError if there is no event, it cannot be read, or it belongs to another project.
     """
     data = _load(place.service, file, environ)
     if place.service == "github":

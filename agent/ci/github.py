@@ -12,7 +12,7 @@ from agent.ci.service import Proposal, Pull
 from agent.errors import ServiceError
 from agent.model.client import Clock
 
-# What a job's own GITHUB_TOKEN writes as: it may not ask who it is.
+# The author of comments by a job's own GITHUB_TOKEN, which may not query its identity.
 JOB_AUTHOR = "github-actions[bot]"
 HEADERS = {"Accept": "application/vnd.github+json", "X-GitHub-Api-Version": "2022-11-28", "User-Agent": "gpt-oss-agent"}
 
@@ -33,7 +33,7 @@ class GitHub:
         self._rest.close()
 
     def may_write(self, actor: str) -> bool:
-        """Ask for the person's permission; see Service."""
+        """Query the user's permission; see Service."""
         try:
             found = self._rest.ask("GET", f"{self._path}/collaborators/{quote(actor, safe='')}/permission")
         except ServiceError as error:
@@ -43,19 +43,19 @@ class GitHub:
         return text_at(found, "permission") in ("admin", "write")
 
     def pull(self, number: int) -> Pull:
-        """Ask for it; see Service."""
+        """Fetch it; see Service."""
         head = at(self._rest.ask("GET", f"{self._path}/pulls/{number}"), "head")
         return Pull(text_at(head, "ref"), text_at(head, "sha"), text_at(head, "repo", "full_name") == self._project)
 
     def propose(self, branch: str, target: str, title: str, body: str) -> Proposal:
-        """Find the open one by its branches, or open it; see Service."""
+        """Find the open one by its branches, or open one; see Service."""
         found = self._open(branch, target)
         if found is None:
             wanted = {"title": title, "body": body, "head": branch, "base": target}
             try:
                 return self._proposal(self._rest.ask("POST", f"{self._path}/pulls", wanted), new=True)
             except ServiceError as error:
-                # 422 may mean that it is there: an answer that was lost, or another job.
+                # 422 may mean that it exists: opened by a request whose answer was lost, or by another job.
                 found = self._open(branch, target) if error.status == 422 else None
                 if found is None:
                     raise

@@ -1,6 +1,6 @@
-"""GitHub's events as requests: an issue that was labelled, a comment that begins with the command word, a check that fails.
+"""Reads GitHub's events: a labelled issue, a comment that begins with the command word, a failed check.
 
-Shapes: https://docs.github.com/en/webhooks/webhook-events-and-payloads. Pure.
+Payloads: https://docs.github.com/en/webhooks/webhook-events-and-payloads. Pure.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from agent.ci.request import (
     wish_in,
 )
 
-# Who may ask, by what GitHub says of the author. That they can really write is asked again before anything is published.
+# Who may start a run, by GitHub's author association. Their write permission is checked again before anything is published.
 ASSOCIATIONS = ("OWNER", "MEMBER", "COLLABORATOR")
 
 
 def read(name: str, data: object, rules: Rules) -> Request | Ignored:
-    """Return what the event called ``name`` asks for. Raises UsageError where it lacks what such an event has."""
+    """Return the request in the event ``name``. Raises UsageError if the event lacks a required field."""
     if text_at(data, "sender", "type") == "Bot" and name in ("issues", "issue_comment"):
         return Ignored(f"{text_at(data, 'sender', 'login')} is a bot, and bots may not start each other")
     match name:
@@ -58,7 +58,7 @@ def _commented(data: object, rules: Rules) -> Request | Ignored:
 
 
 def _about(data: object, wish: str, actor: str) -> Request:
-    """Return the request about an issue or a pull request, which has an issue's shape here."""
+    """Return the request about an issue or a pull request, which has the fields of an issue here."""
     is_pull = at(data, "issue", "pull_request") is not None
     return asked(
         "github",
@@ -79,7 +79,7 @@ def _failed(data: object, name: str) -> Request | Ignored:
     project = text_at(data, "repository", "full_name")
     if text_at(data, "action") != "completed" or text_at(run, "conclusion") not in FAILURES:
         return Ignored("the check did not fail")
-    # A check_run's suite names no repository where the head is a fork's, and then no branch either.
+    # If the head is in a fork, a check_run's suite names no repository, and then no branch either.
     if (
         not branch
         or text_at(run, "head_repository", "full_name") not in (project, "")

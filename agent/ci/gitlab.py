@@ -12,7 +12,7 @@ from agent.ci.service import Proposal, Pull
 from agent.errors import ServiceError
 from agent.model.client import Clock
 
-DEVELOPER = 30  # the least role that may push
+DEVELOPER = 30  # the lowest role that may push
 
 
 class GitLab:
@@ -31,7 +31,7 @@ class GitLab:
         self._rest.close()
 
     def may_write(self, actor: str) -> bool:
-        """Ask for the person's role, also by way of groups; see Service."""
+        """Query the user's role, including roles through groups; see Service."""
         try:
             found = self._rest.ask("GET", f"{self._path}/members/all/{quote(actor, safe='')}")
         except ServiceError as error:
@@ -42,20 +42,20 @@ class GitLab:
         return isinstance(level, int) and level >= DEVELOPER and text_at(found, "state") in ("active", "")
 
     def pull(self, number: int) -> Pull:
-        """Ask for it; see Service."""
+        """Fetch it; see Service."""
         found = self._rest.ask("GET", f"{self._path}/merge_requests/{number}")
         same = at(found, "source_project_id") == at(found, "target_project_id")
         return Pull(text_at(found, "source_branch"), text_at(found, "sha"), same)
 
     def propose(self, branch: str, target: str, title: str, body: str) -> Proposal:
-        """Find the open one by its branches, or open it; see Service."""
+        """Find the open one by its branches, or open one; see Service."""
         found = self._open(branch, target)
         if found is None:
             wanted = {"title": title, "description": body, "source_branch": branch, "target_branch": target}
             try:
                 return self._proposal(self._rest.ask("POST", f"{self._path}/merge_requests", wanted), new=True)
             except ServiceError as error:
-                # 409 means that it is there: an answer that was lost, or another job.
+                # 409 means that it exists: opened by a request whose answer was lost, or by another job.
                 found = self._open(branch, target) if error.status == 409 else None
                 if found is None:
                     raise

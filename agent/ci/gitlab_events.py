@@ -1,7 +1,7 @@
-"""GitLab's webhooks, as a triggered pipeline gets them, as requests: an issue labelled, a comment, a pipeline that fails.
+"""Reads GitLab's webhooks, as a triggered pipeline gets them: a labelled issue, a comment, a failed pipeline.
 
-Shapes: https://docs.gitlab.com/user/project/integrations/webhook_events/. A webhook does not say what its user may do: that is
-asked of GitLab before anything is published, and who may start a run by a comment is named with ``--allow``. Pure.
+Payloads: https://docs.gitlab.com/user/project/integrations/webhook_events/. A webhook does not say what its user may do: GitLab is
+queried for that before anything is published, and ``--allow`` names those who may start a run by a comment. Pure.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from agent.ci.request import (
 
 
 def read(data: object, rules: Rules) -> Request | Ignored:
-    """Return what a webhook asks for. Raises UsageError where it lacks what such a webhook has."""
+    """Return the request in a webhook. Raises UsageError if the webhook lacks a required field."""
     match text_at(data, "object_kind"):
         case "issue":
             return _labelled(data, rules)
@@ -35,7 +35,7 @@ def read(data: object, rules: Rules) -> Request | Ignored:
 
 
 def _labelled(data: object, rules: Rules) -> Request | Ignored:
-    """An issue that was given the label by an update: who opens an issue may label it without any right to do so later."""
+    """Read an issue that got the label by an update: anyone who opens an issue may label it then, but later it needs a permission."""
     before, after = (
         {text_at(label, "title") for label in at(data, "changes", "labels", when) or []}
         for when in ("previous", "current")

@@ -1,4 +1,4 @@
-"""Open a service: the one function that chooses."""
+"""Opens the service; only this module chooses between them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ from agent.model.client import Clock
 
 
 def open_service(site: Site, token: str, author: str | None, clock: Clock | None = None) -> Service:
-    """Return the service at a site. ``author`` is the name our comments have there, where it cannot be asked for."""
+    """Return the service at a site. ``author`` is the author of our comments there, if it cannot be queried."""
     made = GitHub if site.service == "github" else GitLab
     return made(site, token, author, clock or Clock())

@@ -1,8 +1,8 @@
-"""The job that holds the token: it believes the service and its own checkout, and nothing that the other job says.
+"""The job with the token: it trusts the service and its own checkout, and nothing from the other job.
 
-What was asked is read from the event again, that who asked may write is asked of the service, the patch is checked and
-applied to this checkout's commit, and texts are rendered anew. Only then something is written, each step so that it can be
-done again: the branch (only over a commit of ours), the pull request, and one comment.
+It reads the request from the event again, asks the service whether the requester has write access, checks the patch and
+applies it to this checkout's commit, and renders all texts anew. Only then it writes, in idempotent steps: the branch (only
+over a commit of ours), the pull request, and one comment.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from sandbox.worktree import Applied, Worktree
 
 T = TypeVar("T")
 Say = Callable[[str], None]
-# What is good enough to be proposed; all else is answered with a comment, and its patch stays in the artifact.
+# The outcomes that are proposed; all others are answered with a comment, and their patch stays in the artifact.
 PROPOSED = (Outcome.PASSED, Outcome.UNVERIFIED)
 
 
 @dataclass(frozen=True, slots=True)
 class Publisher:
-    """What publishing needs: the service, the repository there, and a checkout of the commit that was fixed."""
+    """Publishes a result: needs the service, the repository there, and a checkout of the commit that was fixed."""
 
     service: Service
     remote: Remote
@@ -44,9 +44,9 @@ class Publisher:
     clock: Clock
 
     def publish(self, asked: Request, folder: Path) -> Proposal | None:
-        """Publish what the other job left in ``folder``; return the pull request, None where there is none.
+        """Publish the artifacts in ``folder``; return the pull request, None if there is none.
 
-        Raises PolicyRefused and DiffRefused where a rule forbids it, ServiceError and WorktreeError where it fails.
+        Raises PolicyRefused and DiffRefused if a rule forbids it, ServiceError and WorktreeError if it fails.
         """
         self._admit(asked)
         try:
@@ -65,11 +65,11 @@ class Publisher:
 
     def _admit(self, asked: Request) -> None:
         if asked.actor and not self._persist(lambda: self.service.may_write(asked.actor)):
-            raise PolicyRefused(f"{asked.actor} may not write to {asked.project}: so nothing is published")
+            raise PolicyRefused(f"{asked.actor} has no write access to {asked.project}, so nothing is published")
 
     def _propose(self, asked: Request, found: Found) -> Proposal:
         if not found.patch or not found.base_commit:
-            raise PolicyRefused(f"the artifact says {found.outcome} and holds no patch")
+            raise PolicyRefused(f"the artifact says {found.outcome}, but contains no patch")
         with scratch.folder("publish") as folder:
             snapshot = snapshots.take(self.repository, folder, include_uncommitted=False)
             if found.base_commit != snapshot.commit:
@@ -84,7 +84,7 @@ class Publisher:
         return proposed
 
     def _target(self, asked: Request, snapshot: Snapshot) -> str:
-        """Return the branch that the change is for: a pull request's own only where it still is what was fixed."""
+        """Return the target branch: a pull request's own branch only if it has not moved since the fix."""
         if asked.target is not None:
             return asked.target
         assert asked.number is not None
@@ -99,11 +99,11 @@ class Publisher:
         return pull.branch
 
     def _push(self, asked: Request, found: Found, snapshot: Snapshot) -> None:
-        """Check the patch, and bring the branch to it unless somebody else has worked there."""
+        """Check the patch, and update the branch to it unless somebody else has worked there."""
         try:
             applied = Worktree(snapshot).apply(found.patch)
         except WorktreeError as error:
-            raise PolicyRefused(f"the patch does not fit the commit it claims to be for: {error}") from error
+            raise PolicyRefused(f"the patch does not apply to the commit that it claims to be for: {error}") from error
         protected.admit(applied.paths)
         if not applied.changes:
             raise PolicyRefused("the patch changes nothing")
@@ -112,7 +112,7 @@ class Publisher:
         self._persist(lambda: self._set(asked.branch, commit, applied, snapshot))
 
     def _set(self, branch: str, commit: str, applied: Applied, snapshot: Snapshot) -> None:
-        """Set the branch to the commit; done again, it finds what it has done."""
+        """Set the branch to the commit; idempotent."""
         try:
             at = remote.look(snapshot, self.remote, branch)
             if at is not None and (at.ours, at.tree, at.base) == (True, applied.tree, snapshot.commit):

@@ -1,4 +1,4 @@
-"""What an event asks for: who asked, where the answer goes, and the task in the words of people we do not know. Pure."""
+"""The request in an event: who asked, where the answer goes, and the task, in the words of strangers. Pure."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ BRANCH_PREFIX = "agent/"
 TITLE_CHARS = 200
 TEXT_CHARS = 20_000
 FAILURES = ("failure", "failed", "timed_out")
-# What is not shown to a reader must not be read by a model: comments, XML's instructions and the like, where links lead,
-# attributes of tags, images. They are kept only where they are code, and so visible.
+# The model must not read what a human reader does not see: comments, XML processing instructions and the like, link targets,
+# attributes of tags, images. They are kept only inside code, where they are visible.
 _FENCED = (
     r"^(?P<indent> {0,3})(?P<fence>(?P<mark>[`~])(?P=mark){2,}+)(?:(?<=~)|(?=[^`\n]*$))[^\n]*\n"
     r".*?(?:^ {0,3}(?P=fence)(?P=mark)*[ \t]*$|\Z)"
@@ -36,14 +36,14 @@ _HIDDEN = re.compile(
     rf"|<(?P<tag>[a-z][a-z0-9-]*){_VALUES}\s*/?>",
     re.DOTALL | re.MULTILINE | re.IGNORECASE,
 )
-# What, outside of code, may make a comment of what looks like code: HTML around it, a mark that is escaped or has no
-# partner on its line, a definition, a comment before it on its line.
+# What, outside of code, may turn apparent code into a comment: HTML around it, a mark that is escaped or has no
+# counterpart on its line, a definition, a comment before it on its line.
 _DOUBT = re.compile(r"<[a-z/?!]|`|~~~|\]:|\x00[^\n]*\x01", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What starts a run: a label, a word that begins a comment; ``allow`` names people where a service does not vouch."""
+    """What starts a run: a label, or a word at the beginning of a comment; ``allow`` names users if the service does not report their role."""
 
     label: str = "agent"
     word: str = "/agent"
@@ -52,12 +52,12 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What an event asks for. ``task`` is the words of strangers; all else is what the service itself says.
+    """The request in an event. ``task`` is in the words of strangers; everything else comes from the service itself.
 
     ``project`` is owner/name on GitHub, the project's number on GitLab. ``number`` is that of the issue or pull request
-    where the answer is written, None where there is none. ``actor`` is who asked (the login on GitHub, the user's
-    number on GitLab), "" where no person did. ``target`` is the branch that the change is for, None where only the
-    service knows (a pull request's own). ``commit`` is the one that the event is about, None for the checkout's.
+    where the answer is written, None if there is none. ``actor`` is the requester (the login on GitHub, the user's
+    number on GitLab), "" if it was not a user. ``target`` is the branch that the change is for, None if only the
+    service knows it (a pull request's own). ``commit`` is the one that the event is about, None for the checkout's.
     """
 
     service: str
@@ -72,38 +72,38 @@ class Request:
 
     @property
     def key(self) -> str:
-        """What later events about the same thing have in common."""
+        """The key of the issue, pull request or check: the same for later events about it."""
         return f"{self.kind}/{self.target if self.kind == 'check' else self.number}"
 
     @property
     def branch(self) -> str:
-        """The branch that is ours to write for it."""
+        """Our branch for it."""
         return BRANCH_PREFIX + self.key
 
     @property
     def marker(self) -> str:
-        """What our comment about it begins with."""
+        """The first line of our comment about it."""
         return marker(self.key)
 
 
 @dataclass(frozen=True, slots=True)
 class Ignored:
-    """The event asks for nothing; ``reason`` says why."""
+    """The event contains no request; ``reason`` says why."""
 
     reason: str
 
 
 def marker(key: str) -> str:
-    """Return the line that a comment of ours begins with, so that the next one replaces it."""
+    """Return the first line of our comments, by which a later one finds and replaces them."""
     return f"<!-- gpt-oss-agent:{quote(key, safe='/')} -->"
 
 
 def visible(text: str, most_chars: int = TEXT_CHARS) -> str:
-    """Return what a person sees of a Markdown text, and no more than ``most_chars`` of it.
+    """Return the visible part of a Markdown text, at most ``most_chars`` of it.
 
-    Where it cannot be said for sure what is code, comments are taken out of that, too.
+    If it is uncertain what is code, comments are removed from that too.
     """
-    beyond = max(len(text) - 2 * most_chars, 0)  # looking at it may take time that grows with its square
+    beyond = max(len(text) - 2 * most_chars, 0)  # matching may take quadratic time
     plain = text[: 2 * most_chars].replace("\r\n", "\n").replace("\r", "\n")
     plain = "".join(character for character in plain if _is_seen(character))
     if _DOUBT.search(_HIDDEN.sub(_outside, plain)):
@@ -120,7 +120,7 @@ def _seen(found: re.Match[str]) -> str:
 
 
 def _outside(found: re.Match[str]) -> str:
-    r"""Return what is looked at for doubt: \0 where a comment was and \1 for code, but a list may have, or a table cut, that."""
+    r"""Return the text that is checked for doubt: \0 for a comment and \1 for code, unless a list or a table may interfere with it."""
     if found["code"]:
         return "`" if found["indent"] or "|" in (found["span"] or "") else "\1"
     return "\0" if found["comment"] else found[0]
@@ -132,20 +132,20 @@ def title_of(text: str) -> str:
 
 
 def _issue_task(title: str, body: str, wish: str = "") -> str:
-    """Return the task of an issue, with what was asked about it in a comment."""
+    """Return the task for an issue, with the request in a comment on it."""
     asked = f"\n\nWhat was asked about it:\n\n{visible(wish)}" if wish.strip() else ""
     return f"{title_of(title)}\n\n{visible(body)}{asked}".strip()
 
 
 def _pull_task(title: str, body: str, wish: str) -> str:
-    """Return the task of a comment on a pull request, whose head is checked out."""
+    """Return the task for a comment on a pull request, whose head is checked out."""
     about = f"Do what was asked about a pull request. Its changes are in your workspace already.\n\nIts title: {title_of(title)}"
     said = f"\n\nWhat it says of itself:\n\n{visible(body, TEXT_CHARS // 2)}" if body.strip() else ""
     return f"{about}{said}\n\nWhat was asked:\n\n{visible(wish) or 'Fix what is wrong with it.'}"
 
 
 def _check_task(name: str, details: str) -> str:
-    """Return the task of a check that fails."""
+    """Return the task for a failed check."""
     said = f"\n\nWhat it reports:\n\n{visible(details, TEXT_CHARS // 2)}" if details.strip() else ""
     return f"The check {title_of(name)!r} fails. Find out why and fix the cause.{said}"
 
@@ -162,7 +162,7 @@ def asked(
     target: str | None = None,
     commit: str | None = None,
 ) -> Request:
-    """Return the request about an issue, a pull request or a check: see Request. ``wish`` is what a comment asks for."""
+    """Return the request about an issue, a pull request or a check: see Request. ``wish`` is the request in a comment."""
     match kind:
         case "issue":
             task = _issue_task(title, body, wish)
@@ -174,7 +174,7 @@ def asked(
 
 
 def at(data: object, *path: str | int) -> Any:  # noqa: ANN401 - JSON of any shape
-    """Return what is at a path in JSON data, None where there is nothing."""
+    """Return the value at a path in JSON data, None if there is none."""
     for step in path:
         match data, step:
             case Mapping(), str():
@@ -187,19 +187,19 @@ def at(data: object, *path: str | int) -> Any:  # noqa: ANN401 - JSON of any sha
 
 
 def text_at(data: object, *path: str | int) -> str:
-    """Return a text in JSON data, "" where there is none."""
+    """Return the text at a path in JSON data, "" if there is none."""
     found = at(data, *path)
     return found if isinstance(found, str) else ""
 
 
 def commit_at(data: object, *path: str | int) -> str | None:
-    """Return a commit's full name, None where there is none: git is given it, and takes what begins with a dash for an option."""
+    """Return a full commit id, None if there is none. It is validated because git would treat a text that begins with a dash as an option."""
     found = text_at(data, *path)
     return found if re.fullmatch(r"[0-9a-f]{40}([0-9a-f]{24})?", found) else None
 
 
 def number_at(data: object, *path: str | int) -> int:
-    """Return a number that an event cannot be without. Raises UsageError."""
+    """Return a required number of an event. Raises UsageError."""
     found = at(data, *path)
     if not isinstance(found, int) or isinstance(found, bool) or found < 1:
         raise UsageError(f"the event has no {'.'.join(map(str, path))}: it is not one of the service's own")
@@ -207,7 +207,7 @@ def number_at(data: object, *path: str | int) -> int:
 
 
 def wish_in(comment: str, word: str) -> str | None:
-    """Return what follows the command word of a comment, None where the comment does not begin with it."""
+    """Return the text after the command word of a comment, None if the comment does not begin with it."""
     first, _, rest = comment.strip().partition("\n")
     head, _, tail = first.strip().partition(" ")
     return f"{tail}\n{rest}".strip() if head == word else None
@@ -216,7 +216,7 @@ def wish_in(comment: str, word: str) -> str | None:
 def _is_seen(character: str) -> bool:
     if character in "\n\t" or 0x20 <= ord(character) < 0x7F:
         return True
-    # U+E0100 … are variation selectors: nothing is seen of them, and a text can be spelled in them.
+    # U+E0100 … are variation selectors: they are invisible, and can encode a hidden text.
     return (
         unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
         and not 0xE0100 <= ord(character) <= 0xE01EF

@@ -1,16 +1,16 @@
-"""HTTP with a service's API: JSON in and out, asked again where that may help, and only ServiceError comes out.
+"""HTTP requests to a service's API: JSON in and out, with retries; raises only ServiceError.
 
 ::
 
-    answer or exception                                     becomes         asked again
+    answer or exception                                     becomes         retried
     ─────────────────────────────────────────────────────── ─────────────── ───────────────────────────
     408, 425, 429, 5xx but 501                              Again           yes, after Retry-After if given
     403 with a spent rate limit (Retry-After, or none left) Again           yes, then
     connecting, reading or writing fails or times out       Again           yes
     401, 403, 404, 409, 422, 3xx and every other status     ServiceError    no
 
-What is asked again is the whole step, not one request: a POST whose answer was lost may have been done, so the step looks
-first whether it has.
+The whole step is retried, not a single request: a POST whose answer was lost may have succeeded, so the step first checks
+whether it has.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _REMEDIES = {
 
 
 class Again(ServiceError):
-    """What failed may succeed later. ``wait_s`` is what the service asked for, if it did."""
+    """A temporary failure. ``wait_s`` is the wait that the service asked for, if it did."""
 
     def __init__(self, message: str, status: int | None = None, wait_s: float | None = None) -> None:
         super().__init__(message, status)
@@ -52,7 +52,7 @@ class Again(ServiceError):
 
 
 def persist(work: Callable[[], T], clock: Clock, say: Callable[[str], None], patience_s: float = PATIENCE_S) -> T:
-    """Do a step, again where it failed in a way that may pass. Raises ServiceError when patience is at its end."""
+    """Do a step, and retry it after temporary failures. Raises ServiceError when the retries are used up."""
     began_s = clock.now()
     wait_s = FIRST_WAIT_S
     while True:
@@ -71,7 +71,7 @@ def persist(work: Callable[[], T], clock: Clock, say: Callable[[str], None], pat
 
 
 class Rest:
-    """One service's API at ``base_url``. ``secret`` is taken out of whatever is said of an error."""
+    """One service's API at ``base_url``. ``secret`` is removed from all error messages."""
 
     def __init__(self, base_url: str, headers: Mapping[str, str], secret: str, clock: Clock) -> None:
         self.clock = clock
@@ -110,7 +110,7 @@ class Rest:
         raise ServiceError(f"the answer to {method} {url} is not JSON; is the API's URL right?")
 
     def pages(self, path: str, params: Mapping[str, str | int] | None = None) -> Iterator[Any]:
-        """Yield the items of a list, page by page. Raises as ``ask`` does, and ServiceError where it has no end."""
+        """Yield the items of a list, page by page. Raises as ``ask`` does, and ServiceError if the list does not end."""
         for page in range(1, MOST_PAGES + 1):
             items = self.ask("GET", path, params={**(params or {}), "per_page": PAGE, "page": page})
             if not isinstance(items, list):

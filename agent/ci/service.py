@@ -1,4 +1,4 @@
-"""What publishing needs of the service that hosts a repository: the seam."""
+"""The interface to the service that hosts a repository, as far as publishing needs it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Pull:
-    """A pull or merge request: the branch it brings, where that branch is, and whether it lies in the same project."""
+    """A pull or merge request: its source branch, that branch's commit, and whether it is in the same project."""
 
     branch: str
     commit: str
@@ -17,7 +17,7 @@ class Pull:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A pull or merge request of ours. ``link`` is how text refers to it; ``new`` whether it was opened just now."""
+    """A pull or merge request of ours. ``link`` is its short reference for text; ``new``: it was opened just now."""
 
     link: str
     url: str
@@ -25,27 +25,27 @@ class Proposal:
 
 
 class Service(Protocol):
-    """One project at one service. Every method may be called again: what is there already is found, not made twice.
+    """One project at one service. Every method is idempotent: what exists already is found, not created twice.
 
-    Raises ServiceError; ``Again`` (agent/ci/rest.py) among them may pass.
+    Raises ServiceError; its subclass ``Again`` (agent/ci/rest.py) is temporary.
     """
 
     git_user: str  # the name that git sends with the token
 
     def may_write(self, actor: str) -> bool:
-        """Whether the one who asked (see Request) may write to the repository."""
+        """Whether the requester (see Request) has write access to the repository."""
         ...
 
     def pull(self, number: int) -> Pull:
-        """Return a pull request as it is now."""
+        """Return the current state of a pull request."""
         ...
 
     def propose(self, branch: str, target: str, title: str, body: str) -> Proposal:
-        """Open a pull request from ``branch`` into ``target``, or bring the one that is open up to date."""
+        """Open a pull request from ``branch`` into ``target``, or update the open one."""
         ...
 
     def comment(self, kind: str, number: int, marker: str, body: str) -> None:
-        """Write a comment that begins with ``marker``, or bring our own one that does up to date."""
+        """Write a comment that begins with ``marker``, or update our own comment that does."""
         ...
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
-"""What is written where people read it: made of our own words, and of others' only in code, where they do nothing.
+"""The texts that are published: our own words, and strangers' words only as code, where they have no effect.
 
-A commit's or a pull request's text acts: it closes issues, calls people, skips CI. So titles keep letters and digits of what
-a stranger wrote, and all else stands in the code of agent/report/markdown.py. Pure.
+The text of a commit or pull request has effects: it closes issues, notifies people, skips CI. So titles keep only letters and
+digits of a stranger's text, and everything else is quoted as code by agent/report/markdown.py. Pure.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def title(asked: Request) -> str:
 
 
 def about(asked: Request, *, fixed: bool) -> str:
-    """Return how the change refers to what it is for. An issue is closed by it only where the checks say that it is fixed."""
+    """Return the reference to what the change is for. It closes an issue only if the checks pass."""
     if asked.number is None:
         return f"For the failing check on {code(asked.target or '')}."
     sign = "!" if asked.service == "gitlab" and asked.kind != "issue" else "#"
@@ -45,7 +45,7 @@ def proposal(asked: Request, found: Found) -> str:
 
 
 def answer(asked: Request, found: Found | None, proposed: str | None, refused: str | None = None) -> str:
-    """Return the comment where it was asked: where the change is, or why there is none."""
+    """Return the comment that answers the request: where the change is, or why there is none."""
     if refused is not None:
         text = f"### ❌ refused: nothing was published\n\n- {code(refused)}\n"
     elif found is None:

@@ -1,4 +1,4 @@
-"""The seam: whoever hears a run's events to trace them, and the one that does not."""
+"""The interface of telemetry: a listener to a run's events, and one that does nothing."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from agent.events import Event
 
 
 class Telemetry(Protocol):
-    """Whoever hears a run's events to trace them."""
+    """A listener that traces a run's events."""
 
     def __call__(self, event: Event) -> None:
-        """Hear one event."""
+        """Process one event."""
         ...
 
     def close(self) -> None:
-        """End what is open and send what is left. May be called twice."""
+        """End open spans and send the remaining ones. May be called twice."""
         ...
 
 
@@ -23,7 +23,7 @@ class Silent:
     """No telemetry."""
 
     def __call__(self, event: Event) -> None:
-        """Hear nothing."""
+        """Ignore the event."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing."""

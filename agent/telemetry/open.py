@@ -1,4 +1,4 @@
-"""Whether a run is traced: only if the person wants it. Nothing of OpenTelemetry is loaded otherwise."""
+"""Opens telemetry if the user has enabled it. Otherwise nothing of OpenTelemetry is loaded."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from agent.telemetry.base import Silent, Telemetry
 def open_telemetry(
     config: RunConfig, run: str, mode: str, say: Callable[[str], None], *, resumed: bool = False
 ) -> Telemetry:
-    """Return what traces a run, or (``resumed``) what another process began of it.
+    """Return the listener that traces a run, or (``resumed``) the continuation of one.
 
-    Raises UsageError where spans are wanted and the packages for them are not installed, or a variable cannot be used.
+    Raises UsageError if tracing is on and its packages are not installed, or a variable is invalid.
     """
     if not config.otel:
         return Silent()

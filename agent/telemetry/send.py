@@ -1,7 +1,7 @@
-"""Where spans go: by OTLP over HTTP to where OTEL_* variables say.
+"""Sends spans by OTLP over HTTP, to the collector that the OTEL_* variables name.
 
-The provider is this run's own, never the process's global one. A collector that is gone is said once, and holds a run
-up by at most FLUSH_S, at its end.
+The provider is this run's own, never the process's global one. An unreachable collector is reported once, and delays the end
+of a run by at most FLUSH_S.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TOLD_CHARS = 240
 
 
 def otlp() -> SpanProcessor:
-    """Return what sends spans where the OTEL_ variables say. Raises ValueError where one of them cannot be used."""
+    """Return a processor that sends spans as the OTEL_ variables say. Raises ValueError if one of them is invalid."""
     return BatchSpanProcessor(OTLPSpanExporter())
 
 
@@ -46,7 +46,7 @@ def traced(
     *,
     resumed: bool = False,
 ) -> Telemetry:
-    """Return what traces a run into the processor that ``make`` makes. Raises UsageError where it cannot be made."""
+    """Return a listener that traces a run into the processor that ``make`` returns. Raises UsageError if that fails."""
     complaints = _Complaints(say)
     release = _release()
     try:
@@ -65,7 +65,7 @@ def traced(
 
 
 def _release() -> str:
-    """Return the version of this program, "source" where it runs from a checkout that was not installed."""
+    """Return the version of this program, "source" if it runs from a checkout without being installed."""
     try:
         return version(PACKAGE)
     except PackageNotFoundError:
@@ -73,34 +73,34 @@ def _release() -> str:
 
 
 class _FirstIds(RandomIdGenerator):
-    """Random ids, but for the trace and its first span: a process that goes on with the run must know them."""
+    """Random ids, except for the trace and its first span, which a process that resumes the run must know."""
 
     def __init__(self, first: SpanContext) -> None:
         self._trace_id, self._span_id = first.trace_id, first.span_id
 
     def generate_trace_id(self) -> int:
-        """Return the run's, the only one."""
+        """Return the run's trace id, the only one."""
         return self._trace_id
 
     def generate_span_id(self) -> int:
-        """Return the first span's once, then random ones."""
+        """Return the first span's id once, then random ones."""
         given, self._span_id = self._span_id, super().generate_span_id()
         return given
 
 
 class _Traced:
-    """Spans, and what sends them."""
+    """The spans of a run, and their provider."""
 
     def __init__(self, spans: Telemetry, shutdown: Callable[[], None], complaints: _Complaints, flush_s: float) -> None:
         self._spans, self._shutdown, self._complaints, self._flush_s = spans, shutdown, complaints, flush_s
         self._open = True
 
     def __call__(self, event: Event) -> None:
-        """Hear one event."""
+        """Process one event."""
         self._spans(event)
 
     def close(self) -> None:
-        """End what is open and send what is left, for so long as that may take."""
+        """End open spans and send the remaining ones, within the time limit."""
         if not self._open:
             return
         self._open = False
@@ -113,11 +113,11 @@ class _Traced:
 
     def _send(self) -> None:
         self._shutdown()
-        self._complaints.close()  # not before: what gives up late complains late
+        self._complaints.close()  # only now, because a late failure logs late
 
 
 class _Complaints(logging.Handler):
-    """What the packages log, said once; logging prints over the screen what nobody handles."""
+    """Handles the packages' log messages and reports only the first; without a handler, logging would print over the screen."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         super().__init__(logging.WARNING)
@@ -126,16 +126,16 @@ class _Complaints(logging.Handler):
         self._logger.addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Say the first."""
+        """Report the first message."""
         self.say(record.getMessage())
 
     def say(self, text: str) -> None:
-        """Say it, if nothing was said before."""
+        """Report a text, if nothing was reported before."""
         if not self._said:
             self._said = True
             self._say(f"telemetry: {one_line(text, TOLD_CHARS)}")
 
     def close(self) -> None:
-        """Let the packages log as before."""
+        """Restore the packages' logging."""
         self._logger.removeHandler(self)
         super().close()

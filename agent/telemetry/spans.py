@@ -1,14 +1,14 @@
-"""A run's events as spans, with the names of OpenTelemetry's semantic conventions for generative AI.
+"""Converts a run's events to spans, with the names of OpenTelemetry's semantic conventions for generative AI.
 
 ::
 
-    invoke_agent gpt-oss-agent            the run, or what one process did of it (linked to the first)
-    └─ turn                               an answer of the model and what was done for it
+    invoke_agent gpt-oss-agent            the run, or one process's part of it (linked to the first)
+    └─ turn                               an answer of the model and its tool calls
        ├─ chat MODEL                      the request; retries and repairs are its events
-       └─ execute_tool TOOL               one a call
+       └─ execute_tool TOOL               one per call
 
-What was said, asked and printed is in them only under ``otel_content``. Names: the conventions' pages on agent spans and
-inference spans (github.com/open-telemetry/semantic-conventions-genai, docs/gen-ai); those of ours begin with gpt_oss_agent.
+Messages and output are in the spans only with ``otel_content``. Names: the conventions' pages on agent spans and
+inference spans (github.com/open-telemetry/semantic-conventions-genai, docs/gen-ai); our own begin with gpt_oss_agent.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ from agent.lines import VERDICTS
 
 AGENT = "gpt-oss-agent"
 HERE = ("local", "scripted")  # wires to a model in this process
-FINISH: Mapping[str, str] = {"call": "tool_call"}  # ours: the conventions'
+FINISH: Mapping[str, str] = {"call": "tool_call"}  # our finish reason: that of the conventions
 Attributes = dict[str, AttributeValue]
 
 
 class Spans:
-    """Hears a run's events and makes spans of them. Times are of hearing, or counted back from there."""
+    """Converts a run's events to spans. Times are those of receiving the events, or computed back from them."""
 
     def __init__(
         self,
@@ -78,11 +78,11 @@ class Spans:
         self._tracer, self._config, self._clock_ns = tracer, config, clock_ns
         self._run = run
         self._model: Attributes = _model(config) | {"gen_ai.conversation.id": run}
-        self._asked_ns = clock_ns()  # since then the model is waited for, while nothing else is
+        self._asked_ns = clock_ns()  # since when the run waits for the model
         self._turns = self._prompt_tokens = self._completion_tokens = self._cached_tokens = 0
-        self._notes: list[tuple[str, Attributes, int]] = []  # of the answer or call that is to come
+        self._notes: list[tuple[str, Attributes, int]] = []  # for the next answer or call
         self._said: list[Message] = []
-        self._calls: deque[str] = deque()  # bodies of calls that were asked for and not begun: they run in order
+        self._calls: deque[str] = deque()  # bodies of calls that have not started yet; they run in order
         self._tool: Span | None = None
         self._turn: Span | None = None
         agent: Attributes = {"gen_ai.agent.name": AGENT, "gen_ai.agent.version": release, "gpt_oss_agent.mode": mode}
@@ -92,7 +92,7 @@ class Spans:
         self._open = True
 
     def __call__(self, event: Event) -> None:
-        """Hear one event."""
+        """Process one event."""
         now_ns = self._clock_ns()
         match event:
             case Delta():
@@ -116,7 +116,7 @@ class Spans:
                 self._marked(event, now_ns)
 
     def close(self) -> None:
-        """End what is open."""
+        """End open spans."""
         if self._open:
             self._open = False
             now_ns = self._clock_ns()
@@ -125,7 +125,7 @@ class Spans:
             self._root.end(now_ns)
 
     def _marked(self, event: Event, now_ns: int) -> None:
-        """Take in what has no span of its own. After it the model is asked, if it is asked at all."""
+        """Record an event without a span of its own. The next request to the model comes after it."""
         self._asked_ns = now_ns
         match event:
             case RunStarted(task=task):
@@ -169,7 +169,7 @@ class Spans:
         self._asked_ns = now_ns
 
     def _chat(self, start_ns: int, number: int) -> Span:
-        """Begin a turn and its request; what was asked again belongs to it."""
+        """Begin a turn and its request; retries belong to it."""
         config = self._config
         start_ns = min([start_ns, *(at_ns for _, _, at_ns in self._notes)])
         self._end_turn(self._asked_ns)
@@ -196,7 +196,7 @@ class Spans:
             "gen_ai.conversation.id": self._run,
             "gpt_oss_agent.call": event.call,
         }
-        body = self._calls.popleft() if self._calls else None  # None: asked for in a process that was killed
+        body = self._calls.popleft() if self._calls else None  # None: the call was made in a process that was killed
         if self._config.otel_content and body is not None:
             told["gen_ai.tool.call.arguments"] = body
         self._tool = self._start(
@@ -207,7 +207,7 @@ class Spans:
     def _call_ended(self, event: ToolFinished, now_ns: int) -> None:
         tool, self._tool = self._tool, None
         self._asked_ns = now_ns
-        if tool is None:  # it was begun by a process that was killed
+        if tool is None:  # it was started by a process that was killed
             return
         result = event.result
         if result.exit_code is not None:
@@ -266,16 +266,16 @@ class Spans:
         kind: SpanKind = SpanKind.INTERNAL,
         links: Sequence[Link] = (),
     ) -> Span:
-        # An empty context, not the process's: a run is no part of what happens to be traced around it.
+        # An empty context, not the process's, because a run does not belong to whatever else is being traced.
         context = set_span_in_context(parent, Context()) if parent is not None else Context()
         return self._tracer.start_span(name, context, kind, attributes, links, start_time=at_ns)
 
 
 def first_span(run: str) -> SpanContext:
-    """Return the span that a run begins with. Its ids follow from the run's own, so whoever resumes it can link to it.
+    """Return the first span of a run. Its ids are derived from the run's id, so that a resumed run can link to it.
 
-    A trace of its own with a link, and not more spans in the first, as OpenTelemetry has it for work that goes on in
-    another process at another time: the first trace may have been closed, sampled out or stored long ago.
+    A resumed run is a new trace with a link, not more spans in the first trace. OpenTelemetry recommends that for work that
+    continues in another process at another time: the first trace may have been closed, sampled out or stored long ago.
     """
     digest = hashlib.sha256(run.encode()).digest()
     trace_id, span_id = int.from_bytes(digest[:16], "big"), int.from_bytes(digest[16:24], "big")
@@ -287,7 +287,7 @@ def _operation(name: str) -> Attributes:
 
 
 def _model(config: RunConfig) -> Attributes:
-    """Who is asked. The provider names a flavour of API, as the conventions have it, not who made the model."""
+    """Return the attributes of the model. By the conventions, the provider is the kind of API, not the model's maker."""
     told: Attributes = {"gen_ai.provider.name": "gpt_oss_agent" if config.wire in HERE else "openai"}
     if config.model:
         told["gen_ai.request.model"] = config.model
@@ -316,7 +316,7 @@ def _text(text: str) -> dict[str, object]:
 
 
 def _part(message: Message) -> dict[str, object]:
-    """A message of the model as a part, in the shape of the conventions' JSON schema for output messages."""
+    """Return a message of the model as a part, in the form of the conventions' JSON schema for output messages."""
     if message.is_call:
         return {"type": "tool_call", "id": None, "name": message.recipient, "arguments": message.text}
     kind = "reasoning" if message.channel is Channel.ANALYSIS else "text"
