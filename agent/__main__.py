@@ -23,19 +23,19 @@ def main() -> None:
             _leave(done.code)
         raise
     finally:
-        # The process is about to end: a last search for garbage in all that was loaded would take up to 0.2 s and free nothing.
+        # The process is about to end: a last garbage collection over all loaded modules would take up to 0.2 s for nothing.
         gc.freeze()
 
 
 def _leave(code: int) -> None:
-    """Exit with ``code``, at once if a thread still computes that nobody waits for: a model that loads, say.
+    """Exit with ``code``; at once if a daemon thread is still busy (loading a model, say).
 
-    The end of the interpreter would abort the process while such a thread is in C++ (torch's).
+    Finalizing the interpreter would abort the process while such a thread is in C++ code (torch's).
     """
     if any(thread.daemon for thread in threading.enumerate()):
-        atexit._run_exitfuncs()  # not in the documentation; there is no other way to run them before os._exit
+        atexit._run_exitfuncs()  # undocumented, but the only way to run them before os._exit
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):  # its reader went away, or it was closed
+            with contextlib.suppress(OSError, ValueError):  # the reader is gone, or the stream is closed
                 stream.flush()
         os._exit(code)
     sys.exit(code)

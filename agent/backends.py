@@ -1,4 +1,4 @@
-"""What can answer, by name: the one table behind ``--wire`` and ``--backend``. Data only."""
+"""The backends by name: the only table behind ``--wire`` and ``--backend``. Data only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import StrEnum
 
 
 class Needs(StrEnum):
-    """What a backend cannot do without."""
+    """What a backend requires."""
 
     NOTHING = "nothing"
     ENDPOINT = "an endpoint"
@@ -18,7 +18,7 @@ class Needs(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of backend. ``kernels`` are those of the engine in this process, in the runtime's words, where it is that."""
+    """A kind of backend. ``kernels`` is the runtime's name of the kernels, if it is the engine in this process."""
 
     help: str
     needs: Needs

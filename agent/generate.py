@@ -21,8 +21,8 @@ Say = Callable[[str], None]
 def generate(config: RunConfig, text: str, say: Say) -> Iterator[str]:
     """Yield the continuation of ``text`` in pieces as it is sampled.
 
-    Over an endpoint's raw completions (any model), the engine in this process, or a script. Raises ModelError,
-    EndpointUnreachable among it when an answer breaks off after its first piece; UsageError for a wire that has only messages.
+    It uses an endpoint's raw completions (any model), the engine in this process, or a script. Raises ModelError
+    (EndpointUnreachable if an answer breaks off after its first piece), and UsageError for a wire that has only messages.
     """
     from agent.model.open import open_checkpoint, open_ollama, settled
 
@@ -93,7 +93,7 @@ def _remote(config: RunConfig, text: str, params: SamplingParams, say: Say) -> I
 
 
 def _pieces(events: Iterator[Any]) -> Iterator[str]:
-    """The text of a stream of completions. An answer that ends without saying why was cut off."""
+    """Yield the text of a stream of completions. An answer that ends without a finish reason was cut off."""
     from agent.model.faults import cut, error_event
     from agent.model.stream import decoded
 

@@ -1,7 +1,7 @@
-"""Events as lines of plain text, safe to print: what the screen, a pipe and `agent show` say about a run.
+"""Formats events as lines of plain text that are safe to print, for the screen, a pipe and `agent show`.
 
-Everything a model, a tool or a repository wrote is hostile until ``clean`` has seen it: escape sequences that move the
-cursor, rewrite the title or fill the clipboard, and characters that make a line read as something it is not.
+Text from a model, a tool or a repository is hostile until it has passed ``clean``: it may contain escape sequences that move the
+cursor, change the title or fill the clipboard, and characters that make a line look like something else.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from agent.events import (
     step,
 )
 
-# Colours are dropped without a trace; every other sequence is shown, so that an attempt is seen.
+# Colours are dropped silently; every other sequence is shown, so that an attack is visible.
 COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
 LINE_END = re.compile(r"\r\n?|[\x0b\x0c\x85\u2028\u2029]")
-# The zero-width joiners and the soft hyphen belong to honest text; other format characters reorder or hide it.
+# Zero-width joiners and the soft hyphen occur in ordinary text; other format characters can reorder or hide it.
 HARMLESS_FORMAT = "\u200c\u200d\u00ad"
 MARKS = {StepState.PENDING: "[ ]", StepState.IN_PROGRESS: "[>]", StepState.COMPLETED: "[x]"}
 TITLE_CHARS = 160
 TAIL_LINES = 6
-OUTPUT = re.compile(r"<output>\n(.*)</output>", re.DOTALL)  # as the shell tool frames it for the model
+OUTPUT = re.compile(r"<output>\n(.*)</output>", re.DOTALL)  # the shell tool's format for the model
 PATCH_FILE = re.compile(r"^\*\*\* (Add|Update|Delete) File: *(.+)$", re.MULTILINE)
 VERDICTS = {
     Outcome.PASSED: "fixed, and the checks confirm it",
@@ -64,7 +64,7 @@ VERDICTS = {
 
 
 def clean(text: str) -> str:
-    r"""Text that a terminal can only show: newlines and tabs stay, other control characters become ``\x1b``-like."""
+    r"""Return text that a terminal only displays: newlines and tabs stay, other control characters are escaped as ``\x1b``."""
     text = LINE_END.sub("\n", COLOUR.sub("", text))
     if text.isascii() and text.replace("\n", "").replace("\t", "").isprintable():
         return text
@@ -78,7 +78,7 @@ def _shows(character: str) -> bool:
 
 
 def path_line(path: str) -> str:
-    r"""A path on one line of its own: a name may hold newlines, which would pass for the end of it. Bytes that are no UTF-8 are ``\xff``-like."""
+    r"""Return a path on one line. Newlines, which a name may contain, are escaped; bytes that are not UTF-8 become ``\xff``."""
     plain = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return clean(plain).replace("\n", r"\n").replace("\t", r"\t")
 
@@ -88,13 +88,13 @@ def _escaped(character: str) -> str:
 
 
 def one_line(text: str, width: int = TITLE_CHARS) -> str:
-    """The text's words on one line, cut at ``width`` characters."""
+    """Return the text's words on one line, cut at ``width`` characters."""
     joined = " ".join(clean(text[: 4 * width]).split())
     return joined if len(joined) <= width else joined[: width - 1] + "…"
 
 
 def call_title(tool: str, text: str) -> str:
-    """What a call asks for, on one line, whatever shape its body has."""
+    """Return a call's content on one line, whatever form its body has."""
     body = _arguments(text)
     match tool:
         case "shell":
@@ -110,7 +110,7 @@ def call_title(tool: str, text: str) -> str:
 
 
 def command_text(text: str) -> str:
-    """The command in the body of a shell call, without the shell that it is given to."""
+    """Return the command in the body of a shell call, without the shell around it."""
     body = _arguments(text)
     command = body.get("command", body.get("cmd", text))
     if isinstance(command, list):
@@ -120,12 +120,12 @@ def command_text(text: str) -> str:
 
 
 def code_text(text: str) -> str:
-    """The source in the body of a python call, bare or as an argument."""
+    """Return the source in the body of a python call, which is plain or an argument."""
     return str(_arguments(text).get("code", text))
 
 
 def patch_text(text: str) -> str:
-    """The patch in the body of an apply_patch call, bare or as an argument."""
+    """Return the patch in the body of an apply_patch call, which is plain or an argument."""
     body = _arguments(text)
     return str(body.get("patch", body.get("input", text)))
 
@@ -139,7 +139,7 @@ def _arguments(text: str) -> dict[str, object]:
 
 
 def seconds(duration_s: float) -> str:
-    """A duration as people read it."""
+    """Return a duration in a readable form."""
     if duration_s < 9.95:
         return f"{duration_s:.1f} s" if duration_s >= 0.05 else f"{duration_s * 1000:.0f} ms"
     minutes, rest = divmod(round(duration_s), 60)
@@ -149,7 +149,7 @@ def seconds(duration_s: float) -> str:
 
 
 def tail(text: str, lines: int = TAIL_LINES) -> list[str]:
-    """The last lines that say something, and before them how many there were."""
+    """Return the last lines that are not empty, and before them how many were left out."""
     all_lines = [line for line in clean(text).rstrip().split("\n") if line.strip()]
     kept = [line if len(line) <= 400 else line[:399] + "…" for line in all_lines[-lines:]]
     left_out = len(all_lines) - len(kept)
@@ -157,18 +157,18 @@ def tail(text: str, lines: int = TAIL_LINES) -> list[str]:
 
 
 def output_text(text: str) -> str:
-    """What a tool gave back, without the frame that is meant for the model."""
+    """Return a tool's output without the markup for the model."""
     framed = OUTPUT.search(text)
     return framed[1] if framed else text
 
 
 def shown_result(text: str, lines: int) -> list[str]:
-    """The end of what a tool gave back."""
+    """Return the last lines of a tool's output."""
     return tail(output_text(text), lines)
 
 
 def result_line(result: ToolResult) -> str:
-    """How a call went, on one line."""
+    """Return the status of a call on one line."""
     state = (
         "ok"
         if result.ok and not result.exit_code
@@ -181,7 +181,7 @@ def result_line(result: ToolResult) -> str:
 
 
 def check_line(check: CheckResult) -> str:
-    """What one check did, on one line."""
+    """Return the result of one check on one line."""
     state = (
         "out of time"
         if check.exit_code is None
@@ -195,12 +195,12 @@ def check_line(check: CheckResult) -> str:
 
 
 def plan_lines(steps: Sequence[PlanStep]) -> list[str]:
-    """The plan, a line a step."""
+    """Return the plan, one line per step."""
     return [f"{MARKS[step.state]} {one_line(step.text)}" for step in steps]
 
 
 def model_line(config: object) -> str:
-    """Which model speaks, from the recorded configuration."""
+    """Return the model's name, from the recorded configuration."""
     known = config if isinstance(config, dict) else {}
     if known.get("wire") == "scripted":
         return f"a recording, {one_line(str(known.get('script')))}: nothing is sampled, everything else is real"
@@ -211,7 +211,7 @@ def model_line(config: object) -> str:
 
 
 def ended_lines(ended: RunEnded) -> list[str]:
-    """How a run ended: what was observed first, what the model claimed after it."""
+    """Return how a run ended: first what was observed, then what the model claimed."""
     lines = [f"{ended.outcome}: {VERDICTS[ended.outcome]}", *([one_line(ended.reason, 600)] if ended.reason else [])]
     if ended.changed_paths:
         lines.append(
@@ -233,7 +233,7 @@ def _more(paths: Sequence[str]) -> str:
 
 
 def event_lines(event: Event, state: State) -> list[str]:
-    """What to say about an event; ``state`` is the run's state before it. Every line is clean, whatever the event holds."""
+    """Return the lines for an event; ``state`` is the run's state before it. Every line is clean, whatever the event contains."""
     return [clean(line).replace("\n", " ") for line in _described(event, state)]
 
 
@@ -271,7 +271,7 @@ def _described(event: Event, state: State) -> list[str]:
 
 
 def message_lines(message: Message) -> list[str]:
-    """A whole message: reasoning folded to its first words, calls left to their ToolStarted, the rest in full."""
+    """Return the lines for a message: the first words of reasoning, nothing for calls (ToolStarted shows them), the rest in full."""
     if message.is_call or not message.text.strip():
         return []
     if message.role is Role.USER:
@@ -282,13 +282,13 @@ def message_lines(message: Message) -> list[str]:
 
 
 def call_text(state: State, call: int) -> str:
-    """The body of the call with this index, or nothing where the conversation does not hold it."""
+    """Return the body of the call with this index, "" if the conversation does not have it."""
     messages = state.conversation.messages
     return messages[call].text if 0 <= call < len(messages) else ""
 
 
 def transcript(events: Iterable[tuple[float, Event]]) -> Iterator[str]:
-    """A whole recorded run as lines, each entry with the seconds since its start."""
+    """Yield a whole recorded run as lines, each entry with the seconds since the start."""
     state, start = State(), None
     for at, event in events:
         start = at if start is None else start

@@ -1,4 +1,4 @@
-"""What a run came to, in one record: the last line of `--json`, for scripts that read nothing else."""
+"""The result of a run in one record: the last line of `--json`, for scripts that read nothing else."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Tally:
                 pass
 
     def result(self, ended: RunEnded) -> dict[str, Any]:
-        """The `result` record: what was observed, apart from what the model claimed, and what it cost."""
+        """Return the `result` record: what was observed, what the model claimed, and what it cost."""
         return {
             "event": "result",
             "run": self.run,

@@ -1,8 +1,8 @@
-"""The screen: the same events as lines that stay, over a foot that lives (the plan, and what happens now).
+"""The views of a run's events: permanent lines, above a live footer (the plan, and what is happening now).
 
-On a terminal rich draws it; without one ``PlainView`` prints lines as they come; ``JsonView`` prints the durable events.
-Views leave the outcome, and the model's last words in full, to ``summary``, so that those can go to standard output alone.
-None of them raises because a reader went away: the run is worth more than its screen, and its log holds everything.
+On a terminal, rich draws them; without one, ``PlainView`` prints lines as they come; ``JsonView`` prints the durable events.
+Views leave the outcome, and the model's complete final message, to ``summary``, so that only those go to standard output.
+No view raises when its reader is gone: the run continues, and its log has everything.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 MAX_DIFF_LINES = 400
 MAX_PATCH_LINES = 24
 MAX_PLAN_LINES = 10
-FOOT_CHARS = 400  # how much of what is being said is kept for the foot
+FOOT_CHARS = 400  # how much of the current text is kept for the footer
 STEP_STYLES = {
     StepState.PENDING: ("○", "dim"),
     StepState.IN_PROGRESS: ("▸", "bold yellow"),
@@ -64,10 +64,10 @@ SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 
 
 class View(Protocol):
-    """Something that shows events. A context manager, so that a terminal is left as it was found."""
+    """Something that shows events. A context manager, so that the terminal is restored."""
 
     def __call__(self, event: Event) -> None:
-        """Show one event. Never raises because the reader went away."""
+        """Show one event. Never raises when the reader is gone."""
         ...
 
     def diff(self, patch: str, max_lines: int | None = MAX_DIFF_LINES) -> None:
@@ -75,11 +75,11 @@ class View(Protocol):
         ...
 
     def say(self, text: str) -> None:
-        """Show a notice that is no event. Any thread may call it."""
+        """Show a notice that is not an event. Any thread may call it."""
         ...
 
     def summary(self, ended: RunEnded) -> None:
-        """Show the model's last words and the outcome."""
+        """Show the model's final message and the outcome."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -88,7 +88,7 @@ class View(Protocol):
 
 
 def open_view(stream: TextIO) -> View:
-    """The view for a stream: rich on a terminal that can move its cursor, else plain lines."""
+    """Return the view for a stream: rich on a terminal that can move its cursor, otherwise plain lines."""
     if stream.isatty():
         from rich.console import Console
 
@@ -99,21 +99,21 @@ def open_view(stream: TextIO) -> View:
 
 
 class PlainView:
-    """Lines for a log or a pipe, each flushed, so that whoever follows sees them at once."""
+    """Lines for a log or a pipe, each flushed, so that a reader sees them at once."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._state = State()
 
     def __call__(self, event: Event) -> None:
-        """Print what there is to say."""
+        """Print the lines for an event."""
         lines = _lines(event, self._state)
         self._state = step(self._state, event)
         if lines:
             write(self._stream, "\n".join(lines) + "\n")
 
     def diff(self, patch: str, max_lines: int | None = MAX_DIFF_LINES) -> None:
-        """Print all of it, if that is asked for; in the log of a run it would bury the rest."""
+        """Print the change, but only if all of it is wanted; in the output of a run it would bury everything else."""
         if max_lines is None:
             write(self._stream, clean(patch))
 
@@ -122,7 +122,7 @@ class PlainView:
         write(self._stream, one_line(text, 600) + "\n")
 
     def summary(self, ended: RunEnded) -> None:
-        """Print the last words and the outcome."""
+        """Print the final message and the outcome."""
         write(self._stream, summary_text(ended))
 
     def __enter__(self) -> Self:
@@ -133,7 +133,7 @@ class PlainView:
 
 
 class JsonView:
-    """Durable events as JSON lines, as the log has them, while ``follow`` shows them to a person elsewhere."""
+    """Durable events as JSON lines, as in the log, while ``follow`` shows them to the user elsewhere."""
 
     def __init__(
         self, stream: TextIO, follow: View, first_seq: int = 0, clock: Callable[[], float] = time.time
@@ -171,7 +171,7 @@ class JsonView:
 
 
 class TerminalView:
-    """The view on a terminal: finished things scroll away above, the plan and the present stay below."""
+    """The view on a terminal: finished items scroll up, the plan and the current activity stay at the bottom."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         from rich.live import Live
@@ -179,7 +179,7 @@ class TerminalView:
         self._console = console
         self._clock = clock
         self._state = State()
-        self._said = ""  # what is being said, its last characters
+        self._said = ""  # the last characters of the current text
         self._channel: Channel | None = None
         self._since_s = clock()
         self._live = Live(
@@ -199,7 +199,7 @@ class TerminalView:
         self._live.stop()
 
     def __call__(self, event: Event) -> None:
-        """Show an event: a delta changes the foot, all else also the lines above it."""
+        """Show an event: a delta changes only the footer, all others also add lines above it."""
         if isinstance(event, Delta):
             if event.channel is not self._channel:
                 self._said, self._channel = "", event.channel
@@ -210,11 +210,11 @@ class TerminalView:
         self._state = step(self._state, event)
         if isinstance(event, MessageAdded | Sampled | ToolStarted | ToolFinished | Checked):
             self._said, self._since_s = "", self._clock()
-        if isinstance(event, RunEnded):  # the foot has nothing to show any more, and the answer may go to this terminal
+        if isinstance(event, RunEnded):  # the footer has nothing more to show, and the answer may go to this terminal
             self._live.stop()
 
     def diff(self, patch: str, max_lines: int | None = MAX_DIFF_LINES) -> None:
-        """Show the change in colour, cut where it would bury everything else."""
+        """Show the change in colour, cut if it would bury everything else."""
         lines = clean(patch).rstrip("\n").split("\n") if patch else []
         for line in lines[:max_lines]:
             self._console.print(diff_line(line))
@@ -226,7 +226,7 @@ class TerminalView:
         self._console.print(_text(f"  {one_line(text, 600)}", "dim"))
 
     def summary(self, ended: RunEnded) -> None:
-        """Show the last words and the outcome."""
+        """Show the final message and the outcome."""
         style = "bold green" if EXIT_CODES[ended.outcome] == 0 else "bold red"
         if ended.claimed.strip():
             self._console.print(_text("\n" + clean(ended.claimed).strip() + "\n"))
@@ -243,7 +243,7 @@ class TerminalView:
                 thought = _text(f"✻ {one_line(message.text, 600)}", "dim italic")
                 return [self._spread(thought, seconds(now_s))] if message.text.strip() else []
             case ToolStarted() | PlanChanged():
-                return []  # the foot shows them; the end prints the plan
+                return []  # the footer shows them; the plan is printed at the end
             case ToolFinished():
                 return self._finished(event)
             case Checked(when, results):
@@ -254,14 +254,16 @@ class TerminalView:
             case RunEnded():
                 return self._plan()
             case MessageAdded(message):
-                if message.is_final or message.role is Role.USER:  # the one comes in full at the end, the other is ours
+                if (
+                    message.is_final or message.role is Role.USER
+                ):  # a final is printed in full at the end, a user message is our own
                     return [self._spread(_text(line, "dim"), "") for line in _lines(event, self._state)]
                 return [_text(line) for line in _lines(event, self._state)]
             case _:
                 return [_text(line, "yellow") for line in _lines(event, self._state)]
 
     def _finished(self, event: ToolFinished) -> list[Text]:
-        """A call that came back: its title and time, an edit in colour, and the end of what a command printed."""
+        """Return the lines for a finished call: title and time, an edit in colour, and the end of a command's output."""
         body, good = call_text(self._state, event.call), event.result.ok and not event.result.exit_code
         if event.tool == "plan" and good:
             return []
@@ -277,7 +279,7 @@ class TerminalView:
         ]
 
     def _spread(self, left: Text, right: str) -> Text:
-        """Left and right on one line, where they fit."""
+        """Return left and right on one line, if they fit."""
         room = self._console.width - len(right) - 1
         if left.cell_len > room:
             left.truncate(max(room - 1, 20), overflow="ellipsis")
@@ -309,13 +311,13 @@ class TerminalView:
 
 
 def summary_text(ended: RunEnded) -> str:
-    """The last words and the outcome as plain text."""
+    """Return the final message and the outcome as plain text."""
     words = clean(ended.claimed).strip()
     return (words + "\n\n" if words else "") + "\n".join(ended_lines(ended)) + "\n"
 
 
 def diff_line(line: str) -> Text:
-    """A line of a diff in its colour."""
+    """Return a line of a diff in its colour."""
     bare = line.lstrip(" ") if line.startswith("    ") else line
     match bare[:3]:
         case "+++" | "---" | "***" | "dif":
@@ -331,17 +333,17 @@ def diff_line(line: str) -> Text:
 
 
 def write(stream: TextIO, text: str) -> None:
-    """Print and flush. Where the reader went away, what follows goes nowhere, and the run continues."""
+    """Print and flush. If the reader is gone, further output is dropped, and the run continues."""
     try:
         stream.write(text)
         stream.flush()
     except BrokenPipeError:
-        # The interpreter must not meet the closed pipe again at its exit.
+        # So that the interpreter does not hit the closed pipe again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _lines(event: Event, state: State) -> list[str]:
-    """What a view says of an event while the run goes on: what the summary will say in full is only touched on."""
+    """Return the lines for an event during the run; what the summary will show in full is only mentioned."""
     match event:
         case RunEnded():
             return []

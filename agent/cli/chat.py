@@ -123,7 +123,7 @@ def generate(file: str, **flags: object) -> None:
 
 
 def read_plain(file: str) -> str:
-    """The content of a file or of standard input, to the last byte. Raises UsageError."""
+    """Return the exact content of a file or of standard input. Raises UsageError."""
     try:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
         return data.decode()
@@ -149,7 +149,7 @@ def _tell(text: str) -> None:
 
 
 def _starter(config: RunConfig, run: str, repository: Path | None, opened: ExitStack) -> Callable[[], Sandbox]:
-    """Return what opens a sandbox over a copy of the repository, or over an empty workspace outside of one."""
+    """Return a function that opens a sandbox with a copy of the repository or, outside of one, with an empty workspace."""
     from agent.landing import remove_containers
     from agent.session import sandbox_options
     from sandbox import plumbing, scratch
@@ -159,7 +159,7 @@ def _starter(config: RunConfig, run: str, repository: Path | None, opened: ExitS
     begun = False
 
     def clean() -> None:
-        """Remove what Ctrl-C left of a container that was starting: nobody was given it to close."""
+        """Remove a container whose start Ctrl-C interrupted: no sandbox object exists that could be closed."""
         if begun and config.sandbox == "docker":
             remove_containers(run)
 
@@ -175,7 +175,7 @@ def _starter(config: RunConfig, run: str, repository: Path | None, opened: ExitS
         snapshot = snapshots.take(source, folder / "state", config.include_uncommitted)
         return open_sandbox(sandbox_options(config, run, _tell), snapshot)
 
-    opened.callback(clean)  # before the sandbox's own end is registered, so that it comes after it
+    opened.callback(clean)  # registered before the sandbox's own close, so that it runs after it
     return start
 
 
@@ -195,7 +195,7 @@ def _screen(talk: Talk, raw: bool, person: bool) -> Screen:
 
 
 def _converse(lines: Iterator[str], desk: Desk, screen: Screen) -> None:
-    """Answer line after line. Nothing that a turn meets ends the chat."""
+    """Answer line after line. An error in a turn does not end the chat."""
     from agent.chat.commands import is_command, obey
 
     for text in lines:
@@ -208,7 +208,7 @@ def _converse(lines: Iterator[str], desk: Desk, screen: Screen) -> None:
 
 @contextmanager
 def _ending() -> Iterator[None]:
-    """While entered, SIGTERM and SIGHUP leave the chat in an orderly way: what is open is closed."""
+    """Inside this context, SIGTERM and SIGHUP end the chat cleanly: everything open is closed."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         del frame

@@ -1,4 +1,4 @@
-"""`agent ci` and `agent ci publish`: from an event to artifacts without rights, and from artifacts to a pull request with them."""
+"""`agent ci` and `agent ci publish`: from an event to artifacts without write access, and from artifacts to a pull request with it."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from agent.lines import one_line
 from agent.tally import Tally
 from agent.view import open_view, write
 
-# What a policy or the place decides is no flag here.
+# Keys that the policy or the CI job decides have no flag here.
 OWN = ("branch", "worktree", "policy", "include_uncommitted", "sandbox", "network", "browser", "browser_url")
 TOKENS = {"github": "GITHUB_TOKEN", "gitlab": "GITLAB_TOKEN"}
 
 
 def event_options(command: Command) -> Command:
-    """Add what says which event it is and which ones count."""
+    """Add the options that name the event and choose which events count."""
     command = click.option("--allow", multiple=True, metavar="USER", help="User whose comments count even if the service does not vouch for them; repeatable.")(command)  # fmt: skip
     command = click.option("--word", default="/agent", show_default=True, help="First word of a comment that starts a run.")(command)  # fmt: skip
     command = click.option(
@@ -165,7 +165,7 @@ def _fix(
 
 @contextmanager
 def _recording(out: Path, asked: Request, tally: Tally) -> Iterator[Callable[[RunEnded, Path], None]]:
-    """Write the artifacts when the run has ended, and a record of what went wrong where none could."""
+    """Write the artifacts when the run has ended, or a record of the error if there was no run."""
     from agent.ci import artifacts
 
     def done(ended: RunEnded, run: Path) -> None:
@@ -186,9 +186,9 @@ def _recording(out: Path, asked: Request, tally: Tally) -> Iterator[Callable[[Ru
 
 
 def _mute(place: Site) -> None:
-    """Keep a runner of GitHub from obeying lines such as ``::add-path::`` that a model, a test or an artifact brings.
+    """Keep GitHub's runner from obeying lines such as ``::add-path::`` in the output of a model, a test or an artifact.
 
-    To the end of the process: what is said of an error comes last.
+    It lasts to the end of the process, because error messages come last.
     """
     if place.service == "github":
         word = secrets.token_hex(16)

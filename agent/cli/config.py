@@ -36,7 +36,7 @@ def show(repo: Path | None, as_json: bool, **flags: object) -> None:
     except UsageError:
         if repo is not None:
             raise
-        repository = None  # outside of a repository there is just no agent.toml
+        repository = None  # outside of a repository there is simply no agent.toml
     loaded = configured(flags, repository)
     values = public(loaded.config)
     values |= {key: "set" if getattr(loaded.config, key) else None for key in SECRETS}

@@ -1,4 +1,4 @@
-"""From what is raised on purpose to exit codes: one table."""
+"""Maps errors to exit codes: one table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PIPE_CLOSED = 128 + 13  # what a shell reports for a program that SIGPIPE ended
 
 
 def exit_code(error: Exception) -> int:
-    """The exit code of an error; what was not raised on purpose is internal."""
+    """Return the exit code of an error; an unexpected error is internal."""
     match error:
         case AgentError():
             return error.exit_code
@@ -28,7 +28,7 @@ def exit_code(error: Exception) -> int:
 
 
 def outcome_name(error: Exception) -> str:
-    """What a run that could not begin came to, for the `result` line: an Outcome's name, or usage."""
+    """Return the outcome of a run that could not begin, for the `result` line: an Outcome's name, or usage."""
     match error:
         case UsageError():
             return "usage"

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 def run_options(command: Command) -> Command:
-    """Add what every run takes."""
+    """Add the options that every run has."""
     for option in (
         click.option(ACKNOWLEDGEMENT, "acknowledged", is_flag=True, help="Required by --sandbox none."),
         click.option(
@@ -170,7 +170,7 @@ def _run(mode: str, config: RunConfig, task: str, repository: Path, screen: _Scr
 def _best_of(
     config: RunConfig, task: str, repository: Path, attempts: int, ladder: tuple[str, ...], screen: _Screen
 ) -> RunEnded:
-    """Make several attempts; what is shown, but for a line each, is the kept one's."""
+    """Make several attempts; only a line is shown for each, and everything for the kept one."""
     from agent.batch.batch import Plan
     from agent.batch.best import best_of
 
@@ -186,31 +186,31 @@ def _best_of(
 
 
 class _Attempts:
-    """Says how each attempt ended."""
+    """Reports the start and the end of each attempt."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
 
     def began(self, job: Job) -> None:
-        """Say that it begins."""
+        """Report that an attempt begins."""
         self._say(f"attempt {job.attempt} begins (effort {job.config['effort']})")
 
     def progress(self, job: Job, progress: Progress) -> None:
-        """Say nothing: there is a line when it ends."""
+        """Do nothing: there is a line at its end."""
 
     def ended(self, job: Job, attempt: Attempt | None) -> None:
-        """Say what it came to."""
+        """Report its result."""
         if attempt is not None:
             told = f"{attempt.outcome or attempt.kind.value}: {attempt.reason}"
             self._say(f"attempt {job.attempt}, {seconds(attempt.duration_s)}: {told}")
 
     def finished(self, record: Record) -> None:
-        """Say which was kept."""
+        """Report which attempt was kept."""
         self._say(f"kept: attempt {record['kept']}")
 
 
 def _admit(to_checkout: bool, output: Path | None, flags: Mapping[str, object]) -> None:
-    """Raise UsageError where flags contradict each other, or the patch could not be written: before the run, not after it."""
+    """Raise UsageError if flags contradict each other or the patch cannot be written. Checked before the run, not after it."""
     if to_checkout + (output is not None) + (flags["branch"] is not None) > 1:
         raise UsageError("--apply, --branch and --output exclude each other: choose one place for the change.")
     if flags["worktree"] is not None and (to_checkout or output is not None):
@@ -240,7 +240,7 @@ def _write_patch(output: Path, patch: bytes, screen: _Screen) -> None:
 
 
 def _bring_in(repository: Path, patch: bytes, ended: RunEnded, screen: _Screen, *, ask: bool) -> None:
-    """Write the change into the checkout, if it is good and, on a terminal, the person agrees."""
+    """Apply the change to the checkout, if the run succeeded and, on a terminal, the user agrees."""
     later = f"agent apply {screen.tally.run}"
     if EXIT_CODES[ended.outcome] != 0:
         screen.view.say(
@@ -258,7 +258,7 @@ def _bring_in(repository: Path, patch: bytes, ended: RunEnded, screen: _Screen, 
 
 
 class _Screen:
-    """Where events go: the view for people, JSON lines for programs, and the tally that makes the last line."""
+    """Receives events: the view for people, JSON lines for programs, and the tally for the last line."""
 
     def __init__(self, as_json: bool, *, answer_only: bool = False, first_seq: int = 0) -> None:
         self._as_json = as_json
@@ -280,7 +280,7 @@ class _Screen:
             write(sys.stdout, clean(event.claimed).strip() + "\n")
 
     def replay(self, event: Event) -> None:
-        """Count an event of a run that is over; only programs are shown it."""
+        """Count an event of a run that has ended; it is shown only as JSON."""
         self.tally(event)
         if self._as_json:
             self.view(event)
@@ -289,7 +289,7 @@ class _Screen:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        # A run that could not even begin owes its reader a last line too, and so does one that a defect ended.
+        # The last line is also written for a run that could not begin, or that an internal error ended.
         if self._as_json and isinstance(error, KeyboardInterrupt):
             self._result(self.tally.result(RunEnded(Outcome.INTERRUPTED, "stopped by Ctrl-C or a signal")))
         elif self._as_json and isinstance(error, Exception):
@@ -297,7 +297,7 @@ class _Screen:
             self._result(record | {"outcome": outcome_name(error), "exit_code": exit_code(error)})
 
     def finish(self, ended: RunEnded) -> None:
-        """Say how the run ended: the last words and the outcome, where each belongs."""
+        """Show how the run ended: the model's final message and the outcome, each on its own stream."""
         if self._as_json:
             self.view.summary(ended)
             self._result(self.tally.result(ended))

@@ -76,7 +76,7 @@ def verify(model: str, cache: Path | None) -> None:
 
 @contextmanager
 def _hashing() -> Iterator[Callable[[str, int], None] | None]:
-    """Say on a terminal which file is being hashed; elsewhere say nothing."""
+    """Show on a terminal which file is being hashed; elsewhere show nothing."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -87,7 +87,7 @@ def _hashing() -> Iterator[Callable[[str, int], None] | None]:
 
 
 def _hub() -> ModuleType:
-    """Load the hub's client. Raises UsageError where the runtime is not installed."""
+    """Import the hub's client. Raises UsageError if the runtime is not installed."""
     try:
         from runtime.model import hub
     except ModuleNotFoundError as missing:

@@ -1,4 +1,4 @@
-"""The flags of a run, made from the configuration's own rules, and what turns them into a configuration."""
+"""The flags of a run, generated from the configuration's rules, and their conversion to a configuration."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from agent.rules import Rule
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-# Key of the configuration: its flag and how the value is called in the help.
+# Configuration key: its flag, and the name of its value in the help.
 FLAGS: Mapping[str, tuple[str, str | None]] = {
     "endpoint": ("--endpoint", "URL"),
     "model": ("--model", "NAME"),
@@ -77,7 +77,7 @@ def _type(rule: Rule) -> click.Choice[str] | click.Path | type[Any] | None:
 
 
 def config_options(*keys: str) -> Callable[[Command], Command]:
-    """Add the flags of these keys (all of them, if none is named) to a command."""
+    """Add the flags of these keys (by default all) to a command."""
 
     def decorate(command: Command) -> Command:
         for key in reversed(keys or tuple(FLAGS)):
@@ -101,9 +101,9 @@ def config_options(*keys: str) -> Callable[[Command], Command]:
 
 
 def configured(flags: Mapping[str, object], repository: Path | None) -> Loaded:
-    """Merge the given flags with all other sources. Raises ConfigError, and UsageError without the trusted commit.
+    """Merge the given flags with all other sources. Raises ConfigError, and UsageError if the trusted commit is missing.
 
-    Under ``--policy ci`` the repository's own file is the trusted commit's, whatever the checkout holds.
+    Under ``--policy ci`` the repository's file is read from the trusted commit, not from the checkout.
     """
     given = {key: value for key, value in flags.items() if value is not None and value != ()}
     names = {key: FLAGS[key][0].partition("/")[0] for key in given if key in FLAGS}
@@ -118,7 +118,7 @@ def configured(flags: Mapping[str, object], repository: Path | None) -> Loaded:
 
 
 def configured_run(flags: Mapping[str, object], repository: Path | None, acknowledged: bool) -> RunConfig:
-    """The configuration of something that runs commands of the model. Raises ConfigError, or UsageError without a sandbox."""
+    """Return the configuration of a command that runs the model's commands. Raises ConfigError, or UsageError for an unconfirmed ``--sandbox none``."""
     config = configured(flags, repository).config
     if config.sandbox == "none" and not acknowledged:
         raise UsageError(
@@ -129,7 +129,7 @@ def configured_run(flags: Mapping[str, object], repository: Path | None, acknowl
 
 
 def find_repository(start: Path) -> Path:
-    """The top folder of the git repository that holds ``start``. Raises UsageError."""
+    """Return the root of the git repository that contains ``start``. Raises UsageError."""
     if not start.is_dir():
         raise UsageError(f"{start} is not a folder. --repo names a folder inside a git repository.")
     top = start.resolve()
@@ -148,7 +148,7 @@ def find_repository(start: Path) -> Path:
 
 
 def read_text(argument: str) -> str:
-    """The text itself, ``@FILE``'s content, or standard input for ``-``. Raises UsageError."""
+    """Return the text itself, the content of ``@FILE``, or standard input for ``-``. Raises UsageError."""
     try:
         if argument == "-":
             text = sys.stdin.buffer.read().decode()
@@ -175,5 +175,5 @@ def read_ladder(text: str | None) -> tuple[str, ...]:
 
 
 def may_ask() -> bool:
-    """Whether there is a person to ask. A run without a terminal never waits for one."""
+    """Whether the user can be asked. A run without a terminal never waits for an answer."""
     return sys.stdin.isatty() and sys.stderr.isatty()

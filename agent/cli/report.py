@@ -43,7 +43,7 @@ def report(what: str, html: Path | None, markdown: Path | None, junit: Path | No
     elif (folder / LOG_NAME).is_file():
         _run(folder, html, markdown, junit)
     elif folder.is_dir() and folder.name != what:
-        raise UsageError(f"{folder} holds neither a run's {LOG_NAME} nor a batch's {RESULTS_NAME}.")
+        raise UsageError(f"{folder} contains neither a run's {LOG_NAME} nor a batch's {RESULTS_NAME}.")
     else:
         _run(find_run(configured({"runs_dir": runs_dir}, None).config.runs_dir, what), html, markdown, junit)
 
@@ -82,7 +82,7 @@ def _batch(folder: Path, html: Path | None, markdown: Path | None, junit: Path |
 
 
 def _put(place: Path, text: str) -> None:
-    """Write a report and say where it is. Raises UsageError."""
+    """Write a report and print its path. Raises UsageError."""
     if place == DASH:
         write(sys.stdout, text)
         return

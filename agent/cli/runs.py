@@ -1,4 +1,4 @@
-"""`agent runs`, `show`, `diff`, `apply`, `discard`: what became of runs, and what becomes of their changes."""
+"""`agent runs`, `show`, `diff`, `apply`, `discard`: list and show runs, and apply or discard their changes."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def build(packages: tuple[str, ...], dockerfile: Path | None, tag: str, suite: s
 
 
 def _readable(path: Path) -> Path:
-    """Return the Dockerfile that is meant. Raises UsageError where it cannot be read."""
+    """Return the path of the Dockerfile. Raises UsageError if it cannot be read."""
     file = path / "Dockerfile" if os.path.isdir(path) else path  # noqa: PTH112 - Path.is_dir may raise
     try:
         file.open("rb").close()

@@ -123,9 +123,9 @@ def _tell(text: str) -> None:
 
 
 def _key(given: str | None) -> str | None:
-    """The key itself, or what a file holds: a command line can be read by others on the machine.
+    """Return the key, or the content of a file (other users of the machine can read a command line).
 
-    Raises UsageError also for an empty one (a variable that is not set, say), which anybody would bring.
+    Raises UsageError, also for an empty key (from an unset variable, say), which would protect nothing.
     """
     if given is None:
         return None
@@ -138,9 +138,11 @@ def _key(given: str | None) -> str | None:
             raise UsageError(f"--api-key: {place} cannot be read: {error}.") from error
     key = key.strip()
     if not key:
-        raise UsageError(f"--api-key: {place} is empty, so it would keep nobody out.")
+        raise UsageError(
+            f"--api-key: {place} is empty, so it would protect nothing. Give a key, or leave the flag out."
+        )
     if not key.isascii() or not key.isprintable():
         raise UsageError(
-            f"--api-key: {place} holds a character that an HTTP header cannot carry: use plain ASCII on one line."
+            f"--api-key: {place} contains a character that is not allowed in an HTTP header: use plain ASCII on one line."
         )
     return key

@@ -1,4 +1,4 @@
-"""Ctrl-C, and its kin that machines send: once stops the run cleanly, twice kills it."""
+"""Ctrl-C, SIGTERM and SIGHUP: the first one stops the run cleanly, the second kills it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ STANDARD_ERROR = 2
 
 
 class Interrupts:
-    """While entered, the first signal raises KeyboardInterrupt in the main thread and the second ends the process.
+    """Inside this context, the first signal raises KeyboardInterrupt in the main thread and the second ends the process.
 
-    A container left behind this way ends on its own: its helper waits for a while and no longer.
+    A container that is left behind ends on its own, after its helper's grace period.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Interrupts:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        # Under nohup the terminal's end is nobody's wish to stop.
+        # Under nohup, the end of the terminal must not stop the run.
         heard = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
         self._before = {number: signal.signal(number, self._take) for number in heard}
         return self
@@ -40,6 +40,6 @@ class Interrupts:
         self._count += 1
         if self._count > 1:
             os._exit(INTERRUPTED)
-        # Not print: the signal may have come in the middle of one.
+        # Not print, because the signal may have interrupted one.
         os.write(STANDARD_ERROR, b"\nstopping; once more to kill\n")
         raise KeyboardInterrupt

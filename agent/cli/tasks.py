@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from agent.batch.task import Task
 
 AGAIN = "endpoint,sandbox,harness"
-# What decides what comes out of a batch: one is gone on with only under the same. Where the endpoint is does not.
+# The settings that affect results: a batch can be continued only with the same ones. The endpoint's address is not among them.
 HELD = (
     "model", "effort", "temperature", "top_p", "seed", "context_tokens", "tools", "python", "constrain", "browser", "sandbox", "image", "network",
     "policy", "trusted_commit", "checks",
     "max_turns", "max_tokens", "max_answer_tokens", "timeout_s", "command_timeout_s", "check_timeout_s", "max_output_bytes",
 )  # fmt: skip
-# What this process has open: for each job pipes or sockets, a log and a lock; and what it has anyway.
+# Open files of this process: per job, pipes or sockets, a log and a lock; plus a fixed number.
 FILES_PER_JOB, FILES = 8, 100
 GRADING = ("check_timeout_s", "sandbox", "image", "network", "memory_bytes", "pids", "cpus", "disk_bytes")
 
@@ -188,7 +188,7 @@ def _say(text: str) -> None:
 
 def _configure(flags: Mapping[str, Any]) -> Callable[[Task, Path], RunConfig]:
     def configure(task: Task, checkout: Path) -> RunConfig:
-        """Flags over what the task says over environment, repository and the person's file."""
+        """Merge the sources: flags, then the task, then environment, repository and the user's file."""
         return configured({**task.settings, **flags}, checkout).config
 
     return configure
@@ -196,7 +196,7 @@ def _configure(flags: Mapping[str, Any]) -> Callable[[Task, Path], RunConfig]:
 
 @contextmanager
 def _engine(name: str, address: str | None, out: Path, governor: Governor, jobs: int) -> Iterator[Engine]:
-    """Open what runs attempts. Raises UsageError where it cannot be had."""
+    """Open the engine for attempts. Raises UsageError if it is not available."""
     if name == "ray":
         try:
             from agent.batch.cluster import Cluster
@@ -216,12 +216,12 @@ def _engine(name: str, address: str | None, out: Path, governor: Governor, jobs:
 
 
 def _allow_jobs(jobs: int) -> None:
-    """Raise UsageError where so many attempts could not have their files open: when one fails for that, all may."""
+    """Raise UsageError if the limit on open files is too low for so many jobs: all of them could then fail."""
     wanted = FILES + FILES_PER_JOB * jobs
     if (most := allow_files(wanted)) < wanted:
         raise UsageError(
             f"{jobs} jobs at a time need {wanted} open files, and this process may have {most}: "
-            f"take --jobs {max((most - FILES) // FILES_PER_JOB, 1)}, or raise the hard limit (ulimit -Hn)"
+            f"use --jobs {max((most - FILES) // FILES_PER_JOB, 1)}, or raise the hard limit (ulimit -Hn)"
         )
 
 

@@ -1,4 +1,4 @@
-"""A batch on the screen: a live table on a terminal, a line for each finished task elsewhere."""
+"""The display of a batch: a live table on a terminal, a line per finished task elsewhere."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _Row:
 
 
 class Watcher:
-    """Counts, and prints a line for each finished task. ``show`` is given each finished task's record too."""
+    """Counts tasks, and prints a line for each finished one. ``show`` is also called with its record."""
 
     def __init__(
         self, stream: TextIO, total: int, done: int, governor: Governor, show: Callable[[Record], None],
@@ -44,34 +44,34 @@ class Watcher:
         self.kinds: Counter[str] = Counter()
 
     def began(self, job: Job) -> None:
-        """Take a row."""
+        """Add a row."""
         self.rows[job.name] = _Row(job, self._clock(), Progress(0, 0, "starts"))
 
     def progress(self, job: Job, progress: Progress) -> None:
-        """Renew a row."""
+        """Update a row."""
         if job.name in self.rows:
             self.rows[job.name].progress = progress
 
     def ended(self, job: Job, attempt: Attempt | None) -> None:
-        """Give the row back."""
+        """Remove the row."""
         del attempt
         self.rows.pop(job.name, None)
 
     def finished(self, record: Record) -> None:
-        """Count a task and say what it came to."""
+        """Count a task and print its result."""
         self.kinds[record["class"]] += 1
         self._line(task_line(record) + f"  [{self._before + self.kinds.total()}/{self._total}{self._left()}]")
         self._show(record)
 
     def left_s(self) -> float | None:
-        """The time that the rest will take, in seconds, from the pace so far; None while nothing is known."""
+        """Return the estimated remaining time in seconds, from the pace so far; None while it is unknown."""
         finished = self.kinds.total()
         if not finished:
             return None
         return (self._total - self._before - finished) * (self._clock() - self._start_s) / finished
 
     def summary(self, records: Mapping[str, Record], out: Path) -> None:
-        """Say what all tasks came to, those of earlier starts included."""
+        """Print the results of all tasks, including those of earlier runs of the batch."""
         counts = Counter(record["class"] for record in records.values())
         told = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
         tokens = sum(record["sampled_tokens"] for record in records.values())
@@ -90,11 +90,11 @@ class Watcher:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Nothing is held."""
+        """Do nothing."""
 
 
 class Table(Watcher):
-    """The same over a live table of what runs."""
+    """The same, above a live table of the running attempts."""
 
     def __init__(self, console: Console, *arguments: object) -> None:
         super().__init__(console.file, *arguments)  # type: ignore[arg-type]  # open_watch passes the same to both
@@ -134,7 +134,7 @@ class Table(Watcher):
 
 
 def open_watch(stream: TextIO, total: int, done: int, governor: Governor, show: Callable[[Record], None]) -> Watcher:
-    """Return the table for a terminal that can move its cursor, else plain lines."""
+    """Return the table for a terminal that can move its cursor, otherwise plain lines."""
     if stream.isatty():
         from rich.console import Console
 
@@ -145,6 +145,6 @@ def open_watch(stream: TextIO, total: int, done: int, governor: Governor, show: 
 
 
 def task_line(record: Record) -> str:
-    """One task's result on a line."""
+    """Return one task's result on a line."""
     reason = one_line(clean(record["reason"]))[:REASON_CHARS]
     return f"{record['class']:<8} {record['task']}  {seconds(record['duration_s'])}  {reason}"

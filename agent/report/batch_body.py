@@ -1,4 +1,4 @@
-"""What stands on a batch's page: how many came to what, what it cost, and every task in a table."""
+"""The content of a batch's page: the number of tasks by result, the cost, and a table of all tasks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from agent.report.html import Child, Markup, element, join
 from agent.report.plots import Bar, bars, histogram
 from agent.report.tasks import Batch, Row
 
-# How a class is coloured: the model's work was good, or was not, or never had its chance.
+# The colour of a class: the model's work was good, was not good, or had no fair chance.
 COLOURS: Mapping[Kind, str] = {
     Kind.DONE: "done",
     Kind.MODEL: "wrong",
@@ -89,7 +89,7 @@ def _plots(batch: Batch) -> Markup:
 
 
 def _split(rows: tuple[Row, ...], key: str) -> list[Bar]:
-    """How many are done of each kind of task, where there is more than one kind."""
+    """Return how many tasks of each kind are done, if there is more than one kind."""
     total = Counter(str(getattr(row, key)) for row in rows)
     done = Counter(str(getattr(row, key)) for row in rows if row.kind is Kind.DONE)
     if len(total) < 2:
@@ -109,7 +109,7 @@ def _attempts(count: int) -> str:
 
 
 def _short(value: float) -> str:
-    """A count as an axis has room for it."""
+    """Return a count, shortened for an axis."""
     for size, unit in ((1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:g}{unit}"
@@ -162,7 +162,7 @@ def _row(row: Row, graded: bool, base: str) -> Markup:
 
 
 def _tries(row: Row, base: str) -> Child:
-    """The attempts' numbers, each the way to its page."""
+    """Return the attempts' numbers, each a link to its page."""
     if len(row.attempts) == 1:
         return "1"
     links = [_link(base, link, str(each.attempt)) for each, link in zip(row.attempts, row.links, strict=True)]

@@ -1,4 +1,4 @@
-"""Long text cut to what a page has room for, with the count of what was left out."""
+"""Cuts long text to the room that a page has, and counts what was left out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """The beginning and the end of a text, and how many characters between them were left out (0: it is all there)."""
+    """The beginning and the end of a text, and how many characters between them were left out (0: none)."""
 
     head: str
     left_out_chars: int = 0
@@ -16,9 +16,9 @@ class Cut:
 
 
 def cut(text: str, most_bytes: int) -> Cut:
-    """Cut a text so that it takes at most ``most_bytes`` as HTML, at line ends where they are near.
+    """Cut a text so that it takes at most ``most_bytes`` as HTML, at a line end if one is near.
 
-    A third of the room is for the beginning, the rest for the end: what went wrong stands there.
+    A third of the room is for the beginning, the rest for the end, where errors usually are.
     """
     if cost_bytes(text) <= most_bytes:
         return Cut(text)
@@ -37,5 +37,5 @@ def cut(text: str, most_bytes: int) -> Cut:
 
 
 def cost_bytes(text: str) -> int:
-    """What a text takes as HTML."""
+    """Return the size of a text as HTML."""
     return len(html.escape(text, quote=False).encode("utf-8", "surrogatepass"))

@@ -1,6 +1,6 @@
-"""A git diff as files and lines to show. Tolerant: it is read for the eye, and what is odd is shown as it is.
+"""Parses a git diff into files and lines for display. Tolerant: unexpected lines are shown as they are.
 
-(What leaves the sandbox is read by ``sandbox.diff``, which refuses what is odd.)
+(A diff that leaves the sandbox is parsed by ``sandbox.diff``, which refuses anything unexpected.)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ HUNK = re.compile(r"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@.*")
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line: its kind (``+``, ``-``, a space, or ``\\`` for git's own words), its text without that, and its numbers."""
+    """A line: its kind (``+``, ``-``, a space, or ``\\`` for git's own notes), its text without that, and its line numbers."""
 
     kind: str
     text: str
@@ -26,7 +26,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Hunk:
-    """Lines that belong together, and the line that says where they are."""
+    """A hunk: its lines, and its header."""
 
     head: str
     lines: tuple[Line, ...]
@@ -34,7 +34,7 @@ class Hunk:
 
 @dataclass(frozen=True, slots=True)
 class FileDiff:
-    """What happens to one file. ``notes`` are the header's lines that say more than the path."""
+    """The changes of one file. ``notes`` are the header's lines with more information than the path."""
 
     path: str
     notes: tuple[str, ...] = ()
@@ -42,12 +42,12 @@ class FileDiff:
 
     @property
     def added(self) -> int:
-        """Lines that came."""
+        """The number of added lines."""
         return sum(line.kind == "+" for hunk in self.hunks for line in hunk.lines)
 
     @property
     def removed(self) -> int:
-        """Lines that went."""
+        """The number of removed lines."""
         return sum(line.kind == "-" for hunk in self.hunks for line in hunk.lines)
 
 
@@ -55,7 +55,7 @@ def read_diff(patch: str) -> tuple[FileDiff, ...]:
     """Return the files of a git diff. Never raises."""
     lines = patch.removesuffix("\n").split("\n") if patch else []
     starts = [at for at, line in enumerate(lines) if line.startswith("diff --git ")]
-    # A "diff --git" inside of a hunk has a sign before it, so every line that begins so is a file's head.
+    # Inside a hunk every line has a prefix, so a line that begins with "diff --git" is a file's header.
     return tuple(_file(lines[start:end]) for start, end in pairwise([*starts, len(lines)]))
 
 
@@ -79,7 +79,7 @@ def _file(lines: list[str]) -> FileDiff:
 
 
 def _header_path(line: str) -> str:
-    """Return the new name of ``diff --git a/X b/X``; the halves are equal but for a rename, which its notes name."""
+    """Return the new name in ``diff --git a/X b/X``; both halves are equal, except for a rename, which has lines of its own."""
     rest = line.removeprefix("diff --git ")
     return _name(rest[len(rest) // 2 + 1 :], "b/")
 
@@ -108,7 +108,7 @@ def _hunks(lines: list[str], at: int) -> tuple[Hunk, ...]:
         old_left, new_left = (int(head[group]) if head[group] is not None else 1 for group in (2, 4))
         found: list[Line] = []
         at += 1
-        # The head's counts say where a hunk ends: a removed line may itself look like a head ("--- a/x").
+        # A hunk ends where its header's counts say, because a removed line may look like a header ("--- a/x").
         while at < len(lines) and (old_left > 0 or new_left > 0 or lines[at].startswith("\\")):
             kind, text = lines[at][:1] or " ", lines[at][1:]
             if kind == "\\":

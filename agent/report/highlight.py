@@ -1,7 +1,7 @@
-"""Syntax colours by Pygments, as few kinds of token that the page's style has a colour for.
+"""Syntax highlighting by Pygments, reduced to the few kinds of token for which the page's style has a colour.
 
-A repository names the files and writes what is in them, so the languages are a list of our own, and text that is long is
-left plain: a lexer is a set of regular expressions.
+File names and contents come from an untrusted repository, so only languages of our own list are highlighted, and long texts are
+left plain: a lexer's regular expressions can be slow.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SLASHED = frozenset(
     }
 )
 COMMENT_MARK = re.compile(r"/\*|\*/")
-# The first that a token is a kind of; others have the text's own colour.
+# The first matching kind of a token counts; other tokens have the text's own colour.
 CLASSES = (
     ("Comment", "c"), ("Keyword", "k"), ("Literal.String", "s"), ("Literal.Number", "n"), ("Name.Function", "f"),
     ("Name.Class", "f"), ("Name.Decorator", "f"), ("Name.Tag", "k"), ("Name.Attribute", "f"), ("Operator.Word", "k"),
@@ -52,25 +52,25 @@ CLASSES = (
 
 
 def language_of(path: str) -> str | None:
-    """Return Pygments' name for the language of a file, None where it is not one of ours."""
+    """Return Pygments' name for the language of a file, None if it is not in our list."""
     name = PurePosixPath(path)
     return LANGUAGES.get(name.suffix.lower()) or NAMES.get(name.name.lower())
 
 
 def colour_lines(lines: Sequence[str], language: str | None) -> list[Markup]:
-    """The lines as HTML with syntax colours, plain where the language is not known or the text is long."""
+    """Return the lines as HTML with syntax colours; plain if the language is unknown or the text is long."""
     lines = [LINE_END.sub("\u240d", line) for line in lines]
     too_long = sum(map(len, lines)) > MOST_CHARS or any(len(line) > MOST_LINE_CHARS for line in lines)
     if language is None or too_long or not lines:
         return [escape(line) for line in lines]
     opening = _opening(lines, language)
     coloured = list(_lines([*opening, *lines], language))[len(opening) :]
-    # A lexer that folds line ends would shift every line after: then colours are not worth it.
+    # A lexer that merges lines would shift all following lines: then do without colours.
     return coloured if len(coloured) == len(lines) else [escape(line) for line in lines]
 
 
 def colour_hunk(hunk: Hunk, language: str | None) -> list[Markup]:
-    """The lines of a hunk, coloured as they stood in the old file and as they stand in the new one."""
+    """Return the lines of a hunk, highlighted as part of the old file and of the new one."""
     old = iter(colour_lines([line.text for line in hunk.lines if line.kind == "-" or line.kind == " "], language))
     new = iter(colour_lines([line.text for line in hunk.lines if line.kind == "+" or line.kind == " "], language))
     shown = []
@@ -89,7 +89,7 @@ def colour_hunk(hunk: Hunk, language: str | None) -> list[Markup]:
 
 
 def _opening(lines: Sequence[str], language: str) -> list[str]:
-    """Return the line to put before a part of a file that begins within a text or comment of many lines."""
+    """Return the line to put before a part of a file that begins inside a multi-line string or comment."""
     if language == "python":
         first = next((line.strip() for line in lines if '"""' in line), "")
         return ['"""'] if first == '"""' or (first.endswith('"""') and first.count('"""') == 1) else []

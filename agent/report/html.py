@@ -1,4 +1,4 @@
-"""HTML that is safe by construction: text is escaped unless it is ``Markup``, and only ``element`` and ``join`` make that."""
+"""HTML that is safe by construction: text is escaped unless it is ``Markup``, which only ``element`` and ``join`` create."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ Child = str | Markup | None
 
 
 def escape(text: str) -> Markup:
-    """The text as HTML shows it, with control characters made visible."""
+    """Return the text escaped for HTML, with control characters made visible."""
     return Markup(html.escape(clean(text), quote=False))
 
 
 def join(children: Iterable[Child]) -> Markup:
-    """The children one after the other, those escaped that are plain text."""
+    """Concatenate the children; plain text is escaped."""
     return Markup("".join(child if isinstance(child, Markup) else escape(child) for child in children if child))
 
 
 def element(tag: str, /, *children: Child, **attributes: str | int | float | bool | None) -> Markup:
-    """An element. ``class_`` is the attribute class, ``aria_sort`` aria-sort; None and False leave an attribute out."""
+    """Return an element. ``class_`` is the attribute class, ``aria_sort`` aria-sort; None and False leave an attribute out."""
     told = "".join(
         _attribute(key, value) for key, value in attributes.items() if value is not None and value is not False
     )
@@ -48,7 +48,7 @@ def _attribute(key: str, value: str | int | float | bool) -> str:
 
 
 def document(title: str, style: str, script: str, *body: Child) -> str:
-    """A whole page that loads nothing: its own style and script are let in by their hashes, and nothing else is."""
+    """Return a whole page that loads nothing: its policy allows only its own style and script, by their hashes."""
     policy = (
         f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
         "base-uri 'none'; form-action 'none'"
@@ -60,7 +60,7 @@ def document(title: str, style: str, script: str, *body: Child) -> str:
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
         element("meta", name="referrer", content="no-referrer"),
-        # Without one a browser asks the server for /favicon.ico, which the policy forbids.
+        # Without an icon, a browser would request /favicon.ico, which the policy forbids.
         element("link", rel="icon", href="data:,"),
         element("title", title),
         element("style", Markup(style)),

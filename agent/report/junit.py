@@ -1,8 +1,8 @@
-"""Runs and batches as JUnit XML, for CI systems that show tests.
+"""Writes runs and batches as JUnit XML, for CI systems that show tests.
 
-A run is a test suite for each of its checks: the tests that it reported after the change, or the command itself where it
-reported none, or none that explains its exit code. A batch is one suite, and each task a test. Failures are what the model is to blame for; errors are what
-kept it from having a chance (an endpoint, a sandbox, a limit, a defect here).
+A run has a test suite per check: the tests that it reported after the change, or the command itself if it reported none, or none
+that explains its exit code. A batch is one suite, with a test per task. Failures are the model's fault; errors are causes
+outside of the model (an endpoint, a sandbox, a limit, a defect here).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from agent.report.tasks import Row, read_batch
 
 OUTPUT_LINES = 200
 MESSAGE_CHARS = 300
-# Classes that say nothing of the model's work.
+# Classes that say nothing about the model's work.
 NO_CHANCE = frozenset({Kind.ENDPOINT, Kind.SANDBOX, Kind.HARNESS, Kind.LIMIT, Kind.POLICY})
 
 
 def run_junit(run: Path) -> str:
-    """Return the run in a folder as JUnit XML. Raises LogError where its log is no log."""
+    """Return the run in a folder as JUnit XML. Raises LogError if its log is invalid."""
     return story_junit(read_story(run))
 
 
@@ -44,7 +44,7 @@ def story_junit(story: Story) -> str:
 
 
 def _outcome(story: Story) -> Xml.Element:
-    """Return the suite that says how the run ended: checks alone would not say that nothing was changed."""
+    """Return the suite with the outcome of the run: the checks alone do not show that nothing was changed, for example."""
     suite = Xml.Element("testsuite", name="agent", timestamp=_moment(story.started_at))
     properties = Xml.SubElement(suite, "properties")
     told = {
@@ -92,7 +92,7 @@ def _check(check: CheckResult, story: Story) -> Xml.Element:
 
 
 def _task(suite: Xml.Element, row: Row) -> None:
-    """A grade, where there is one, is worth more than what the run's own checks said."""
+    """Add a task. Its grade, if there is one, takes precedence over the run's own checks."""
     case = _case(suite, row.task, row.language or "task", row.duration_s)
     if row.kind in NO_CHANCE:
         _wrong(case, "error", row.kind.value, row.reason)
@@ -114,7 +114,7 @@ def _wrong(case: Xml.Element, kind: str, name: str, message: str) -> None:
 
 
 def _written(suites: list[Xml.Element]) -> str:
-    """Return the document, with the counts that readers expect on every suite."""
+    """Return the document, with the counts that tools expect on every suite."""
     top = Xml.Element("testsuites")
     for suite in suites:
         cases = suite.findall("testcase")
@@ -129,7 +129,7 @@ def _written(suites: list[Xml.Element]) -> str:
 
 
 def _text(text: str) -> str:
-    """The text without what XML 1.0 cannot hold: ``clean`` shows control characters, and two non-characters are left."""
+    """Return the text without characters that XML 1.0 forbids: ``clean`` escapes control characters, and two non-characters remain."""
     return clean(text).replace("\ufffe", "\\ufffe").replace("\uffff", "\\uffff")
 
 

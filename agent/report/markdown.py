@@ -1,9 +1,9 @@
 """A run as Markdown for the comment of a pull request.
 
-What a model, a tool or a repository wrote stands in code spans and fences only, where nothing is a mention, a reference, a
-link or HTML, and it cannot leave them. Three things that readers of raw text look for are broken up inside of fences, too:
-``<!--`` (bots find their own comments by one), a ``/`` at the start of a line (GitLab's quick actions) and a line that
-could be taken for a fence.
+Text from a model, a tool or a repository is only in code spans and fences, which it cannot leave, and where nothing is a
+mention, a reference, a link or HTML. Three things that are found in raw text are broken up even inside fences:
+``<!--`` (by which bots find their own comments), a ``/`` at the start of a line (GitLab's quick actions) and a line that
+could be read as a fence.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LINE_START = re.compile(r"^(?=[ \t]*(?:/|`{3}|~{3}))", re.MULTILINE)
 def run_markdown(run: Path) -> str:
     """Return the run in a folder as Markdown, short enough for a comment on GitHub (65,536 characters).
 
-    Raises LogError where its log is no log.
+    Raises LogError if its log is invalid.
     """
     return story_markdown(read_story(run))
 
@@ -75,18 +75,18 @@ def story_markdown(story: Story) -> str:
 
 
 def code(text: str) -> str:
-    """The text on one line in a code span that it cannot leave. Not for tables: a ``|`` would end the cell."""
+    """Return the text on one line in a code span that it cannot leave. Not for tables: a ``|`` would end the cell."""
     text = COMMENT.sub("<\u200b!", one_line(text, SPAN_CHARS))
     if not text:
         return ""
     ticks = "`" * (max((len(run) for run in re.findall(r"`+", text)), default=0) + 1)
-    # A span may not begin or end with a backtick; one space on both sides is taken off again.
+    # A span may not begin or end with a backtick; Markdown strips one space on both sides.
     pad = " " if "`" in (text[0], text[-1]) else ""
     return f"{ticks}{pad}{text}{pad}{ticks}"
 
 
 def fence(text: str, language: str = "") -> str:
-    """The text in a fence that it cannot leave."""
+    """Return the text in a fence that it cannot leave."""
     text = clean(text).strip("\n")
     text = LINE_START.sub("\u200b", COMMENT.sub("<\u200b!", text))
     ticks = "`" * max(3, max((len(run) for run in re.findall(r"`+", text)), default=0) + 1)
@@ -126,7 +126,7 @@ def _paths(paths: Sequence[str]) -> str:
 
 
 def _prose(text: str) -> str:
-    """A text for a fence, where nothing wraps by itself."""
+    """Return a text wrapped for a fence, where lines are not wrapped automatically."""
     lines = [
         part
         for line in clean(text).strip().split("\n")
@@ -174,10 +174,10 @@ def _change(story: Story) -> str:
 
 
 def _details(summary: str, body: str) -> str:
-    """A part that is folded. The empty lines end the HTML, so that Markdown goes on inside."""
+    """Return a folded section. The empty lines end the HTML, so that the body is rendered as Markdown."""
     return f"<details><summary>{summary}</summary>\n\n{body}\n\n</details>"
 
 
 def _bare(text: str) -> str:
-    """The text within HTML and outside of code: letters, digits and little else (``GH-7`` would be a reference)."""
+    """Return the text for HTML outside of code: letters, digits and little else (``GH-7`` would be a reference)."""
     return " ".join(re.sub(r"[^\w.=+-]+|-(?=\d)", " ", one_line(text, 80)).split())

@@ -1,4 +1,4 @@
-"""Runs and batches as pages: one file each, complete in itself, that loads nothing and runs no script but its own."""
+"""Runs and batches as HTML pages: self-contained files that load nothing and run only their own script."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from agent.saver import write_whole
 
 
 def run_page(run: Path) -> str:
-    """Return the page of the run in a folder. Raises LogError where its log is no log."""
+    """Return the page of the run in a folder. Raises LogError if its log is invalid."""
     return story_page(read_story(run))
 
 
 def batch_page(out: Path, place: Path | None = None) -> str:
     """Return the page of a batch (the folder that `agent tasks run --out` names), which links to its runs' pages.
 
-    ``place`` is the folder that the page is for, where it is not ``out``. Raises UsageError where there are no results,
-    LogError where they are broken.
+    ``place`` is the folder of the page, if it is not ``out``. Raises UsageError if there are no results, LogError if they are
+    damaged.
     """
     batch = read_batch(out)
     base = "" if place is None else os.path.relpath(out, place) + "/"
@@ -45,7 +45,7 @@ def tasks_page(batch: Batch) -> str:
 
 
 def write_run_pages(out: Path) -> list[str]:
-    """Write the page of every attempt of a batch beside its log, where it is not there or older; return what went wrong."""
+    """Write the page of every attempt of a batch beside its log, unless it is up to date; return the problems."""
     problems = []
     for row in read_batch(out).rows:
         for page in (out / link for link in row.links if link):

@@ -1,4 +1,4 @@
-"""Plots as inline SVG: widths in percent and heights in pixels, so that text keeps its size on a phone and on a wall."""
+"""Plots as inline SVG: widths in percent and heights in pixels, so that text keeps its size on every screen."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ HEIGHT = 150
 TOP, BOTTOM = 16, 20  # room for counts above, and for the axis below
 ROW = 26
 LABEL_PERCENT, VALUE_PERCENT = 26.0, 18.0
-GUTTER_PERCENT = 12.0  # for the numbers of an axis that goes up
+GUTTER_PERCENT = 12.0  # for the numbers of a vertical axis
 MOST_BINS = 12
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One horizontal bar: a count, and what it is a count of. ``kind`` is the class of the style that colours it."""
+    """One horizontal bar: a count and its label. ``kind`` is the CSS class that colours it."""
 
     label: str
     value: int
@@ -29,14 +29,14 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """One column: parts from the bottom up, each a class of the style and a value; ``label`` is shown on pointing at it."""
+    """One column: parts from the bottom up, each a CSS class and a value; ``label`` is its tooltip."""
 
     label: str
     parts: tuple[tuple[str, float], ...]
 
 
 def bars(title: str, rows: Sequence[Bar]) -> Markup:
-    """Horizontal bars with their values and shares."""
+    """Return horizontal bars with their values and shares."""
     most = max((row.value for row in rows), default=0) or 1
     shapes = []
     for number, row in enumerate(rows):
@@ -59,7 +59,7 @@ def bars(title: str, rows: Sequence[Bar]) -> Markup:
 
 
 def histogram(title: str, values: Sequence[float], told: Callable[[float], str]) -> Markup:
-    """How often values fall where. ``told`` says a value on the axis."""
+    """Return a histogram. ``told`` formats a value on the axis."""
     edges = bin_edges(values)
     counts = [sum(low <= value < high for value in values) for low, high in pairwise(edges)]
     most, width = max(counts, default=0) or 1, 100 / max(len(counts), 1)
@@ -99,7 +99,7 @@ def histogram(title: str, values: Sequence[float], told: Callable[[float], str])
 def columns(
     title: str, stacks: Sequence[Stack], told: Callable[[float], str], legend: Sequence[tuple[str, str]]
 ) -> Markup:
-    """Stacked columns side by side, numbered from 1; ``legend`` names the classes."""
+    """Return stacked columns side by side, numbered from 1; ``legend`` names the classes."""
     highest = max((sum(value for _, value in stack.parts) for stack in stacks), default=0.0)
     most, width = nice_above(highest), (100 - GUTTER_PERCENT) / max(len(stacks), 1)
     room, floor = HEIGHT - TOP - BOTTOM, HEIGHT - BOTTOM
@@ -136,7 +136,7 @@ def _axis(floor: int) -> Markup:
 
 
 def _marks(marks: Sequence[tuple[float, str]]) -> list[Markup]:
-    """The words below an axis; the outermost are kept inside of the picture."""
+    """Return the labels below an axis; the outermost are kept inside of the picture."""
     return [
         element(
             "text",
@@ -150,7 +150,7 @@ def _marks(marks: Sequence[tuple[float, str]]) -> list[Markup]:
 
 
 def bin_edges(values: Sequence[float]) -> list[float]:
-    """Edges of at most some MOST_BINS equal bins that hold every value; 1-2-5 bins where the values span decades."""
+    """Return the edges of about MOST_BINS equal bins that contain every value; of 1-2-5 bins if the values span decades."""
     if not values:
         return []
     most = max(values)
@@ -174,12 +174,12 @@ def bin_edges(values: Sequence[float]) -> list[float]:
 
 
 def nice_above(value: float) -> float:
-    """The next number of 1, 2 or 5 times a power of ten that is not below, 1 for nothing."""
+    """Return the smallest number of the form 1, 2 or 5 times a power of ten that is not below ``value``; 1 for 0."""
     return _nice(value) if value > 0 else 1.0
 
 
 def nice_step(value: float) -> int:
-    """As ``nice_above``, in whole numbers."""
+    """Do as ``nice_above`` does, in integers."""
     return max(1, round(_nice(value))) if value > 0 else 1
 
 

@@ -1,4 +1,4 @@
-"""What stands on a run's page: the outcome first, then the evidence, then every turn."""
+"""The content of a run's page: the outcome first, then the evidence, then every turn."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from agent.report.html import Child, Markup, element, join
 from agent.report.plots import Stack, columns
 from agent.report.story import Call, Item, Note, Said, Seen, Story, Thought, Turn
 
-# A page of 200 turns stays below 2 MB: texts share what one part has, the diff has the other.
+# A page of 200 turns stays below 2 MB: all texts share one budget, the diff has another.
 TEXT_BYTES, DIFF_BYTES = 1_000_000, 500_000
 LEAST_BYTES, MOST_BYTES = 400, 60_000
-OPEN_LINES = 300  # files whose diff is longer begin folded
+OPEN_LINES = 300  # files with a longer diff are folded at first
 TESTS = 200
 PATHS = 20
 TITLE_CHARS = 200
@@ -63,7 +63,7 @@ def run_body(story: Story) -> Markup:
 
 
 def room_bytes(costs: Sequence[int], budget: int) -> int:
-    """Return the most that each text may take so that all together keep to a budget: short ones leave theirs to long ones."""
+    """Return the limit for each text so that all together stay within a budget; short texts leave their share to long ones."""
     left = budget
     for number, cost in enumerate(sorted(costs)):
         share = left // (len(costs) - number)
@@ -74,7 +74,7 @@ def room_bytes(costs: Sequence[int], budget: int) -> int:
 
 
 def _texts(story: Story) -> Iterable[str]:
-    """Yield every text that is cut."""
+    """Yield every text that may be cut."""
     for turn in story.turns:
         for item in turn.items:
             match item:
@@ -189,7 +189,7 @@ def _check_cell(check: CheckResult | None) -> Markup:
 
 
 def _tests(before: CheckResult | None, after: CheckResult | None) -> Markup | None:
-    """The tests that fail, and those whose state the change has changed."""
+    """Return the tests that fail, and those whose state has changed."""
     old, new = before.tests if before else {}, after.tests if after else {}
     names = [
         name
@@ -388,7 +388,7 @@ def _asked(call: Call, room: int) -> Markup:
 
 
 def _patch(text: str, room: int) -> Markup:
-    """A patch as the model writes it, its lines in colour."""
+    """Return a patch in the model's format, with coloured lines."""
     if cost_bytes(text) > room:
         return _text(text, room)
     kinds = {"+": "a", "-": "d", "@": "h", "*": "h"}
@@ -422,7 +422,7 @@ def _plain(value: object) -> str:
 
 
 def _text(text: str, room: int, kind: str = "") -> Markup:
-    """A text, or its beginning and end with the count of what was left out."""
+    """Return a text, or its beginning and end with the count of what was left out."""
     found = cut(text.rstrip("\n"), room)
     if not found.left_out_chars:
         return element("pre", found.head, class_=kind or None, tabindex=0)
@@ -431,7 +431,7 @@ def _text(text: str, room: int, kind: str = "") -> Markup:
 
 
 def _mark(mark: tuple[str, str]) -> Markup:
-    """A sign, and the word for those who do not see it."""
+    """Return a symbol, and its word for screen readers."""
     sign, word = mark
     return element("span", sign, class_=f"mark {word}", role="img", aria_label=word)
 

@@ -1,6 +1,6 @@
-"""A run as something to tell: a pure fold from its log's entries to one frozen record, turn by turn.
+"""The story of a run: a pure fold of its log's entries to one frozen record, turn by turn.
 
-Every report (page, Markdown, JUnit) is made from this record and from nothing else.
+Every report (page, Markdown, JUnit) is made only from this record.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Thought:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """Words that were meant to be read: the model's, or what this program told the model."""
+    """Text that is not reasoning: the model's, or a message of this program to the model."""
 
     text: str
     by_model: bool = True
@@ -55,7 +55,7 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call and its result; None where it has none, because the run ended before. ``asked`` is the call's body."""
+    """A call and its result; None if the run ended before there was one. ``asked`` is the call's body."""
 
     tool: str
     asked: str
@@ -64,14 +64,14 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something that happened to the run, on one line."""
+    """Another event of the run, on one line."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """Checks that ran. ``when`` is before or after."""
+    """The results of the checks. ``when`` is before or after."""
 
     when: str
     results: tuple[CheckResult, ...]
@@ -82,7 +82,7 @@ Item = Thought | Said | Call | Note | Seen
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One answer of the model and what was done for it. ``at_s`` is when it began, in seconds of work since the start."""
+    """One answer of the model and its tool calls. ``at_s`` is when it began, in seconds of working time since the start."""
 
     number: int
     at_s: float
@@ -107,9 +107,9 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """What is told of a run. ``state`` is its outcome's name, running or stopped; ``patch`` its change, b"" without one.
+    """The story of a run. ``state`` is its outcome's name, running or stopped; ``patch`` is its change, b"" if there is none.
 
-    ``duration_s`` is time at work: what lay between a stop and its resume does not count.
+    ``duration_s`` is working time: the time between a stop and its resume does not count.
     """
 
     run: str = ""
@@ -133,7 +133,7 @@ class Story:
 
     @property
     def cost(self) -> float | None:
-        """What the tokens cost, in the currency of the prices that the run was told; None without prices."""
+        """The cost of the tokens, in the currency of the configured prices; None without prices."""
         read, written = self.config.get("price_input"), self.config.get("price_output")
         if read is None or written is None:
             return None
@@ -149,12 +149,12 @@ class Story:
 
     @property
     def answers(self) -> tuple[Sampled, ...]:
-        """Every answer of the model that came to its end."""
+        """Every completed answer of the model."""
         return tuple(turn.sampled for turn in self.turns if turn.sampled)
 
 
 def read_story(run: Path) -> Story:
-    """Read the run in a folder. Raises LogError where its log cannot be read or says nothing."""
+    """Read the run in a folder. Raises LogError if its log cannot be read or is empty."""
     log = run / LOG_NAME
     entries = read(log)
     if not entries or not isinstance(entries[0].event, RunStarted):
@@ -165,7 +165,7 @@ def read_story(run: Path) -> Story:
     if story.ended is None and is_running(log):
         story = replace(story, state="running")
     patch = _bytes(run / PATCH_NAME)
-    if not patch and story.ended is None:  # of a run that has ended, the saved copy may be older than its end
+    if not patch and story.ended is None:  # the saved copy of a run that has ended may be older than its end
         patch = _bytes(run / SNAPSHOT_NAME)
     return replace(story, patch=patch)
 
@@ -178,7 +178,7 @@ def _bytes(path: Path) -> bytes:
 
 
 def tell(entries: Sequence[Entry]) -> Story:
-    """Fold a log's entries into its story. Total and pure: an empty log has an empty story."""
+    """Fold a log's entries into a story. Total and pure: an empty log gives an empty story."""
     teller = _Teller()
     for entry in entries:
         teller.take(entry)
@@ -196,13 +196,13 @@ class _Teller:
         self._items: list[Item] = []
         self._sampled: Sampled | None = None
         self._began_s = 0.0
-        self._open: dict[int, int] = {}  # index of an unanswered call's message: its place among the items
+        self._open: dict[int, int] = {}  # message index of an unanswered call -> its index among the items
         self._started_at: float | None = None
         self._last_at = 0.0
         self._worked_s = 0.0
 
     def take(self, entry: Entry) -> None:
-        """Take one entry in."""
+        """Add one entry."""
         event = entry.event
         if self._started_at is None:
             self._started_at = self._last_at = entry.at
@@ -215,7 +215,7 @@ class _Teller:
         self._state = step(self._state, event)
 
     def _turn(self) -> None:
-        """Begin a turn, where the last one has had its answer and every call of it, too."""
+        """Begin a new turn if the last one has its answer and all results of its calls."""
         if self._sampled is not None and not self._open:
             self._close()
 
@@ -231,7 +231,7 @@ class _Teller:
             case MessageAdded(message):
                 self._said(message)
             case Sampled():
-                if self._sampled is not None:  # the one before came to nothing
+                if self._sampled is not None:  # the previous answer had no message
                     self._close()
                 self._sampled = event
             case ToolStarted(call, tool) if call in self._open:
@@ -283,7 +283,7 @@ class _Teller:
         return call
 
     def story(self) -> Story:
-        """Return what was told so far."""
+        """Return the story so far."""
         self._close()
         state = self._state
         answers = [turn.sampled for turn in self._turns if turn.sampled]

@@ -1,4 +1,4 @@
-"""A batch as something to tell: its results' lines as frozen rows."""
+"""The data of a batch's report: its results as frozen rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GRADES = "grades"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A task. ``resolved`` is its grade, None where it was not graded; ``links`` are its attempts' pages, "" without one."""
+    """A task. ``resolved`` is its grade, None if it was not graded; ``links`` are its attempts' pages, "" for those without one."""
 
     task: str
     kind: Kind
@@ -48,7 +48,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A batch's tasks by name, and the settings that all of them were run under. ``base`` is what links begin with."""
+    """A batch's tasks by name, and their common settings. ``base`` is the prefix of all links."""
 
     name: str
     rows: tuple[Row, ...]
@@ -57,7 +57,7 @@ class Batch:
 
 
 def read_batch(out: Path) -> Batch:
-    """Read a batch's folder. Raises UsageError where there are no results, LogError where they are broken."""
+    """Read a batch's folder. Raises UsageError if there are no results, LogError if they are damaged."""
     records = read_results(out)
     grades = _json(out / GRADES / REPORT_NAME)
     graded = [*grades.get("completed_ids", ()), *grades.get("empty_patch_ids", ())]
@@ -68,7 +68,7 @@ def read_batch(out: Path) -> Batch:
 def tell_batch(
     name: str, records: Mapping[str, Record], settings: Mapping[str, Any], resolved: Mapping[str, bool]
 ) -> Batch:
-    """Make rows of the results' lines, as ``read_results`` gives them."""
+    """Return the batch for the records that ``read_results`` returned."""
     return Batch(name, tuple(_row(records[task], resolved.get(task)) for task in sorted(records)), settings)
 
 

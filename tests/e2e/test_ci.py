@@ -280,7 +280,7 @@ def test_a_stranger_with_an_artifact_gets_no_further(jobs: Jobs) -> None:
     jobs.out.mkdir()
     done = jobs.publish("github", STRANGER, "--allow", "mallory")
     assert done.returncode == 7, done.stderr
-    assert "mallory may not write" in done.stderr
+    assert "mallory has no write access" in done.stderr
     assert not jobs.forge.writes()
 
 
@@ -309,7 +309,7 @@ def test_a_checkout_with_credentials_is_refused(jobs: Jobs) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("ci", "--out", "textkit"), "holds other files"),
+        (("ci", "--out", "textkit"), "contains other files"),
         (("ci", "publish", "x"), "GITHUB_TOKEN is not set"),
         (("ci", "publish", "x", "--token-env", "OTHER"), "OTHER is not set"),
         (("ci", "--event", "missing.json"), "cannot be read"),

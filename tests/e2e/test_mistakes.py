@@ -107,7 +107,7 @@ def test_more_jobs_than_files_may_be_open_are_refused_before_they_begin(place: P
         ["sh", "-c", 'ulimit -n 150; exec "$@"', "sh", *command], cwd=place.home, env=place.env, capture_output=True, text=True, timeout=60, check=False
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
-    assert "10 jobs at a time need 180 open files, and this process may have 150: take --jobs 6" in done.stderr
+    assert "10 jobs at a time need 180 open files, and this process may have 150: use --jobs 6" in done.stderr
 
 
 def test_a_bare_repository_is_called_one(place: Place, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,7 +62,7 @@ def test_it_says_on_one_line_what_it_took_and_why(tmp_path: Path) -> None:
     assert serving.returncode == 0
 
 
-@pytest.mark.parametrize(("key", "said"), [("", "keep nobody out"), ("  ", "keep nobody out"), ("schlüssel", "ASCII")])
+@pytest.mark.parametrize(("key", "said"), [("", "protect nothing"), ("  ", "protect nothing"), ("schlüssel", "ASCII")])
 @pytest.mark.parametrize("in_file", [False, True])
 def test_a_key_that_nobody_or_anybody_could_bring_is_refused(
     key: str, said: str, in_file: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
