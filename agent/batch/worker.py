@@ -18,6 +18,7 @@ from typing import IO
 
 from agent.batch.attempt import Job, Progress, run_attempt
 from agent.events import EXIT_CODES, Outcome
+from agent.interrupts import keep_interrupts
 
 INTERRUPTED = EXIT_CODES[Outcome.INTERRUPTED]
 ORPHANED = 3
@@ -68,6 +69,7 @@ def main() -> int:
     # An order to stop is this signal (see Leash). Ray's workers block it, a shell's background ignores it, and both are inherited.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    keep_interrupts()
     reports = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     leash = Leash(sys.stdin, reports)

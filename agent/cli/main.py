@@ -12,6 +12,7 @@ from types import TracebackType
 import click
 
 from agent.cli.exits import EXPECTED, INTERRUPTED, PIPE_CLOSED, exit_code
+from agent.interrupts import keep_interrupts
 from agent.outcome import EXIT_CODES, Outcome
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # any write may meet them
@@ -164,6 +165,7 @@ def main() -> None:
     """Entry point of the console script."""
     _fill_closed_descriptors()
     sys.excepthook = _unforeseen
+    keep_interrupts()
     for stream in (sys.stdout, sys.stderr):
         # A terminal without UTF-8 shall show less, not end the run.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -245,14 +245,19 @@ def test_on_a_terminal(tmp_path: Path, home: dict[str, str]) -> None:
 
 
 def test_ctrl_c_stops_an_answer_and_sigterm_leaves_nothing_behind(tmp_path: Path, home: dict[str, str]) -> None:
-    sleep = [{"recipient": "python", "channel": "analysis", "text": "import time; time.sleep(60)"}]
+    begun = tmp_path / "begun"
+    code = f"import pathlib, time; pathlib.Path({str(begun)!r}).touch(); time.sleep(60)"
+    sleep = [{"recipient": "python", "channel": "analysis", "text": code}]
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     home = {**home, "TMPDIR": str(scratch)}
     with on_a_terminal([*script(tmp_path, [sleep, [{"text": "Awake."}]]), "-p", *HERE], home, tmp_path) as terminal:
         terminal.wait_for(PROMPT)
         terminal.type("sleep\r")
-        terminal.wait_for("python: import time")
+        until_s = time.monotonic() + 30
+        while not begun.exists():  # before that, the sandbox may be starting
+            assert time.monotonic() < until_s
+            time.sleep(0.05)
         terminal.type("\x03")
         terminal.wait_for("interrupted: stopped")
         terminal.wait_for(PROMPT)
