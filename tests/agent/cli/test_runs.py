@@ -62,7 +62,13 @@ def test_a_name_that_is_also_a_beginning_is_that_run(runs_dir: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("alpha", "alpha-1"), ("gamma", "There is no run"), ("../beta", "There is no run"), ("", "There is no run"), ("/", "There is no run")],
+    [
+        ("alpha", "alpha-1"),
+        ("gamma", "There is no run"),
+        ("../beta", "There is no run"),
+        ("", "There is no run"),
+        ("/", "There is no run"),
+    ],
 )
 def test_what_fits_no_run_or_several_is_said(runs_dir: Path, name: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
