@@ -113,7 +113,7 @@ class Workshop:
         return found
 
     def finish(self, state: State, outcome: Outcome, reason: str) -> RunEnded:
-        """Take the result out of the sandbox: write the patch into the run's folder, and make the branch if one is wanted; see World."""
+        """Write the patch into the run's folder, make the branch if one is wanted, and return how the run ended; see World."""
         claimed = last_words(state)
         if state.mode == "ask" or outcome is Outcome.REFUSED:
             return RunEnded(outcome, reason, claimed)
@@ -146,7 +146,7 @@ class Workshop:
         return time.monotonic()
 
     def save(self) -> None:
-        """Save the diff in the run's folder, so that the run can continue if the sandbox is lost. An unchanged diff is not written again."""
+        """Save the diff (if it has changed) in the run's folder, so that the run can continue if the sandbox is lost."""
         with self._saving:  # the saver's thread saves too, and must not write what it saw before us over what we saw
             known = self._work
             diff = self.sandbox.result().diff() if known is None else known[0]

@@ -346,7 +346,9 @@ def _decode(sequences: int, context: int, page_tokens: int) -> Counts:
 
 
 def _alone(tokens: int, samples: int, page_tokens: int) -> Counts:
-    """Return the counts of a step of one sequence with several new tokens. Their attention does not depend on the bound, so one is enough."""
+    """Return the counts of a step of one sequence with several new tokens. One context bound is enough: with many query tokens, attention
+    is not split by it.
+    """
     return Counts(tokens, 1, -(-CONTEXTS[-1] // page_tokens), samples, tokens, CONTEXTS[-1])
 
 

@@ -64,7 +64,10 @@ class Sandbox(Protocol):
         ...
 
     def diff(self) -> bytes:
-        """Return one unified diff from the copied state to now, with binary files, modes and renames; untracked files are in it, ignored ones not."""
+        """Return one unified diff from the copied state to now, with binary files, modes and renames.
+
+        It includes untracked files, but not ignored ones.
+        """
         ...
 
     def undo(self) -> None:

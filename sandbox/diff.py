@@ -143,7 +143,10 @@ def _section(lines: list[bytes], at: int) -> tuple[Change, int]:
 
 
 def _header_names(lines: list[bytes], at: int) -> tuple[str, str]:
-    """Return both names of ``diff --git a/X b/Y``. Without quotes they can be separated only if they are equal (renames have lines of their own)."""
+    """Return both names of ``diff --git a/X b/Y``.
+
+    Without quotes they can be separated only if they are equal; renames have lines of their own.
+    """
     rest = lines[at][len(b"diff --git ") :]
     if rest.startswith(b'"'):
         end = _quote_end(rest)

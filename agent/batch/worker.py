@@ -1,8 +1,8 @@
-"""A worker process: one attempt, on a leash.
+"""A worker process: runs one attempt, under the control of its parent.
 
-Standard input begins with one line, the job as JSON; then a line ``go`` for each request that is granted, or ``stop``. When
-it ends, whoever started this process is gone, and it ends at once: nothing is lost, because the run's log goes on from
-there. Standard output carries one JSON line for each thing that happens. What the attempt came to is in its folder.
+The first line of standard input is the job as JSON; then comes a line ``go`` for each permitted request, or ``stop``. When standard
+input ends, the parent is gone and the worker exits at once; nothing is lost, because the run resumes from its log.
+On standard output it writes one JSON line per report. The result of the attempt is in its folder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ORPHANED = 3
 
 
 class Leash:
-    """The line to whoever started this process."""
+    """The connection to the parent process."""
 
     def __init__(self, orders: IO[str], reports: IO[str]) -> None:
         self._orders, self._reports = orders, reports
@@ -41,22 +41,22 @@ class Leash:
                 self._asking = False
                 self._granted.put(True)
             elif not stopped:
-                # Interrupted once only: a second time would take the run's last words from it.
+                # Interrupt only once: a second signal could stop the run from recording its end.
                 stopped = True
                 self._granted.put(False)
                 if not self._asking:
-                    os.kill(os.getpid(), signal.SIGINT)  # a real signal: it also wakes a main thread that waits
+                    os.kill(os.getpid(), signal.SIGINT)  # a real signal also wakes a waiting main thread
         os._exit(ORPHANED)
 
     def may_ask(self) -> None:
-        """Wait until a request is granted. Raises KeyboardInterrupt when none is any more."""
+        """Wait until a request is permitted. Raises KeyboardInterrupt if no more are."""
         self._asking = True
         self._report({"ask": True})
         if not self._granted.get():
             raise KeyboardInterrupt
 
     def tell(self, progress: Progress) -> None:
-        """Say how far the attempt is."""
+        """Report the progress of the attempt."""
         self._report(asdict(progress))
 
     def _report(self, data: dict[str, object]) -> None:
@@ -65,8 +65,8 @@ class Leash:
 
 
 def main() -> int:
-    """Do the one job. Standard output is ours alone: what anything else prints goes to standard error, which is a file."""
-    # An order to stop is this signal (see Leash). Ray's workers block it, a shell's background ignores it, and both are inherited.
+    """Do the job. Standard output is only for reports: everything else that is printed goes to standard error, which is a file."""
+    # ``stop`` is delivered as this signal (see Leash). Ray's workers block it and shells ignore it in background jobs; both are inherited.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     keep_interrupts()
@@ -86,4 +86,4 @@ if __name__ == "__main__":
     sys.stdout.flush()
     code = main()
     sys.stderr.flush()
-    os._exit(code)  # not by way of the interpreter's end, which would wait for threads of an endpoint that is dead
+    os._exit(code)  # a normal exit would wait for threads that are stuck on a dead endpoint

@@ -43,7 +43,7 @@ _DOUBT = re.compile(r"<[a-z/?!]|`|~~~|\]:|\x00[^\n]*\x01", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What starts a run: a label, or a word at the beginning of a comment; ``allow`` names users if the service does not report their role."""
+    """What starts a run: a label, or a word that begins a comment; ``allow`` names users whose role the service does not report."""
 
     label: str = "agent"
     word: str = "/agent"
@@ -193,7 +193,7 @@ def text_at(data: object, *path: str | int) -> str:
 
 
 def commit_at(data: object, *path: str | int) -> str | None:
-    """Return a full commit id, None if there is none. It is validated because git would treat a text that begins with a dash as an option."""
+    """Return a full commit id, None if there is none. Validated, because git would treat a leading dash as an option."""
     found = text_at(data, *path)
     return found if re.fullmatch(r"[0-9a-f]{40}([0-9a-f]{24})?", found) else None
 

@@ -16,7 +16,10 @@ from sandbox import plumbing
 def run_request(
     asked: Request, config: RunConfig, repository: Path, show: Callable[[Event], None], say: Callable[[str], None]
 ) -> RunEnded:
-    """Do the run that an event asks for; return how it ended. Raises as agent.session.fix does, and UsageError if another commit is checked out."""
+    """Do the run that an event asks for; return how it ended.
+
+    Raises as agent.session.fix does, and UsageError if another commit is checked out.
+    """
     head = plumbing.run(["rev-parse", "HEAD"], repository).decode().strip()
     if asked.commit is not None and head != asked.commit:
         raise UsageError(

@@ -118,7 +118,10 @@ def configured(flags: Mapping[str, object], repository: Path | None) -> Loaded:
 
 
 def configured_run(flags: Mapping[str, object], repository: Path | None, acknowledged: bool) -> RunConfig:
-    """Return the configuration of a command that runs the model's commands. Raises ConfigError, or UsageError for an unconfirmed ``--sandbox none``."""
+    """Return the configuration of a command that runs the model's commands.
+
+    Raises ConfigError, and UsageError for an unconfirmed ``--sandbox none``.
+    """
     config = configured(flags, repository).config
     if config.sandbox == "none" and not acknowledged:
         raise UsageError(

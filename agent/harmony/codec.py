@@ -120,7 +120,7 @@ class Codec:
         return ids + self.encode(text[at:])
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids, with control tokens spelt out and invalid UTF-8 replaced: for display and logs, never for a prompt."""
+        """Return the text of ids for display and logs: control tokens are spelt out, invalid UTF-8 is replaced. Never for a prompt."""
         return b"".join(map(self._spell, ids)).decode("utf-8", "replace")
 
     def call_opening(self, function: str | None = None) -> Ids:

@@ -160,7 +160,7 @@ class _Line:
                 self.hang_up()
 
     def hang_up(self) -> None:
-        """Shut the connection down while another thread reads from it. ``close`` would not wake the reader, and would free the descriptor."""
+        """Shut the connection down while another thread reads from it: ``close`` would not wake the reader, but free the descriptor."""
         with self._lock:
             self._cut = True
             for one in self._sockets:

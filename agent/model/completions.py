@@ -136,7 +136,7 @@ class CompletionsSource:
     def _documents(
         self, prompt: Sequence[int], params: SamplingParams, stop: Sequence[int]
     ) -> Iterator[Mapping[str, Any]]:
-        """Send the request and yield the documents of the answer. If max_tokens does not fit the window, retry without it and cut ourselves."""
+        """Send the request and yield the documents of the answer. If only max_tokens does not fit the window, retry without it."""
         limited = self._sends_limit and params.max_tokens is not None
         asked = params if limited else replace(params, max_tokens=None)
         model, window = self._client.endpoint.model, self._context_tokens
@@ -270,7 +270,7 @@ class _LlamaReader:
         return Piece(ids, "length" if limited else "stop", None, read_tokens, count(cached))
 
     def _filled(self, ids: tuple[int, ...], text: str) -> tuple[int, ...]:
-        """Return all ids of ``text``, of which only the last arrived, because the text was sent once its last character was complete."""
+        """Return all ids of ``text``, of which only the last arrived: the text is sent when its last character is complete."""
         found = tuple(self._spelling.encode(text))
         return found or ids
 

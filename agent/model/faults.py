@@ -30,7 +30,8 @@ import httpx2
 
 from agent.errors import ContextOverflow, EndpointRefused, EndpointUnreachable, ModelError
 
-# The messages by which servers say that the prompt does not fit: OpenAI and LiteLLM, vLLM, llama.cpp (new and old), SGLang, Ollama, LM Studio, TGI.
+# The messages by which servers say that the prompt does not fit: OpenAI and LiteLLM, vLLM, llama.cpp (new and old), SGLang,
+# Ollama, LM Studio, TGI.
 _OVERFLOW = re.compile(
     r"context_length_exceeded|exceed_context_size|context_window_exceeded|ContextWindowExceeded"
     r"|maximum context length|maximum model length|max_model_len|longer than the (maximum )?(model|context)"

@@ -51,7 +51,7 @@ def lines(chunks: Iterable[bytes]) -> Iterator[str]:
 
 
 def events(source: Iterable[str]) -> Iterator[ServerEvent]:
-    """Group lines into events. An event that the end of the stream cuts off is yielded too: its reader checks whether it is complete."""
+    """Group lines into events. An event that the end of the stream cuts off is yielded too; its reader checks its completeness."""
     name, data = "", list[str]()
     for line in source:
         if not line:

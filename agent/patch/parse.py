@@ -1,4 +1,5 @@
-"""Parses patch text. Everything that the published Codex ``apply_patch`` accepts is read in the same way; other text is repaired if it has only one possible meaning.
+"""Parses patch text. Everything that the published Codex ``apply_patch`` accepts is read in the same way; other text is
+repaired if it has only one possible meaning.
 
 The format: ``*** Begin Patch``, then for each file ``*** Add File: P`` (every line with ``+``), ``*** Delete File: P`` or
 ``*** Update File: P`` (an optional ``*** Move to: Q``, then hunks), then ``*** End Patch``. A hunk is ``@@`` or ``@@ a line

@@ -75,7 +75,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Working:
-    """A call of one of the server's own tools begins. ``detail`` are the specific fields of its item: an action, or code and container."""
+    """A call of a built-in tool begins. ``detail`` are the specific fields of its item: an action, or code and container."""
 
     id: str
     kind: Literal["web", "code"]

@@ -1,4 +1,4 @@
-"""Sends an answer to a client, as a stream of events or as one document, until it ends, fails, is cancelled, or the client disconnects."""
+"""Sends an answer to a client as a stream of events or one document, until it ends, fails, is cancelled or the client disconnects."""
 
 from __future__ import annotations
 

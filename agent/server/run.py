@@ -36,7 +36,7 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter) or self._service.backend.stopped is not None
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let answers finish within the time limit, end the others with an error, close the connections. A second Ctrl-C skips the wait."""
+        """Let answers finish within the time limit, end the others, close the connections. A second Ctrl-C skips the wait."""
         draining = asyncio.create_task(self._service.drain(lambda: self.force_exit))
         await super().shutdown(sockets)
         await draining

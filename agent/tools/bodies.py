@@ -170,7 +170,7 @@ def _patch_in_script(script: str) -> str | None:
 
 
 def _ended(patch: str) -> str:
-    """Return the patch with its last line added if only that is missing. The enclosing syntax was closed, so nothing else was cut off."""
+    """Return the patch with its last line added if that is missing. The syntax around it was closed, so nothing else was cut off."""
     is_open = patch.lstrip().startswith(PATCH_BEGIN) and PATCH_END not in patch
     return f"{patch.rstrip()}\n{PATCH_END}" if is_open else patch
 

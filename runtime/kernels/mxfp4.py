@@ -160,7 +160,7 @@ def after_dots(PAIRS: tl.constexpr):
 
 @triton.jit
 def _decode_words(w, scale):
-    """Return the eight values of each word times 2^-64 in bf16, two words at a time. ``scale``: the block's power of two as bf16 bits."""
+    """Return the eight values of each word times 2^-64 in bf16, two words at a time. ``scale``: a power of two as bf16 bits."""
     return tl.inline_asm_elementwise(
         """{
         .reg .b32 s, a, z, l, h, p;

@@ -14,7 +14,7 @@ SCALE_BYTES = (119, 121)
 
 
 def random_weights(config: ModelConfig, device: torch.device, dtype: torch.dtype, seed: int = 0) -> Weights:
-    """Return random weights: norm gains of 1, a router that uses all experts evenly, dense matrices that preserve the norm, valid MXFP4.
+    """Return random weights: gains of 1, a router that uses all experts evenly, dense matrices that preserve the norm, valid MXFP4.
 
     The same seed gives the same weights on the same kind of device. Raises DoesNotFit.
     """
