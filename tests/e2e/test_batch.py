@@ -282,7 +282,10 @@ def test_a_data_set_of_the_hub_is_run_and_graded_by_its_name(place: Place, scrip
         place.env.update(HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "hf"), HF_HUB_DISABLE_XET="1")
         done = place.agent("tasks", "run", "ada/tasks", "--out", str(out), *flags, *script([FIX, DONE]))
         assert done.returncode == 0, done.stderr
-        assert "there is no ada/tasks here, so the split test of the data set ada/tasks is taken" in done.stderr
+        assert (
+            "there is no ada/tasks here, so the split test of the data set ada/tasks is loaded from Hugging Face"
+            in done.stderr
+        )
         graded = place.agent("tasks", "grade", str(out), "hf:ada/tasks", *flags)
     assert graded.stdout == "resolved   ada__calc-1\n", graded.stderr
 

@@ -261,6 +261,17 @@ def test_an_interrupt_while_the_program_loads_ends_quietly() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
+def test_a_second_interrupt_while_the_program_ends_is_quiet_too() -> None:
+    code = (
+        "import atexit, os, signal, sys, agent.__main__ as m, agent.cli.main as c\n"
+        "atexit.register(os.kill, os.getpid(), signal.SIGINT)\n"
+        "c.main = lambda: sys.exit(130)\n"
+        "m.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def test_a_thread_that_still_computes_does_not_abort_the_end() -> None:
     """torch's C++ ends the process with SIGABRT when the interpreter is taken down under it, so it is not taken down."""
     code = (
