@@ -66,7 +66,7 @@ class Message:
 
     @property
     def is_final(self) -> bool:
-        """Whether this message is the assistant's answer to the person."""
+        """Whether this message is the assistant's answer to the user."""
         return self.role is Role.ASSISTANT and self.channel is Channel.FINAL and self.recipient is None
 
 

@@ -86,7 +86,7 @@ def _remote(config: RunConfig, text: str, params: SamplingParams, say: Say) -> I
                 if isinstance(piece, Retried):
                     if given:
                         raise EndpointUnreachable(f"the continuation broke off: {piece.reason}")
-                    say(f"asked again: {piece.reason}")
+                    say(f"retrying: {piece.reason}")
                 else:
                     given = given or bool(piece)
                     yield piece

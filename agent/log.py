@@ -102,9 +102,7 @@ class Log:
         return self._path.parent
 
     def _lock(self) -> None:
-        for _ in range(
-            LOCK_TRIES
-        ):  # whoever asks whether the run is running (agent/runs.py) holds the lock for a moment
+        for _ in range(LOCK_TRIES):  # a check whether the run is running (agent/runs.py) holds the lock for a moment
             try:
                 return fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

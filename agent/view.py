@@ -151,15 +151,15 @@ class JsonView:
         self._follow(event)
 
     def diff(self, patch: str, max_lines: int | None = MAX_DIFF_LINES) -> None:
-        """Leave it to the person's view."""
+        """Leave it to the user's view."""
         self._follow.diff(patch, max_lines)
 
     def say(self, text: str) -> None:
-        """Leave it to the person's view."""
+        """Leave it to the user's view."""
         self._follow.say(text)
 
     def summary(self, ended: RunEnded) -> None:
-        """Leave it to the person's view."""
+        """Leave it to the user's view."""
         self._follow.summary(ended)
 
     def __enter__(self) -> Self:

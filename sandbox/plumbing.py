@@ -22,7 +22,7 @@ PREFIX = ["git", *(part for setting in SETTINGS for part in ("-c", setting))]
 QUIET = {"GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "GIT_NO_LAZY_FETCH": "1", "LC_ALL": "C"}
 # No fsync for what can be made again: with thousands of files it would mean thousands of waits for the disk.
 UNSYNCED = ["-c", "core.fsync=none"]
-# For our own bare repositories: not even the person's configuration has a say.
+# For our own bare repositories: not even the user's configuration applies.
 ISOLATED = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "GIT_ATTR_NOSYSTEM": "1"}
 
 

@@ -122,7 +122,7 @@ class Publisher:
                 snapshot, self.remote, branch, commit, at.commit if at else None
             ):
                 raise PolicyRefused(
-                    f"somebody else has worked on the branch {branch}: it is left alone. Delete or rename it to get a new change"
+                    f"somebody else has changed the branch {branch}, so it is not overwritten. Delete or rename it to get a new change"
                 )
         except RemoteUnavailable as error:
             raise Again(str(error)) from error

@@ -1,4 +1,4 @@
-"""The command line: a table of commands, each loaded when it is used, and the one place where errors become exit codes."""
+"""The command line: a table of commands, each imported when it is used, and the only place where errors become exit codes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
-        """Import the command, or None where there is no such name."""
+        """Import the command; return None if there is no such name."""
         if cmd_name not in COMMANDS:
             return None
         module, attribute, _ = COMMANDS[cmd_name]
@@ -72,7 +72,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command; an unknown one is answered with the nearest name."""
+        """Find the command; for an unknown one, suggest the most similar name."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             from difflib import get_close_matches
 
@@ -82,12 +82,12 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run the command; whoever reads our output may go away before its end (`agent runs | head -1`)."""
+        """Run the command; the reader of our output may close the pipe before its end (`agent runs | head -1`)."""
         try:
             result: object = super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError:
-            # The interpreter must not find the closed pipe again at its exit.
+            # So that the interpreter does not hit the closed pipe again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(PIPE_CLOSED)
         return result
@@ -103,7 +103,7 @@ def cli() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Carry out one command line and return its exit code. What is raised on purpose becomes one message."""
+    """Run one command line and return its exit code. Expected errors become one message."""
     try:
         result = cli.main(list(arguments), prog_name="agent", standalone_mode=False)
     except click.ClickException as error:
@@ -124,7 +124,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _circumstance(error: OSError) -> str | None:
-    """What any command may meet on any machine, and what to do about it; None where an error is something else."""
+    """Return the message for an error that any command may meet on any machine, with a remedy; None for other errors."""
     if error.errno in FULL:
         return f"{error.strerror}{f': {error.filename}' if error.filename else ''}. Free some space, then try again."
     try:
@@ -135,14 +135,14 @@ def _circumstance(error: OSError) -> str | None:
 
 
 def _unforeseen(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """What nobody raised on purpose: one line, and the way to the traceback. The interpreter then exits with 1."""
+    """Report an unexpected error: one line, and how to get the traceback. The interpreter then exits with 1."""
     if not _told(f"agent: internal error: {kind.__name__}: {error}\nAGENT_DEBUG=1 shows where."):
         sys.__excepthook__(kind, error, trace)
 
 
 def _told(message: str) -> bool:
-    """Say what went wrong, unless the person wants the traceback instead."""
-    from agent.config import debug_wanted  # what only a failure needs is half of the time that --help takes
+    """Print an error, unless the user wants the traceback instead; return whether it was printed."""
+    from agent.config import debug_wanted  # needed only after an error, and half of the time that --help takes
     from agent.lines import clean
 
     if debug_wanted():
@@ -152,7 +152,7 @@ def _told(message: str) -> bool:
 
 
 def _fill_closed_descriptors() -> None:
-    """Put /dev/null where standard input, output or error is closed: the next file opened would take its place and what is printed."""
+    """Open /dev/null for a closed standard input, output or error: otherwise the next opened file would get its number."""
     while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
         continue
     os.close(handle)
@@ -167,6 +167,6 @@ def main() -> None:
     sys.excepthook = _unforeseen
     keep_interrupts()
     for stream in (sys.stdout, sys.stderr):
-        # A terminal without UTF-8 shall show less, not end the run.
+        # A terminal without UTF-8 must not end the run.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.exit(run(sys.argv[1:]))

@@ -69,7 +69,7 @@ def test_a_fault_before_the_first_piece_is_cured_by_asking_again() -> None:
     with serving([document({}, 503), WHOLE]) as server:
         assert "".join(generate(at(server), "Once", said.append)) == " upon a time"
     assert len(said) == 1
-    assert said[0].startswith("asked again: ")
+    assert said[0].startswith("retrying: ")
 
 
 @pytest.mark.parametrize("end", [[Reset()], []], ids=["reset", "no finish reason"])

@@ -223,7 +223,7 @@ def test_a_branch_that_somebody_worked_on_is_left_alone(bench: Bench, how: str) 
     git(copy, "push", "-q", "-f", "origin", BRANCH)
     theirs = bench.forge.tip(BRANCH)
     bench.fixed({"calc.py": FIXED + "# other\n"})
-    with pytest.raises(PolicyRefused, match="somebody else has worked on the branch"):
+    with pytest.raises(PolicyRefused, match="somebody else has changed the branch"):
         bench.publish()
     assert bench.forge.tip(BRANCH) == theirs
     assert "somebody else" in bench.comment()
