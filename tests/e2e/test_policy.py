@@ -92,8 +92,8 @@ def test_instructions_are_those_of_the_trusted_commit(runner: Place) -> None:
     [
         ("GITHUB_TOKEN", "ghs_secret", (), "env -u GITHUB_TOKEN agent"),
         ("ANY", "glpat-0123456789abcdefghij", (), "ANY in the environment"),
-        ("PLAIN", "1", ("--network", "on"), "network = none alone"),
-        ("PLAIN", "1", ("--sandbox", "none", "--i-know-this-runs-on-my-machine"), "sandbox = docker alone"),
+        ("PLAIN", "1", ("--network", "on"), "allows only network = none"),
+        ("PLAIN", "1", ("--sandbox", "none", "--i-know-this-runs-on-my-machine"), "allows only sandbox = docker"),
     ],
 )
 def test_a_run_that_could_reach_further_does_not_begin(
