@@ -33,6 +33,7 @@ def _leave(code: int) -> None:
 
     Finalizing the interpreter would abort the process while such a thread is in C++ code (torch's).
     """
+    signal.setitimer(signal.ITIMER_REAL, 0)  # a dropped request to stop (agent/interrupts.py): this is the stop
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # a second Ctrl-C, which nothing would catch any more
     if any(thread.daemon for thread in threading.enumerate()):
         atexit._run_exitfuncs()  # undocumented, but the only way to run them before os._exit

@@ -210,8 +210,6 @@ class TerminalView:
         self._state = step(self._state, event)
         if isinstance(event, MessageAdded | Sampled | ToolStarted | ToolFinished | Checked):
             self._said, self._since_s = "", self._clock()
-        if isinstance(event, RunEnded):  # the footer has nothing more to show, and the answer may go to this terminal
-            self._live.stop()
 
     def diff(self, patch: str, max_lines: int | None = MAX_DIFF_LINES) -> None:
         """Show the change in colour, cut if it would bury everything else."""

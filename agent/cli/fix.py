@@ -268,16 +268,9 @@ class _Screen:
         self.view: View = JsonView(sys.stdout, person, first_seq) if as_json else person
 
     def __call__(self, event: Event) -> None:
-        """Count the event and show it; an answer is printed at once, while the sandbox is being removed."""
+        """Count the event and show it."""
         self.tally(event)
         self.view(event)
-        if (
-            self._answer_only
-            and not self._as_json
-            and isinstance(event, RunEnded)
-            and event.outcome is Outcome.ANSWERED
-        ):
-            write(sys.stdout, clean(event.claimed).strip() + "\n")
 
     def replay(self, event: Event) -> None:
         """Count an event of a run that has ended; it is shown only as JSON."""
@@ -301,9 +294,10 @@ class _Screen:
         if self._as_json:
             self.view.summary(ended)
             self._result(self.tally.result(ended))
+        elif self._answer_only and ended.outcome is not Outcome.ANSWERED:
+            self.view.summary(ended)  # standard output is for answers alone
         elif self._answer_only:
-            if ended.outcome is not Outcome.ANSWERED:
-                self.view.summary(ended)  # standard output is for answers alone
+            write(sys.stdout, clean(ended.claimed).strip() + "\n")
         elif sys.stdout.isatty() and not isinstance(self.view, PlainView):
             self.view.summary(ended)
         else:

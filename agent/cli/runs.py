@@ -107,7 +107,7 @@ def _record(found: Summary) -> dict[str, object]:
 def apply(run: str, repo: Path | None, runs_dir: Path | None) -> None:
     """Apply a run's change to the checkout, uncommitted.
 
-    All or nothing: if the change does not fit the checkout as it is now, no file is touched.
+    All or nothing: if the change does not apply to the current checkout, no file is touched.
     """
     folder = find_run(_runs_dir(runs_dir), run)
     repository = find_repository(repo or Path(summary(folder).started.repository))

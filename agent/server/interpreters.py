@@ -59,7 +59,7 @@ class Interpreter:
 
 
 class Interpreters:
-    """At most ``most`` sandboxes, the warm one included. ``start`` opens one."""
+    """At most ``most`` sandboxes, the warm one included, except while one is being started in advance. ``start`` opens one."""
 
     def __init__(self, start: Start, most: int = 8, idle_s: float = IDLE_S) -> None:
         self._start = start

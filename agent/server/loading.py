@@ -72,7 +72,7 @@ async def _turn_away(connection: socket.socket) -> None:
             while b"\r\n\r\n" not in head:
                 piece = await loop.sock_recv(connection, _HEAD_BYTES)
                 head += piece
-                if not piece or len(head) > _HEAD_BYTES:
+                if not piece or (len(head) > _HEAD_BYTES and b"\r\n\r\n" not in head):
                     return
             await loop.sock_sendall(connection, _answer(head))
             connection.shutdown(socket.SHUT_WR)

@@ -89,10 +89,10 @@ def control_group_bytes(own: Path = Path("/proc/self/cgroup"), mount: Path = Pat
     for line in own.read_text(encoding="utf-8").splitlines() if own.exists() else ():
         _, controllers, path = line.split(":", 2)
         if not controllers:
-            group, names = mount / path.lstrip("/"), ("memory.max", "memory.current", "inactive_file")
+            group, names = mount / path.lstrip("/"), ("memory.max", "memory.current", "")
         elif "memory" in controllers.split(","):
             group = mount / "memory" / path.lstrip("/")
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
         else:
             continue
         # A container sees its own group at the mount, whatever the path says: that is one of the parents here.
@@ -100,13 +100,13 @@ def control_group_bytes(own: Path = Path("/proc/self/cgroup"), mount: Path = Pat
     return min(left, default=None)
 
 
-def _left_bytes(group: Path, limit: str, usage: str, cached: str) -> int | None:
+def _left_bytes(group: Path, limit: str, usage: str, prefix: str) -> int | None:
     """Return what one control group leaves, with the pages of files that the kernel can drop; None where it has no limit."""
     try:
         most, used = (int((group / name).read_text()) for name in (limit, usage))
         counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return most - used + int(counts[cached])
-    except (OSError, ValueError):  # no such group here, or "max"
+        return most - used + sum(int(counts[f"{prefix}{kind}_file"]) for kind in ("active", "inactive"))
+    except (OSError, ValueError, KeyError):  # no such group here, "max", or a kernel that counts otherwise
         return None
 
 

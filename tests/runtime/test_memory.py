@@ -67,14 +67,18 @@ def groups(mount: Path, files: dict[str, str]) -> None:
 
 
 def version_2(group: str, limit: str, used: int) -> dict[str, str]:
-    stat = "anon 900\ninactive_file 100\nactive_file 50\n"
+    stat = "anon 900\ninactive_file 60\nactive_file 40\n"
     return {f"{group}memory.max": f"{limit}\n", f"{group}memory.current": f"{used}\n", f"{group}memory.stat": stat}
 
 
 def version_1(group: str, limit: int, used: int) -> dict[str, str]:
     names = [f"memory/{group}memory.{name}" for name in ("limit_in_bytes", "usage_in_bytes", "stat")]
     return dict(
-        zip(names, (f"{limit}\n", f"{used}\n", "cache 1\ninactive_file 7\ntotal_inactive_file 100\n"), strict=True)
+        zip(
+            names,
+            (f"{limit}\n", f"{used}\n", "inactive_file 7\ntotal_inactive_file 60\ntotal_active_file 40\n"),
+            strict=True,
+        )
     )
 
 
@@ -89,6 +93,7 @@ def version_1(group: str, limit: int, used: int) -> dict[str, str]:
         ("1:name=systemd:/x\n4:cpu,memory:/a\n0::/\n", version_1("a/", 5000, 2000), 3100),
         ("4:memory:/docker/abc\n", version_1("", 5000, 2000), 3100),  # in a container, with the path outside of it
         ("4:memory:/docker/abc\n", {}, None),
+        ("0::/a\n", version_2("a/", "5000", 2000) | {"a/memory.stat": "anon 900\n"}, None),
         ("", {}, None),
     ],
 )

@@ -96,6 +96,15 @@ def test_while_a_model_loads_every_request_is_told_to_come_back() -> None:
     assert answered == [200]
 
 
+def test_while_a_model_loads_a_head_may_come_in_pieces_before_a_long_body() -> None:
+    body = b"x" * 200_000
+    with listen("127.0.0.1", 0) as listener, loading(listener), connected(url_of(listener)) as stream:
+        stream.sendall(HEAD[:20])
+        httpx2.get(f"{root(url_of(listener))}/health")  # the first piece is read by then
+        stream.sendall(HEAD[20:] + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        assert rest(stream).startswith(b"HTTP/1.1 503")
+
+
 def test_what_connects_as_loading_ends_is_not_left_hanging() -> None:
     gc.disable()  # which would close in time what is left behind
     try:
