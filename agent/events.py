@@ -297,7 +297,9 @@ def step(state: State, event: Event) -> State:
         case RunEnded():
             return replace(state, ended=event)
         case Resumed():
-            return replace(state, ended=None)
+            # If work was lost, the model has to be told once more that nothing has changed.
+            repairs = {kind: count for kind, count in state.repairs.items() if kind != "no_change"}
+            return replace(state, ended=None, repairs=repairs)
         case Delta() | Retried():
             return state
 

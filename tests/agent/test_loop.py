@@ -23,6 +23,7 @@ from agent.events import (
     PlanChanged,
     PlanStep,
     Repaired,
+    Resumed,
     Retried,
     RunEnded,
     Sampled,
@@ -242,6 +243,17 @@ def test_ending_without_a_change_is_questioned_once() -> None:
     assert told(events) == [NOTHING_CHANGED]
     assert (ended.outcome, ended.claimed) == (Outcome.NO_CHANGE, "really")
     assert "Checked" not in names(events)[-3:]
+
+
+def test_a_resumed_run_whose_work_was_lost_is_questioned_again() -> None:
+    turns = [[final("done")], [final("really")], [call("edit", n=1)], [final("now it is")]]
+    model = ScriptedModel(turns)
+    begun, _ = play(model, FakeWorld(TOOLS, CHECKS))
+    asked = begun.index(Repaired("no_change"))
+    resumed = fold([*begun[: asked + 1], Resumed("restored")], fold([started()]))
+    events, ended = play(model, FakeWorld(TOOLS, CHECKS), state=resumed)
+    assert told(events) == [NOTHING_CHANGED]
+    assert ended.outcome is Outcome.PASSED
 
 
 def test_failing_checks_are_told_and_the_claim_does_not_count() -> None:
