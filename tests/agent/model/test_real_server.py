@@ -230,6 +230,6 @@ def test_a_server_that_reads_a_long_prompt_is_let_go_of_at_once(client: Client) 
     timer.start()
     with pytest.raises(Cancelled):
         generate(client, [prompt[-2], *prompt], replace(COLD, cancel=cancel))
-    assert time.monotonic() - called_s[0] < max(5.0, reading_s / 2)
+    assert time.monotonic() - called_s[0] < max(0.5, reading_s / 2)
     timer.join()
     assert len(ids(generate(client, tokens(client, "The three primary colours are"), COLD))) == 12
