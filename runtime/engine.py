@@ -85,7 +85,7 @@ class Engine:
         pages = _pages_that_fit(options, page_bytes, device, workspace_bytes)
         self.limits = options.limits
         self.vocabulary = vocabulary
-        self.scheduler = Scheduler(PagePool(pages - 1, options.page_tokens), options.limits)
+        self.scheduler = Scheduler(PagePool(pages - 1, options.page_tokens), options.limits, vocabulary)
         self.runner = Runner(
             forward,
             new_cache(pages),

@@ -11,7 +11,7 @@ draft model. (Prompt lookup decoding: Saxena 2023, github.com/apoorvumang/prompt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 Costs = tuple[tuple[int, float], ...]
@@ -55,6 +55,25 @@ class Speculation:
 
 
 @dataclass(slots=True)
+class Counts:
+    """How often each kind of guess was right, beside the probability that was expected before."""
+
+    priors: Mapping[str, float]
+    hits: dict[str, float] = field(default_factory=dict)
+    misses: dict[str, float] = field(default_factory=dict)
+
+    def add(self, kind: str, hit: bool) -> None:
+        """Count one guess."""
+        self.hits[kind] = self.hits.get(kind, 0.0) * FADE + hit
+        self.misses[kind] = self.misses.get(kind, 0.0) * FADE + (not hit)
+
+    def chance(self, kind: str) -> float:
+        """Return the probability that the next guess of this kind is right."""
+        hits, misses = self.hits.get(kind, 0.0), self.misses.get(kind, 0.0)
+        return min(HIGHEST, (hits + PRIOR_WEIGHT * self.priors[kind]) / (hits + misses + PRIOR_WEIGHT))
+
+
+@dataclass(slots=True)
 class Lookup:
     """One sequence's index of its own tokens, and the position in them that it seems to be copying from."""
 
@@ -68,14 +87,15 @@ class Lookup:
     source: int | None = None  # the position of the next token, if this is a copy
     kind: str = ""  # how the source was found: a key of PRIORS
     broken: int | None = None  # the position in the source when the last token differed
-    hits: dict[str, float] = field(default_factory=dict)
-    misses: dict[str, float] = field(default_factory=dict)
+    counts: Counts = field(default_factory=lambda: Counts(PRIORS))
+    gain: float = 1.0  # tokens per plain step's time that the last draft promised; 1 without one
     replaces: dict[int, bool] = field(
         default_factory=dict
     )  # token that differed -> whether it replaced the source's token
 
     def draft(self, tokens: Sequence[int]) -> tuple[int, ...]:
         """Return a draft of what follows ``tokens``: at most ``draft_tokens`` ids, or none."""
+        self.gain = 1.0
         if not self.options.draft_tokens:
             return ()
         self.read = self.read or len(tokens)
@@ -116,8 +136,7 @@ class Lookup:
             self.broken = None
             return
         hit = token == tokens[self.source]
-        self.hits[self.kind] = self.hits.get(self.kind, 0.0) * FADE + hit
-        self.misses[self.kind] = self.misses.get(self.kind, 0.0) * FADE + (not hit)
+        self.counts.add(self.kind, hit)
         if hit:
             self.source, self.kind, self.broken = self.source + 1, RIGHT, None
         else:
@@ -140,17 +159,14 @@ class Lookup:
             self.source = self.broken + replaces
             self.kind = INSTEAD if replaces else BEHIND
 
-    def _chance(self, kind: str) -> float:
-        hits, misses = self.hits.get(kind, 0.0), self.misses.get(kind, 0.0)
-        return min(HIGHEST, (hits + PRIOR_WEIGHT * PRIORS[kind]) / (hits + misses + PRIOR_WEIGHT))
-
     def _length(self) -> int:
         """Return the length of the draft that gives the most tokens for its cost; 0 if none pays."""
-        likely, on = self._chance(self.kind), self._chance(RIGHT)
+        likely, on = self.counts.chance(self.kind), self.counts.chance(RIGHT)
         best, count = MARGIN, 0
         for tokens, cost in self.costs:
             length = min(tokens - 1, self.options.draft_tokens)
             expected = 1 + likely * (1 - on**length) / (1 - on)  # expected tokens of such a step
             if expected > best * cost:
                 best, count = expected / cost, length
+        self.gain = best if count else 1.0
         return count

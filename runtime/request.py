@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -35,6 +35,26 @@ class Mask(Protocol):
         ...
 
 
+class Drafter(Protocol):
+    """Knows more than the prompt about what one request may say next. The engine's thread calls it, while nothing else runs.
+
+    What it drafts is verified like any other draft: it changes how fast tokens come, never which.
+    """
+
+    @property
+    def priors(self) -> Mapping[str, float]:
+        """Each kind of guess that ``draft`` makes, and how often such a guess is right before anything is known of this text."""
+        ...
+
+    def take(self, token: int) -> None:
+        """Note the next sampled token."""
+        ...
+
+    def draft(self) -> Sequence[tuple[int, str]]:
+        """Return the tokens that are likely to follow, each with the kind of guess that it is, or none."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How to pick a token.
@@ -62,7 +82,7 @@ class Sampling:
 class Request:
     """A prompt to continue until one of ``stop`` is sampled or ``max_tokens`` are reached.
 
-    ``mask`` creates the request's Mask; it is called once, when the request is queued.
+    ``mask`` creates the request's Mask; it is called once, when the request is queued. ``drafter`` is this request's own.
     """
 
     id: str
@@ -71,6 +91,7 @@ class Request:
     stop: frozenset[int] = frozenset()
     sampling: Sampling = field(default_factory=Sampling)
     mask: Callable[[], Mask] | None = None
+    drafter: Drafter | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt:

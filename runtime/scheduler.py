@@ -16,7 +16,8 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from runtime.errors import RequestRefused
-from runtime.lookup import H100_COSTS, Lookup, Speculation
+from runtime.guess import Guesser
+from runtime.lookup import H100_COSTS, Speculation
 from runtime.pages import ROOT, PagePool
 from runtime.request import Mask, Request, TokenOut
 
@@ -35,7 +36,7 @@ class Sequence:
     started: bool = False
     running: bool = False  # otherwise it waits, or has ended
     ended: bool = False
-    lookup: Lookup | None = None
+    guesser: Guesser | None = None
     mask: Mask | None = None
 
     @property
@@ -87,9 +88,10 @@ class Limits:
 class Scheduler:
     """First come, first served; decode before prefill; when pages run out, the youngest sequence is preempted."""
 
-    def __init__(self, pool: PagePool, limits: Limits) -> None:
+    def __init__(self, pool: PagePool, limits: Limits, vocabulary: int = 1 << 31) -> None:
         self.pool = pool
         self.limits = limits
+        self.vocabulary = vocabulary
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in order of arrival
         self.preemptions = 0
@@ -255,9 +257,12 @@ class Scheduler:
         return Work(sequence, sequence.computed, 1 + len(draft), 1 + len(draft), sequence.sampled, draft)
 
     def _guess(self, sequence: Sequence) -> tuple[int, ...]:
-        if sequence.lookup is None:
-            sequence.lookup = Lookup(self.limits.speculation, self.guess_costs)
-        return sequence.lookup.draft(sequence.tokens)
+        if sequence.guesser is None:
+            request = sequence.request
+            sequence.guesser = Guesser(
+                self.limits.speculation, self.guess_costs, request.drafter, len(request.prompt), self.vocabulary
+            )
+        return sequence.guesser.draft(sequence.tokens)
 
     def _admit(self, sequence: Sequence, budget: int) -> Work | None:
         """Plan a waiting sequence. Return None, without holding pages, if it does not fit now."""

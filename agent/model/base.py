@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -30,6 +30,23 @@ class Guide(Protocol):
         ...
 
 
+class Drafter(Protocol):
+    """Guesses what one answer says next, so that the runtime can verify several tokens at once (``Drafter`` in runtime/request.py)."""
+
+    @property
+    def priors(self) -> Mapping[str, float]:
+        """The kinds of its guesses, and how often each is right."""
+        ...
+
+    def take(self, token: int) -> None:
+        """Note the next sampled token."""
+        ...
+
+    def draft(self) -> Sequence[tuple[int, str]]:
+        """Return the tokens that are likely to follow, each with its kind."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How to sample. Temperature and top_p are always sent explicitly: servers ship other defaults.
@@ -38,7 +55,7 @@ class SamplingParams:
     ``opening`` are ids that the answer must begin with, after ``<|start|>assistant``: only a model over a TokenSource
     supports that. ``timeout_s`` is the time that the run has left for the answer: a server that is silent, or only keeps
     its connection alive, cannot delay it longer. ``cancel`` ends the answer from another thread, with Cancelled.
-    ``guide`` restricts the tokens of this one answer: only the runtime in this process supports one.
+    ``guide`` restricts the tokens of this one answer, and ``drafter`` guesses them: only the runtime in this process uses these.
     """
 
     temperature: float = 1.0
@@ -49,6 +66,7 @@ class SamplingParams:
     timeout_s: float | None = None
     cancel: Cancel | None = field(default=None, repr=False, compare=False)
     guide: Guide | None = field(default=None, repr=False, compare=False)
+    drafter: Drafter | None = field(default=None, repr=False, compare=False)
 
 
 def later_seed(seed: int | None, step: int) -> int | None:

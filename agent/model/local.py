@@ -109,6 +109,7 @@ class LocalSource:
                 stop=frozenset(stop),
                 sampling=Sampling(params.temperature, max(params.top_p, _LEAST_TOP_P), seed),
                 mask=None if guide is None else lambda: guide,
+                drafter=params.drafter,
             )
             cancel = params.cancel or Cancel()
             with (

@@ -143,15 +143,16 @@ def _scripted(config: RunConfig) -> Model:
 def _local(config: RunConfig, say: Callable[[str], None]) -> Model:
     from agent.harmony.codec import open_codec
     from agent.harmony.constrain import open_guides
+    from agent.model.patch_drafts import PatchDrafts
     from agent.model.raw import RawModel
 
     codec = open_codec(config.cache_dir)
-    guides = None
     if BACKENDS[config.wire].kernels is None:
         _tell_unconstrained(config, say)
-    elif config.constrain == "calls":
-        guides = open_guides(config.cache_dir, codec.encode)
-    return RawModel(codec, open_checkpoint(config, say), guides=guides)
+        return RawModel(codec, open_checkpoint(config, say))
+    guides = open_guides(config.cache_dir, codec.encode) if config.constrain == "calls" else None
+    drafts = PatchDrafts(codec.encode, codec.token_bytes)
+    return RawModel(codec, open_checkpoint(config, say), guides=guides, drafts=drafts)
 
 
 def open_checkpoint(config: RunConfig, say: Callable[[str], None]) -> LocalSource:

@@ -21,6 +21,7 @@ from agent.harmony.repair import Kind, repaired
 from agent.harmony.tokens import OPENING, STOPS
 from agent.model.base import ModelEvent, SamplingParams, TokenSource, later_seed
 from agent.model.capabilities import Capabilities
+from agent.model.patch_drafts import PatchDrafts
 
 MIN_ANSWER_TOKENS = 256  # with less room than this the window counts as full …
 MIN_ANSWER_SHARE = 8  # … and with less than 1/8 of the window, if the answer may be that long
@@ -104,7 +105,7 @@ class _Ear:
 class RawModel:
     """A model over a TokenSource. agent/harmony/ladder.py says what happens to a malformed answer.
 
-    ``guides`` restrict its calls to their grammar, if the source supports masks.
+    ``guides`` restrict its calls to their grammar, if the source supports masks; ``drafts`` guess its patches, if it uses them.
     """
 
     def __init__(
@@ -114,12 +115,14 @@ class RawModel:
         tries: Tries | None = None,
         clock: Callable[[], float] = time.monotonic,
         guides: Guides | None = None,
+        drafts: PatchDrafts | None = None,
     ) -> None:
         self._codec = codec
         self._source = source
         self._tries = tries or Tries()
         self._clock = clock
         self._guides = guides
+        self._drafts = drafts
 
     @property
     def codec(self) -> Codec:
@@ -166,7 +169,9 @@ class RawModel:
             attempt = self._tries.resample - tries.resample
             mine = _nth(params, budget, attempt, self._clock() - began)
             guide = None if self._guides is None else self._guides.guide(conversation.tools, opening)
-            request = _Request(prompt, opening, replace(mine, guide=guide), recipients(conversation.tools))
+            drafter = None if self._drafts is None else self._drafts.drafter(conversation.messages)
+            mine = replace(mine, guide=guide, drafter=drafter)
+            request = _Request(prompt, opening, mine, recipients(conversation.tools))
             heard = yield from self._listen(request, tally, began)
             finish = heard.finish
             spent = budget is not None and heard.new_ids >= budget and heard.cut is None

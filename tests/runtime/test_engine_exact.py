@@ -18,7 +18,7 @@ from runtime.engine import Engine, EngineOptions, open_engine
 from runtime.model.transformer import Transformer
 from runtime.request import Request, Sampling, TokenOut
 from runtime.scheduler import Limits
-from tests.runtime.arithmetic import ByRule, always
+from tests.runtime.arithmetic import ByRule, Foretold, always
 from tests.runtime.ragged import run_chunks
 
 PAGE = 16
@@ -119,6 +119,21 @@ def test_guessing_changes_no_token(model: Transformer, sampling: Sampling) -> No
     outs = [[out.token for out in drain(each, [request])["x"]] for each in (plain, guessed)]
     assert outs[0] == outs[1]
     assert any(seen)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0, seed=5), Sampling(0.7, 0.9, seed=6)])
+def test_what_a_drafter_says_changes_no_token(model: Transformer, sampling: Sampling) -> None:
+    """It is right at first and then wrong, then right again."""
+    request = Request("x", prompt(3, 20), 40, sampling=sampling)
+    truth = [out.token or 0 for out in drain(engine(model, speculation=always(0)), [request])["x"]]
+    drafter = Foretold([token + (10 < place < 20) for place, token in enumerate(truth)])
+    tested = engine(model, speculation=always(5))
+    seen: list[int] = []
+    launch = tested.runner.launch
+    tested.runner.launch = lambda works, *rest: seen.extend(len(w.draft) for w in works) or launch(works, *rest)
+    assert [out.token for out in drain(tested, [replace(request, drafter=drafter)])["x"]] == truth
+    assert seen.count(5) >= 4
+    assert drafter.taken == truth[: len(drafter.taken)]
 
 
 EVEN = bytes([0b01010101]) * 32  # of 256 tokens

@@ -6,13 +6,27 @@ other's results, guessed ahead, preempted in tiny pools; and the truth is comput
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from runtime.request import Request, Sampling, TokenOut
-from tests.runtime.arithmetic import PAGE, VOCABULARY, ByRule, Recorder, always, bits, engine, logits_of, room, truth
+from tests.runtime.arithmetic import (
+    PAGE,
+    VOCABULARY,
+    ByRule,
+    Foretold,
+    Recorder,
+    always,
+    bits,
+    engine,
+    logits_of,
+    room,
+    truth,
+)
 
 ALL = bits(range(VOCABULARY))
 ODD = bits(range(1, VOCABULARY, 2))
@@ -71,9 +85,10 @@ class Machine(RuleBasedStateMachine):
             [Sampling(0.0), Sampling(1.0, seed=3), Sampling(2.0, 0.7, 4), Sampling(1, 1, 5, True)]
         ),
         mask=st.sampled_from([None, None, alternating, here_and_there, nothing]),
+        wrong=st.none() | st.lists(st.sampled_from([-1, 0, 5, VOCABULARY, 1 << 40])),
         again=st.booleans(),
     )
-    def add(self, prompt, max_tokens, stop, sampling, mask, again) -> None:  # type: ignore[no-untyped-def]
+    def add(self, prompt, max_tokens, stop, sampling, mask, wrong, again) -> None:  # type: ignore[no-untyped-def]
         name = str(self.serial)
         if again and self.ended:
             name = next(iter(self.ended))  # an id may be used again once its request has ended
@@ -81,10 +96,12 @@ class Machine(RuleBasedStateMachine):
             self.computed.append([*self.requests[name].prompt, *self.got[name]])
             self.cached.pop(name, None)
         self.serial += 1
-        self.requests[name] = Request(name, prompt, max_tokens, stop, sampling, mask)
+        self.requests[name] = request = Request(name, prompt, max_tokens, stop, sampling, mask)
         self.got[name] = []
-        self.truth[name] = truth(self.requests[name], room(self.engine))
-        self.engine.add(self.requests[name])
+        self.truth[name] = truth(request, room(self.engine))
+        # Some requests have a drafter that knows the answer, up to where it is wrong or mad.
+        drafter = None if wrong is None else Foretold([*self.truth[name][: len(wrong) + 2], *wrong])
+        self.engine.add(replace(request, drafter=drafter))
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
