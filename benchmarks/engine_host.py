@@ -1,17 +1,23 @@
-"""What the host does for a step and for a prompt, without a GPU: the engine over graphs that compute nothing."""
+"""What the host does for a step, for a prompt and for a draft, without a GPU: the engine over graphs that compute nothing."""
 
 from __future__ import annotations
 
+import json
 import statistics
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 
 import torch
 
+from agent.conversation import Message, Role
+from agent.harmony.codec import open_codec
+from agent.model.patch_drafts import PatchDrafts
 from runtime.engine import Engine, EngineOptions
 from runtime.graphs import Graph
 from runtime.kernels.base import LayerCache, StepInputs
@@ -139,8 +145,31 @@ def host_turn(cached: int, new: int) -> dict[str, float]:
     return {name: statistics.median(each[name] for each in rounds[1:]) for name in rounds[0]}
 
 
+def host_drafts() -> dict[str, float]:
+    """Microseconds to read a file of 10 KB as the agent's drafter does, and per token of a patch in a call to follow it and to draft."""
+    with tempfile.TemporaryDirectory() as folder:
+        codec = open_codec(Path(folder))
+    source = (Path(__file__).parent / "engine.py").read_text(encoding="utf-8")[:10_000]
+    kept = "".join(f" {row}\n" for row in source.split("\n")[:-1])
+    ids = codec.encode(json.dumps({"patch": f"*** Begin Patch\n*** Update File: x.py\n@@\n{kept}"}))
+    rounds: list[dict[str, float]] = []
+    for _ in range(5):
+        began = time.perf_counter()
+        drafter = PatchDrafts(codec.encode, codec.token_bytes).drafter([Message(Role.TOOL, source)])
+        spent = {"read 10 KB": time.perf_counter() - began, "take": 0.0, "draft": 0.0}
+        for token in ids:
+            began = time.perf_counter()
+            drafter.take(token)
+            taken = time.perf_counter()
+            drafter.draft()
+            spent["draft"] += (time.perf_counter() - taken) / len(ids)
+            spent["take"] += (taken - began) / len(ids)
+        rounds.append({"whole": spent["take"] + spent["draft"], **spent})
+    return {name: statistics.median(each[name] for each in rounds) * 1e6 for name in rounds[0]}
+
+
 def show_host() -> None:
-    """Print both."""
+    """Print all."""
     for batch, context, guesses in (
         (1, 1000, False),
         (1, 1000, True),
@@ -152,6 +181,7 @@ def show_host() -> None:
         line(title, host_steps(batch, context, guesses))
     for cached, new in ((0, 300), (30_000, 300)):
         line(f"host, first token: {cached} cached, {new} new", host_turn(cached, new))
+    line("host, drafts of a patch, each token", host_drafts())
 
 
 def line(title: str, micros: dict[str, float]) -> None:

@@ -1,18 +1,21 @@
 """What agents copy: patches of this repository's history and of the sample tasks, behind the files that they change.
 
-A text is a prompt (the files as a tool gives them to the model) and the answer (the patch in the form that apply_patch reads, or
-a file as it is afterwards), in the tokens of gpt-oss.
+A text is a prompt (the files as a tool gives them to the model) and the answer (the patch in a call of apply_patch, or as plain
+text, or a file as it is afterwards), in the tokens of gpt-oss.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.harmony.vocabulary import load_encoding
+from agent.conversation import Message, Role
+from agent.harmony.codec import Codec, open_codec
+from agent.model.patch_drafts import PatchDrafts
 
 ROOT = Path(__file__).resolve().parent.parent
 ANSWER_TOKENS = range(60, 4000)
@@ -20,24 +23,32 @@ PROMPT_TOKENS = 30_000
 FILES = 5
 
 
+Draft = tuple[tuple[int, str], ...]
+Found = list[tuple[str, dict[str, str], str]]
+"""(name, files, answer)"""
+
+
 @dataclass(frozen=True)
 class Text:
+    """``drafts``: what the agent's own drafter says before each token of the answer, for machines without the vocabulary."""
+
     name: str
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
+    drafts: tuple[Draft, ...] = ()
 
 
-def task_texts() -> list[Text]:
-    """The reference patch of each sample task."""
+def task_texts(*, calls: bool = True) -> list[Text]:
+    """The reference patch of each sample task, in a call or as plain text."""
     found = []
     for folder in sorted((ROOT / "tasks").iterdir()):
         diff = (folder / "reference.patch").read_text(encoding="utf-8")
         files = {path: (folder / "repo" / path).read_text(encoding="utf-8") for path in _changed(diff)}
         found.append((folder.name, files, patch_of(diff)))
-    return _encoded(found)
+    return _encoded(found, _in_call if calls else str)
 
 
-def history_texts(repository: Path = ROOT, commits: int = 150) -> tuple[list[Text], list[Text]]:
+def history_texts(repository: Path = ROOT, commits: int = 150, *, calls: bool = True) -> tuple[list[Text], list[Text]]:
     """Commits of a history that change a few files and create none: the patch, and the first file rewritten whole."""
     log = _git(repository, "log", "--no-merges", f"-{commits}", "--format=%h").split()
     patches, rewrites = [], []
@@ -50,7 +61,7 @@ def history_texts(repository: Path = ROOT, commits: int = 150) -> tuple[list[Tex
             patches.append((commit, files, patch_of(diff)))
             path = next(iter(files))
             rewrites.append((commit, {path: files[path]}, _git(repository, "show", f"{commit}:{path}")))
-    return _encoded(patches), _encoded(rewrites)
+    return _encoded(patches, _in_call if calls else str), _encoded(rewrites, str)
 
 
 def patch_of(diff: str) -> str:
@@ -75,17 +86,32 @@ def _git(repository: Path, *args: str) -> str:
     return ran.stdout.decode("utf-8", "replace")
 
 
-def _encoded(found: list[tuple[str, dict[str, str], str]]) -> list[Text]:
+def _in_call(patch: str) -> str:
+    return json.dumps({"patch": patch}, ensure_ascii=False)
+
+
+def _encoded(found: Found, form: Callable[[str], str]) -> list[Text]:
     with tempfile.TemporaryDirectory() as folder:
-        encoding = load_encoding(Path(folder))
+        codec = open_codec(Path(folder))
+    texts = []
+    for name, files, answer in found:
+        prompt, ids = tuple(_prompt(codec.encode, files)), tuple(codec.encode(form(answer)))
+        if len(ids) in ANSWER_TOKENS and len(prompt) <= PROMPT_TOKENS:
+            texts.append(Text(name, prompt, ids, tuple(_drafts(codec, files, ids))))
+    return texts
 
-        def ids(text: str) -> tuple[int, ...]:
-            return tuple(encoding.encode(text, allowed_special=set(), disallowed_special=()))
 
-        texts = [Text(name, tuple(_prompt(ids, files)), ids(answer)) for name, files, answer in found]
-    return [text for text in texts if len(text.answer) in ANSWER_TOKENS and len(text.prompt) <= PROMPT_TOKENS]
-
-
-def _prompt(ids: Callable[[str], tuple[int, ...]], files: dict[str, str]) -> Iterator[int]:
+def _prompt(ids: Callable[[str], list[int]], files: dict[str, str]) -> Iterator[int]:
     for path, content in files.items():
         yield from ids(f"$ cat {path}\n{content}\n")
+
+
+def _drafts(codec: Codec, files: dict[str, str], answer: tuple[int, ...]) -> Iterator[Draft]:
+    messages = []
+    for path, content in files.items():
+        messages.append(Message(Role.ASSISTANT, json.dumps({"path": path}), recipient="repo_browser.open_file"))
+        messages.append(Message(Role.TOOL, content))
+    drafter = PatchDrafts(codec.encode, codec.token_bytes).drafter(messages)
+    for token in answer:
+        yield tuple(drafter.draft())
+        drafter.take(token)

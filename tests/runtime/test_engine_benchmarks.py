@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ import pytest
 from agent.patch.parse import parse
 from agent.patch.plan import plan
 from benchmarks.engine import gaps
-from benchmarks.engine_guess import Gain, read_texts, seconds, show_measured, simulate
-from benchmarks.engine_host import host_steps, host_turn, idle_engine
+from benchmarks.engine_guess import Gain, read_texts, seconds, show_measured, simulate, write_texts
+from benchmarks.engine_host import host_drafts, host_steps, host_turn, idle_engine
 from benchmarks.engine_texts import Text, patch_of, task_texts
 from runtime.lookup import H100_COSTS
 from runtime.scheduler import Limits
@@ -34,7 +35,7 @@ def test_patches_of_tasks_are_patches_that_apply() -> None:
         patch = parse(patch_of(diff))
         files = {path: (folder / "repo" / path).read_bytes() for path in patch.paths}
         assert plan(patch, files).changes
-    texts = task_texts()
+    texts = task_texts(calls=False)
     assert len(texts) == len(list(root.iterdir()))
     assert all(len(text.prompt) > len(text.answer) / 4 for text in texts)
 
@@ -53,18 +54,38 @@ def test_an_engine_that_is_told_its_answers_says_them_with_guesses_and_without()
 def test_what_is_printed_names_both_speeds_and_what_was_expected(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = tmp_path / "texts.json"
-    file.write_text('{"copies": [{"name": "x", "prompt": [1, 2, 3, 4, 5, 6, 7], "answer": [9, 3, 4, 5, 6, 7, 1, 2]}]}')
-    assert read_texts(file) == {"copies": [Text("x", (1, 2, 3, 4, 5, 6, 7), (9, 3, 4, 5, 6, 7, 1, 2))]}
+    file = tmp_path / "texts.json.gz"
+    text = Text("x", (1, 2, 3, 4, 5, 6, 7), (9, 3, 4, 5, 6, 7, 1, 2), (((9, "line"),), ()))
+    write_texts(file, {"copies": [text, COPY]})
+    assert read_texts(file) == {"copies": [text, COPY]}
     show_measured(idle_engine(Limits(speculation=always(7))), file)
     printed = capsys.readouterr().out
-    assert re.search(r"guesses, copies +\d+\.\d+ x: \d+ -> \d+ tokens/s; expected +\d+\.\d+ x", printed)
+    speeds = r"\d+ -> \d+ -> \d+ tokens/s"
+    assert re.search(
+        rf"guesses, copies +\d+\.\d+ x, from its own tokens +\d+\.\d+ x: {speeds}; expected +\d+\.\d+ x", printed
+    )
+
+
+def test_recorded_drafts_are_used_where_they_are_wanted() -> None:
+    drafts = tuple(tuple((token, "line") for token in FRESH.answer[at : at + 20]) for at in range(len(FRESH.answer)))
+    known = replace(FRESH, drafts=drafts)
+    assert simulate([known], H100_COSTS).cost < 150
+    assert simulate([known], H100_COSTS, drafts=False) == simulate([FRESH], H100_COSTS)
+
+
+def test_the_patches_of_the_tasks_are_drafted_as_the_agent_would() -> None:
+    texts = task_texts()
+    with_drafts, without = (simulate(texts, H100_COSTS, drafts=drafts) for drafts in (True, False))
+    assert without.cost / with_drafts.cost > 1.2
+    assert all(len(text.drafts) == len(text.answer) for text in texts)
 
 
 def test_the_hosts_share_is_told_by_parts() -> None:
     step = host_steps(2, 100, guesses=True, steps=40)
     assert {"whole", "ahead", "_pack", "launch", "record"} <= step.keys()
     assert all(0 < micros < 1e6 for micros in step.values())
+    drafts = host_drafts()
+    assert drafts["whole"] > drafts["draft"] > 0 < drafts["read 10 KB"]
     turn = host_turn(500, 20)
     assert turn["whole"] > turn["launch"] > turn["_pack"] > 0
 
