@@ -31,10 +31,16 @@ UPDATE: Final = "*** Update File: "
 _BEGINS: Final = re.compile(re.escape(BEGIN) + r"(\n|\\n)")
 _LINES: Final = {False: re.compile(r"(.*?)\n"), True: re.compile(r"((?:[^\\]|\\[^n])*?)\\n", re.DOTALL)}
 
+# An edited line goes on as the removed one does after the same so many characters.
+_EQUAL: Final = {12: 0.65, 8: 0.6, 6: 0.45, 4: 0.3, 3: 0.3, 2: 0.15}
+_AFTER_EQUAL: Final = {f"after {count} equal": chance for count, chance in _EQUAL.items()}
+
 # Kinds of guesses, and how often they were right in patches of this repository's history.
 INSIDE = "inside a line"
+INSIDE_ADDED = "inside an added line"
 PRIORS: Final[Mapping[str, float]] = {
     INSIDE: 0.975,
+    INSIDE_ADDED: 0.93,
     "line": 0.95,  # the rest of a kept or removed line, where the patch is
     "elsewhere": 0.8,  # the rest of such a line found by its beginning
     "@@": 0.7,
@@ -48,13 +54,9 @@ PRIORS: Final[Mapping[str, float]] = {
     "added": 0.6,  # an added line, as the removed one that it replaces
     "edited": 0.45,
     "similar": 0.5,  # an added line, as one near it that begins alike
-    # An edited line goes on as the removed one does after the same so many characters.
-    **{
-        f"after {count} equal": chance
-        for count, chance in ((12, 0.65), (8, 0.6), (6, 0.45), (4, 0.3), (3, 0.3), (2, 0.15))
-    },
+    **_AFTER_EQUAL,
 }
-_EQUAL = (12, 8, 6, 4, 3, 2)
+_ADDED: Final = frozenset({"added", "edited", "similar", *_AFTER_EQUAL})
 Piece = tuple[str, str]
 """(text, kind of guess)"""
 
@@ -174,12 +176,14 @@ class PatchDrafter:
         if not written:
             return ()
         drafted: list[tuple[int, str]] = []
+        inside = INSIDE
         end, kinds = 0, iter([*pieces, (1 << 31, "")])
         first, kind = next(kinds)
         for token in self._continuation(written)[:-1]:  # the last may merge with what follows
             end += len(self._token_bytes(token))
-            drafted.append((token, kind if first < end else INSIDE))
+            drafted.append((token, kind if first < end else inside))
             while first < end:
+                inside = INSIDE_ADDED if kind in _ADDED else INSIDE
                 first, kind = next(kinds)
         return drafted
 
