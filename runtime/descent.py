@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-GAIN = 0.01  # a candidate must be faster by this share, the noise of repeated measurements
+GAIN = 0.005  # a candidate must be faster by this share: the noise of repeated measurements is 0.1 to 0.3 % on an H100
 
 Sizes = Mapping[str, object]
 """A value for every field."""

@@ -1,8 +1,9 @@
 """`python -m runtime tune`: find the fastest kernel sizes for this GPU and save them for the engine.
 
 A few layers of random weights with the real shapes are enough, as long as a pass over them reads more than the L2 cache holds.
-Kernels are measured together with their neighbours: that keeps the L2 cache as cold as in the whole model, and includes
-what a kernel gains or loses by starting while the previous one drains.
+Kernels are measured together with their neighbours, those of a decode step in whole layers: that keeps the L2 cache as cold
+as in the whole model, and includes what a kernel gains or loses by starting while the previous one drains. (On an H100, a faster
+kernel has made a whole step slower: its blocks left less room for those of the next kernel.)
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ LAYERS = 8  # of 24 or 36; each is half a GB with 32 experts
 PAGE_TOKENS = 64
 LONGEST = 32768  # tokens of context
 LIMIT_S = 150.0  # after this time no more candidates are tried
-ROUNDS, QUICK_ROUNDS = 9, 5
+ROUNDS, QUICK_ROUNDS = 5, 3  # of two measurements each
 QUICK_CANDIDATES = 4
 OTHER_EXPERTS = 0.02  # share of tokens whose experts may differ, because two almost equal scores swap ranks
 MODELS: Mapping[str, Callable[[], ModelConfig]] = {"20b": gpt_oss_20b, "120b": gpt_oss_120b}
@@ -65,8 +66,8 @@ class Work:
 
 
 _EXPERTS = ("route", "experts_up", "experts_down")
-_ATTENTION = ("norm_qkv", "attend", "project")
-_DECODE = tuple(Work(_ATTENTION, start=context - 1) for context in (1024, 8192, LONGEST))
+_LAYER = ("norm_qkv", "attend", "project", *_EXPERTS)
+_DECODE = tuple(Work(_LAYER, start=context - 1) for context in (1024, 8192, LONGEST))
 
 
 def works_of(config: ModelConfig) -> dict[str, tuple[Work, ...]]:
@@ -74,20 +75,24 @@ def works_of(config: ModelConfig) -> dict[str, tuple[Work, ...]]:
     # So many tokens that an expert has more than 64 pairs on average, for which the prompt tile is used.
     prompt = max(2048, 128 * config.experts // config.experts_per_token)
     return {
-        "up": (Work(_EXPERTS),),
-        "down": (Work(_EXPERTS),),
-        "gemv": (Work(("norm_qkv",)), Work(("unembed",))),
-        "wide_gemv": (Work(("attend", "project")),),
+        "up": (Work(_LAYER),),
+        "down": (Work(_LAYER),),
+        "gemv": (Work(_LAYER), Work(("unembed",))),
+        "wide_gemv": (Work(_LAYER),),
         "decode": _DECODE,
         "decode_waves": _DECODE,
         "decode_splits": _DECODE,
-        "route": (Work(("project", "route", "experts_up")),),
-        "batch_tile": (Work(_EXPERTS, sequences=32),),
-        "tiled": (Work(("norm_qkv",), sequences=32), Work(("attend", "project"), sequences=32)),
+        "route": (Work(_LAYER),),
+        "batch_tile": (Work(_EXPERTS, sequences=32), Work(_EXPERTS, sequences=64)),
+        "batch_down": (Work(_EXPERTS, sequences=32), Work(_EXPERTS, sequences=64)),
+        "tiled": (Work(_LAYER, sequences=32), Work(_LAYER, sequences=64)),
         "chunk_tile": (Work(_EXPERTS, start=0, count=300),),
         "prompt_tile": (Work(_EXPERTS, start=0, count=prompt),),
         "prompt": (Work(("attend",), start=0, count=2048), Work(("attend",), start=6144, count=2048)),
-        "prompt_waves": tuple(Work(("attend",), start=LONGEST - 2048, count=count) for count in (300, 2048)),
+        "prompt_waves": (
+            Work(("attend",), start=0, count=2048),
+            *(Work(("attend",), start=LONGEST - 2048, count=count) for count in (300, 2048)),
+        ),
         "gemv_tokens": tuple(
             Work(parts, start=64, count=count)
             for count in (2, 3, 4)
@@ -99,11 +104,11 @@ def works_of(config: ModelConfig) -> dict[str, tuple[Work, ...]]:
 
 # The most promising candidates first: a quick run tries only those.
 CANDIDATES: Mapping[str, Sequence[object]] = {
-    "up": ((4, 96), (4, 80), (4, 128), (2, 72), (2, 96), (8, 128), (4, 72), (4, 168), (8, 255)),
-    "down": ((2, 160), (2, 168), (2, 192), (1, 96), (1, 128), (2, 128), (2, 255), (4, 255)),
+    "up": ((4, 80), (4, 96), (4, 76), (4, 128), (2, 72), (2, 96), (8, 128), (4, 72), (4, 168), (8, 255)),
+    "down": ((2, 168), (2, 160), (2, 192), (1, 96), (1, 128), (2, 128), (2, 255), (4, 255)),
     "gemv": ((4, 255), (2, 128), (4, 168), (2, 255), (8, 255), (2, 96), (4, 128)),
-    "wide_gemv": ((2, 96), (2, 128), (1, 128), (4, 255), (2, 72), (2, 255), (4, 168)),
-    "decode": ((128, 4, 4), (128, 8, 4), (64, 4, 4), (128, 8, 8), (64, 4, 2), (64, 8, 4)),
+    "wide_gemv": ((2, 128), (2, 112), (2, 96), (1, 128), (4, 255), (2, 72), (2, 255), (4, 168)),
+    "decode": ((128, 8, 4), (128, 4, 4), (64, 4, 4), (128, 8, 8), (64, 4, 2), (64, 8, 4)),
     "decode_waves": (1, 3, 4),
     "decode_splits": (16, 64),
     "route": ((1, 8), (2, 4), (1, 2), (2, 8), (4, 4)),
@@ -116,6 +121,12 @@ CANDIDATES: Mapping[str, Sequence[object]] = {
         (16, 128, 64, 4, 4, 128),
         (16, 128, 256, 8, 3, 128),
         (32, 128, 128, 4, 3, 168),
+    ),
+    "batch_down": (
+        (16, 64, 128, 2, 3, 168),
+        (16, 128, 128, 4, 3, 168),
+        (16, 64, 128, 4, 3, 128),
+        (16, 128, 128, 4, 4, 168),
     ),
     "tiled": (
         (32, 128, 4, 4),
@@ -146,7 +157,7 @@ CANDIDATES: Mapping[str, Sequence[object]] = {
     ),
     "prompt": ((64, 4, 128), (64, 4, 64), (128, 8, 128), (64, 8, 128), (128, 4, 64)),
     "prompt_waves": (4, 16, 2),
-    "gemv_tokens": (2, 3, 4),
+    "gemv_tokens": (1, 2, 3, 4),
     "pair_tokens": (4, 12, 16, 2),
 }
 
@@ -221,12 +232,9 @@ class Trials:
                 self._watch(partial(self._run, work, scene, self._kernels(sizes), [])) for sizes in (present, candidate)
             )
             rounds = []
-            for number in range(self._rounds):
-                if number % 2:  # swap the order, so that a GPU that warms up and slows down favours neither
-                    late, early = second(), first()
-                else:
-                    early, late = first(), second()
-                rounds.append((early * scale, late * scale))
+            for _ in range(self._rounds):  # in an order in which a GPU that warms up and slows down favours neither
+                present_s, candidate_s, again_s, last_s = first(), second(), second(), first()
+                rounds.append(((present_s + last_s) / 2 * scale, (candidate_s + again_s) / 2 * scale))
         return rounds
 
     def _kernels(self, sizes: Sizes) -> Kernels:
@@ -253,14 +261,19 @@ class Trials:
             raise Left(f"{type(error).__name__}: {error}") from error
 
     def _run(self, work: Work, scene: _Scene, run: Kernels, results: list[_Result]) -> None:
-        """Launch the work's kernels; every layer gets the same inputs, not the output of the previous layer."""
+        """Launch the work's kernels; each gets the scene's inputs, not the output of the one before.
+
+        So a kernel's result is compared with that of other sizes on equal inputs, and what another one rounds does not count
+        against it. Only the experts pass on their packed activations.
+        """
         model, shapes, results[:] = self._model, self._model.shapes, []
+        x = scene.x
         if work.parts == ("unembed",):
-            logits = run.unembed(scene.x, model.weights.final_gain, model.weights.unembedding, shapes)
+            logits = run.unembed(x, model.weights.final_gain, model.weights.unembedding, shapes)
             results.append(_Result("unembed", logits))
             return
         for number, layer in enumerate(model.weights.layers):
-            x, qkv, attended, ids = scene.x, scene.qkv, scene.attended, scene.ids[number]
+            ids = scene.ids[number]
             normalised = activated = shares = x
             for part in work.parts:
                 match part:
@@ -269,11 +282,11 @@ class Trials:
                         results.append(_Result(part, qkv))
                     case "attend":
                         window, cache = model.config.layer_window(number), scene.caches[number]
-                        attended = run.attend(qkv, model.rope, layer.sinks, cache, scene.inputs, window, shapes)
+                        attended = run.attend(scene.qkv, model.rope, layer.sinks, cache, scene.inputs, window, shapes)
                         results.append(_Result(part, attended))
                     case "project":
-                        x = run.project(attended, layer.out_weight, layer.out_bias, x)
-                        results.append(_Result(part, x, scene.x))
+                        sums = run.project(scene.attended, layer.out_weight, layer.out_bias, x)
+                        results.append(_Result(part, sums, x))
                     case "route":
                         normalised, chosen, shares = run.route(
                             x, layer.mlp_gain, layer.router_weight, layer.router_bias, shapes

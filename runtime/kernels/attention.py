@@ -176,8 +176,19 @@ def _attend_kernel(
     cos = tl.load(turn, mask=inside[:, None], other=0.0)
     sin = tl.load(turn + HALF, mask=inside[:, None], other=0.0)
     sink = tl.load(sinks + head).to(tl.float32) * LOG2_E
+    if DECODE:
+        own_turn = rope + tl.maximum(context - 1, 0).to(tl.int64) * DIM + d  # a padding row has an empty context
+        own_cos = tl.load(own_turn)
+        own_sin = tl.load(own_turn + HALF)
     wait_and_release(DEPENDENT)
     if block * TOKENS < length:
+        if DECODE:
+            # The token's own key and value are loaded together with its query, not after it.
+            own = qkv + start.to(tl.int64) * WIDTH + (QUERY_HEADS + kv_head) * DIM
+            own0 = tl.load(own + d).to(tl.float32)
+            own1 = tl.load(own + HALF + d).to(tl.float32)
+            new_value = tl.load(own + KV_HEADS * DIM + all_d)
+            own_place = tl.load(slots + start) * (KV_HEADS * DIM) + kv_head * DIM
         query = qkv + token[:, None] * WIDTH + head[:, None] * DIM + d[None, :]
         q0, q1 = rotate(
             tl.load(query, mask=inside[:, None], other=0.0).to(tl.float32),
@@ -190,30 +201,18 @@ def _attend_kernel(
         top = tl.full((ROWS,), float("-inf"), tl.float32)
         weight = tl.zeros((ROWS,), tl.float32)
         total = tl.zeros((ROWS, DIM), tl.float32)
-        if DECODE:  # noqa: SIM102 - the outer condition is evaluated when the kernel is compiled
-            # The token's own key and value come from registers, not from the cache; the first part handles them.
-            if part == 0:
-                own = qkv + start.to(tl.int64) * WIDTH + (QUERY_HEADS + kv_head) * DIM
-                own_turn = rope + (context - 1).to(tl.int64) * DIM + d
-                new0, new1 = rotate(
-                    tl.load(own + d).to(tl.float32),
-                    tl.load(own + HALF + d).to(tl.float32),
-                    tl.load(own_turn),
-                    tl.load(own_turn + HALF),
-                    keys.dtype.element_ty,
-                )
-                new_value = tl.load(own + KV_HEADS * DIM + all_d)
-                place = tl.load(slots + start) * (KV_HEADS * DIM) + kv_head * DIM
-                tl.store(keys + place + d, new0)
-                tl.store(keys + place + HALF + d, new1)
-                tl.store(values + place + all_d, new_value)
-                score = tl.sum(q0.to(tl.float32) * new0.to(tl.float32)[None, :], axis=1)
-                score += tl.sum(q1.to(tl.float32) * new1.to(tl.float32)[None, :], axis=1)
-                top = score * (SCALE * LOG2_E)
-                weight += 1.0
-                total += new_value.to(tl.float32)[None, :]
-
         if DECODE:
+            # It comes from registers, not from the cache; the first part handles it.
+            new0, new1 = rotate(own0, own1, own_cos, own_sin, keys.dtype.element_ty)
+            score = tl.sum(q0.to(tl.float32) * new0.to(tl.float32)[None, :], axis=1)
+            score += tl.sum(q1.to(tl.float32) * new1.to(tl.float32)[None, :], axis=1)
+            top = tl.where(part == 0, score * (SCALE * LOG2_E), top)
+            weight = tl.where(part == 0, 1.0, weight)
+            total = tl.where(part == 0, new_value.to(tl.float32)[None, :], total)
+            if part == 0:
+                tl.store(keys + own_place + d, new0)
+                tl.store(keys + own_place + HALF + d, new1)
+                tl.store(values + own_place + all_d, new_value)
             top, weight, total = attend_tile(
                 q0, q1, k0, k1, v, there[None, :], top, weight, total, SCALE * LOG2_E, PRECISION
             )

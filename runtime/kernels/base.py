@@ -92,6 +92,22 @@ most likely one, and of equal ones the lowest id. A row's token does not depend 
 
 
 @dataclass(frozen=True, slots=True)
+class AcrossLayers:
+    """For steps of more than ``packed_tokens`` tokens: one launch less per layer, because what adds up a token's experts also
+    normalises the sum for the next layer.
+
+    ``experts_down`` takes the next layer's gain fp32 [H] before the shapes and returns x and normalised, both [T, H];
+    ``qkv`` takes normalised, and the weight and bias of ``norm_qkv``.
+    """
+
+    experts_down: Callable[
+        [torch.Tensor, torch.Tensor, torch.Tensor, Mxfp4, torch.Tensor, torch.Tensor, torch.Tensor, Shapes],
+        tuple[torch.Tensor, torch.Tensor],
+    ]
+    qkv: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
 class Kernels:
     """The functions of a layer. x is the residual stream [T, H]; every function returns new tensors.
 
@@ -129,4 +145,5 @@ class Kernels:
     refusal: Callable[[Shapes], str | None] = lambda _: None
     # Errors raised if a kernel cannot be compiled for a device, or a block needs more resources than the device has.
     unfit: tuple[type[Exception], ...] = ()
+    across: AcrossLayers | None = None  # None: every layer normalises its own input
     recordable: bool = False  # as a CUDA graph: no copy from the host and no synchronization inside

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from runtime.kernels import attention, dense, grouped, limits, moe, sampling
-from runtime.kernels.base import Kernels, LayerCache, Mxfp4, Shapes, StepInputs
+from runtime.kernels.base import AcrossLayers, Kernels, LayerCache, Mxfp4, Shapes, StepInputs
 from runtime.kernels.launch import REFUSED, Tuning, describe
 
 
@@ -58,9 +58,24 @@ def triton_kernels(on: torch.device, tuning: Tuning | None = None) -> Kernels:
         x: torch.Tensor,
         shapes: Shapes,
     ) -> torch.Tensor:
-        few = ids.shape[0] <= few_tokens
-        add = moe.experts_down if few else grouped.experts_down
-        return add(activated, ids, weights, weight, bias, x, shapes, device)
+        if ids.shape[0] <= few_tokens:
+            return moe.experts_down(activated, ids, weights, weight, bias, x, shapes, device)
+        return grouped.experts_down(activated, ids, weights, weight, bias, x, None, shapes, device)[0]
+
+    def experts_down_and_norm(
+        activated: torch.Tensor,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+        weight: Mxfp4,
+        bias: torch.Tensor,
+        x: torch.Tensor,
+        gain: torch.Tensor,
+        shapes: Shapes,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return grouped.experts_down(activated, ids, weights, weight, bias, x, gain, shapes, device)
+
+    def qkv(normalised: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return dense.linear(normalised, weight, device, bias=bias)
 
     def unembed(x: torch.Tensor, gain: torch.Tensor, weight: torch.Tensor, shapes: Shapes) -> torch.Tensor:
         return dense.linear(x, weight, device, gain=gain, eps=shapes.norm_eps, dtype=torch.float32)
@@ -81,5 +96,6 @@ def triton_kernels(on: torch.device, tuning: Tuning | None = None) -> Kernels:
         packed_tokens=few_tokens,
         refusal=partial(limits.refusal, compiled=on.type == "cuda"),
         unfit=REFUSED,
+        across=AcrossLayers(experts_down_and_norm, qkv),
         recordable=True,
     )

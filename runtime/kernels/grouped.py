@@ -103,9 +103,6 @@ def _grouped_kernel(
         j = tl.arange(0, ALL)
         mine = tl.load(ids + j, mask=j < pairs, other=-1) == expert
         count = tl.sum(mine.to(tl.int32), axis=0)
-        rank = tl.cumsum(mine.to(tl.int32), axis=0) - 1
-        found = (rank[None, :] == (first + slot)[:, None]) & mine[None, :]
-        pair = tl.sum(tl.where(found, j[None, :], 0), axis=1)
     else:
         # The tiles of TOKENS pairs are numbered expert by expert; the grid is an upper bound of their number.
         e = tl.arange(0, EXPERTS_BLOCK)
@@ -121,6 +118,10 @@ def _grouped_kernel(
         at = tl.sum(tl.where(is_mine, begin, 0), axis=0) + first + slot
         pair = tl.load(order + at, mask=first + slot < count, other=0)
     if first < count:
+        if ALL > 0:  # only here: half of the blocks of a batch of 32 have no rows, three quarters of one of 64
+            rank = tl.cumsum(mine.to(tl.int32), axis=0) - 1
+            found = (rank[None, :] == (first + slot)[:, None]) & mine[None, :]
+            pair = tl.sum(tl.where(found, j[None, :], 0), axis=1)
         valid = first + slot < count
         of = pair.to(tl.int64)
         total = _rows_product(
@@ -155,18 +156,37 @@ def _grouped_kernel(
 
 @triton.jit
 def _combine_kernel(
-    y, weights, residual, out, WIDTH: tl.constexpr, TOP: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr
+    y,
+    weights,
+    residual,
+    gain,
+    out,
+    normalised,
+    eps,
+    WIDTH: tl.constexpr,
+    TOP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    NORM: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
-    wait_and_release(DEPENDENT)
+    """Add up one token's experts and its residual stream, and normalise the sum as ``norm`` does in dense.py."""
     token = tl.program_id(0).to(tl.int64)
-    k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    k = tl.arange(0, BLOCK)
     inside = k < WIDTH
+    if NORM:
+        g = tl.load(gain + k, mask=inside, other=0.0).to(tl.float32)
+    wait_and_release(DEPENDENT)
     total = tl.load(residual + token * WIDTH + k, mask=inside, other=0.0).to(tl.float32)
     for choice in tl.static_range(TOP):
         share = tl.load(weights + token * TOP + choice)
         row = y + (token * TOP + choice) * WIDTH
         total += share * tl.load(row + k, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + token * WIDTH + k, total.to(out.dtype.element_ty), mask=inside)
+    rounded = total.to(out.dtype.element_ty)
+    tl.store(out + token * WIDTH + k, rounded, mask=inside)
+    if NORM:
+        wide = rounded.to(tl.float32)
+        scale = tl.rsqrt(tl.sum(wide * wide, axis=0) / WIDTH + eps)
+        tl.store(normalised + token * WIDTH + k, (wide * scale * g).to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -215,7 +235,8 @@ def _product(
     width = x.shape[-1]
     if pairs <= LOCAL_PAIRS:
         order = starts = ids
-        block_tokens, columns, step, warps, stages, registers = device.tuning.batch_tile
+        tile = device.tuning.batch_tile if activate else device.tuning.batch_down
+        block_tokens, columns, step, warps, stages, registers = tile
         # An expert has at most one pair per token.
         grid = (triton.cdiv(rows, columns), experts, triton.cdiv(ids.shape[0], block_tokens))
         every = triton.next_power_of_2(pairs)
@@ -269,16 +290,31 @@ def experts_down(
     weight: Mxfp4,
     bias: torch.Tensor,
     x: torch.Tensor,
+    gain: torch.Tensor | None,
     shapes: Shapes,
     device: Device,
-) -> torch.Tensor:
-    """Activated [T, K, I], in paired order -> x + the weighted sum over the chosen experts, [T, H]."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Activated [T, K, I], in paired order -> x + the weighted sum over the chosen experts, [T, H]; and rms(that; gain).
+
+    Without a gain, the second result is the first.
+    """
     tokens, top = ids.shape
     y = torch.empty(tokens, top, shapes.hidden, dtype=x.dtype, device=x.device)
     _product(activated, ids, weight, bias, y, shapes, device, shared=1, activate=False)
     out = torch.empty_like(x)
-    block = 1024
-    _combine_kernel[(tokens, triton.cdiv(shapes.hidden, block))](
-        y, weights, x, out, shapes.hidden, top, block, **device.options(4)
+    normalised = out if gain is None else torch.empty_like(x)
+    _combine_kernel[(tokens,)](
+        y,
+        weights,
+        x,
+        x if gain is None else gain,  # a pointer is needed also where it is not used
+        out,
+        normalised,
+        shapes.norm_eps,
+        shapes.hidden,
+        top,
+        triton.next_power_of_2(shapes.hidden),
+        gain is not None,
+        **device.options(8),
     )
-    return out
+    return out, normalised

@@ -29,12 +29,12 @@ class Tuning:
 
     route: tuple[int, int] = (1, 4)  # rows of the router per block, warps
     gemv: tuple[int, int] = (4, 255)  # rows of a bf16 weight per block, most registers per thread
-    wide_gemv: tuple[int, int] = (2, 96)  # the same for rows of more than three tiles
-    up: tuple[int, int] = (4, 96)  # rows of an expert's first matrix per warp, registers
-    down: tuple[int, int] = (2, 160)
-    gemv_tokens: int = 1  # tokens up to which dense products are gemvs
+    wide_gemv: tuple[int, int] = (2, 128)  # the same for rows of more than three tiles
+    up: tuple[int, int] = (4, 80)  # rows of an expert's first matrix per warp, registers
+    down: tuple[int, int] = (2, 168)
+    gemv_tokens: int = 2  # tokens up to which dense products are gemvs
     pair_tokens: int = 8  # tokens up to which expert products are gemvs
-    decode: tuple[int, int, int] = (128, 4, 4)  # keys per step of decode attention, warps for one step and for several
+    decode: tuple[int, int, int] = (128, 8, 4)  # keys per step of decode attention, warps for one step and for several
     decode_splits: int = 32  # most parts of a context
     decode_waves: int = 2  # blocks per SM that splitting aims at
     prompt_waves: int = 8  # the same for a prompt after a long context
@@ -42,6 +42,7 @@ class Tuning:
     tiled: tuple[int, int, int, int] = (32, 128, 4, 5)  # rows, step, warps, stages of dense products on tensor cores
     # Experts on tensor cores, for few, some and many pairs per expert: tokens, columns, step, warps, stages, registers.
     batch_tile: tuple[int, int, int, int, int, int] = (16, 128, 128, 4, 3, 168)
+    batch_down: tuple[int, int, int, int, int, int] = (16, 64, 128, 2, 3, 168)  # the same for the second matrix
     chunk_tile: tuple[int, int, int, int, int, int] = (64, 128, 64, 4, 3, 128)
     prompt_tile: tuple[int, int, int, int, int, int] = (128, 128, 64, 8, 3, 255)
 

@@ -34,36 +34,68 @@ def swiglu(gate, up, limit, alpha):
     return gate / (1.0 + tl.exp(-alpha * gate)) * (up + 1.0)
 
 
-COUNTED = tl.constexpr(64)  # up to this many experts, ranking by counting is faster
+LANES = tl.constexpr(32)
+TAKEN = tl.constexpr(-(2**31))
 
 
 @triton.jit
-def choose(scores, ids, weights, TOP: tl.constexpr, EXPERTS: tl.constexpr, BLOCK: tl.constexpr):
+def _ordered(score):
+    """Return fp32 scores as int32 keys of the same order, in which -0.0 equals 0.0."""
+    bits = tl.where(score == 0.0, 0.0, score).to(tl.int32, bitcast=True)
+    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+@triton.jit
+def _key_tile(scores, e, EXPERTS: tl.constexpr):
+    score = tl.load(scores + e, mask=e < EXPERTS, other=float("-inf"), cache_modifier=".cg")
+    key = _ordered(tl.where(score == score, score, float("-inf")))
+    return (tl.where(e < EXPERTS, key, TAKEN),)
+
+
+@triton.jit
+def _without(keys, e, taken):
+    return (tl.where(e == taken, TAKEN, keys),)
+
+
+@triton.jit
+def choose(scores, ids, weights, TOP: tl.constexpr, EXPERTS: tl.constexpr):
     """Store the TOP best of ``scores`` [EXPERTS] at ids and weights: best first, the lower id first if two are equal.
 
-    Up to COUNTED experts, the rank of each score is the number of scores before it, computed by comparing all pairs. For more
-    experts that would be too many pairs, so the maximum is taken TOP times.
+    NaN is ranked like -inf, so that TOP different experts are chosen whatever the input is.
+
+    The maximum is taken TOP times. The scores are compared as integers of the same order, because a warp finds the maximum of
+    32 integers in one instruction. They are held as tiles of 32, so that every warp holds all of them and none waits for another.
     """
-    e = tl.arange(0, BLOCK)
-    mine = tl.load(scores + e, mask=e < EXPERTS, other=float("-inf"), cache_modifier=".cg")
-    # NaN is ranked like -inf, so that each rank is taken exactly once whatever the input is.
-    mine = tl.where(mine == mine, mine, float("-inf"))
-    if BLOCK <= COUNTED:
-        theirs = tl.load(scores + e, mask=e < EXPERTS, other=float("-inf"), cache_modifier=".cg")[:, None]
-        theirs = tl.where(theirs == theirs, theirs, float("-inf"))
-        before = (theirs > mine[None, :]) | ((theirs == mine[None, :]) & (e[:, None] < e[None, :]))
-        rank = tl.sum(before.to(tl.int32), axis=0)
-    else:
-        rank = tl.full((BLOCK,), TOP, tl.int32)
-        for k in tl.static_range(TOP):
-            left = rank == TOP
-            top = tl.max(tl.where(left, mine, float("-inf")), axis=0)
-            rank = tl.where(e == tl.min(tl.where(left & (mine == top), e, BLOCK), axis=0), k, rank)
-    best = tl.max(mine, axis=0)
-    best = tl.where(best == float("-inf"), 0.0, best)
-    share = tl.where(rank < TOP, tl.exp(mine - best), 0.0)
-    tl.store(ids + rank, e, mask=rank < TOP)
-    tl.store(weights + rank, share / tl.sum(share, axis=0), mask=rank < TOP)
+    TILES: tl.constexpr = (EXPERTS + LANES - 1) // LANES
+    lane = tl.arange(0, LANES)
+    keys = _key_tile(scores, lane, EXPERTS)
+    for n in tl.static_range(1, TILES):
+        keys = keys + _key_tile(scores, lane + n * LANES, EXPERTS)
+    chosen = tl.zeros((LANES,), tl.int32)
+    shares = tl.zeros((LANES,), tl.float32)
+    best, total = 0.0, 0.0
+    for k in tl.static_range(TOP):
+        highest = keys[0]
+        for n in tl.static_range(1, TILES):
+            highest = tl.maximum(highest, keys[n])
+        top = tl.max(highest, axis=0)
+        lowest = tl.where(keys[0] == top, lane, EXPERTS)
+        for n in tl.static_range(1, TILES):
+            lowest = tl.minimum(lowest, tl.where(keys[n] == top, lane + n * LANES, EXPERTS))
+        e = tl.min(lowest, axis=0)
+        left = _without(keys[0], lane, e)
+        for n in tl.static_range(1, TILES):
+            left = left + _without(keys[n], lane + n * LANES, e)
+        keys = left
+        score = tl.where(top < 0, top ^ 0x7FFFFFFF, top).to(tl.float32, bitcast=True)  # the reverse of _ordered
+        if k == 0:
+            best = tl.where(score == float("-inf"), 0.0, score)
+        share = tl.exp(score - best)
+        total += share
+        chosen = tl.where(lane == k, e, chosen)
+        shares = tl.where(lane == k, share, shares)
+    tl.store(ids + lane, chosen, mask=lane < TOP)
+    tl.store(weights + lane, shares / total, mask=lane < TOP)
 
 
 @triton.jit
@@ -79,7 +111,6 @@ def _route_kernel(
     counters,
     eps,
     EXPERTS: tl.constexpr,
-    BLOCK: tl.constexpr,
     TOP: tl.constexpr,
     WIDTH: tl.constexpr,
     TILE: tl.constexpr,
@@ -115,7 +146,7 @@ def _route_kernel(
     tl.debug_barrier()
     if tl.atomic_add(counters + token, 1, sem="acq_rel") == PARTS - 1:
         tl.store(counters + token, 0)
-        choose(scores + token * EXPERTS, ids + token * TOP, weights + token * TOP, TOP, EXPERTS, BLOCK)
+        choose(scores + token * EXPERTS, ids + token * TOP, weights + token * TOP, TOP, EXPERTS)
 
 
 def route(
@@ -156,7 +187,6 @@ def route(
         device.counters,
         shapes.norm_eps,
         experts,
-        triton.next_power_of_2(experts),
         top,
         width,
         TILE,
@@ -183,13 +213,12 @@ def _choose_kernel(
     ids,
     weights,
     EXPERTS: tl.constexpr,
-    BLOCK: tl.constexpr,
     TOP: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     wait_and_release(DEPENDENT)
     token = tl.program_id(0).to(tl.int64)
-    choose(scores + token * EXPERTS, ids + token * TOP, weights + token * TOP, TOP, EXPERTS, BLOCK)
+    choose(scores + token * EXPERTS, ids + token * TOP, weights + token * TOP, TOP, EXPERTS)
 
 
 def _route_many(
@@ -202,7 +231,7 @@ def _route_many(
     scores = linear(normalised, weight, device, bias=bias, dtype=torch.float32)
     ids = torch.empty(tokens, top, dtype=torch.int32, device=x.device)
     weights = torch.empty(tokens, top, dtype=torch.float32, device=x.device)
-    _choose_kernel[(tokens,)](scores, ids, weights, experts, triton.next_power_of_2(experts), top, **device.options(1))
+    _choose_kernel[(tokens,)](scores, ids, weights, experts, top, **device.options(1))
     paired = torch.empty_like(x)
     _pair_kernel[(tokens,)](normalised, paired, width, triton.next_power_of_2(width), **device.options(4))
     return paired, ids, weights
@@ -236,8 +265,10 @@ def _up_kernel(
     wait_and_release(DEPENDENT)
     expert = tl.load(ids + pair).to(tl.int64)
     tiles = load_rows(expert * OUT + row, blocks, scales, WIDTH, TILE)
+    # Volatile, so that the compiler does not move the load to the addition, where nothing hides its latency.
+    offset = tl.load(bias + expert * OUT + row, volatile=True).to(tl.float32)
     total = multiply_rows(x + (pair // TOP).to(tl.int64) * WIDTH, tiles, 0, WIDTH, ROWS, TILE, PAIRS)
-    total += tl.load(bias + expert * OUT + row).to(tl.float32)
+    total += offset
     gate, up = tl.split(tl.reshape(total, (ROWS // 2, 2)))
     value = swiglu(gate, up, limit, alpha) * PACKED_SCALE
     k = tl.program_id(0) * (ROWS // 2) + tl.arange(0, ROWS // 2)
@@ -338,17 +369,20 @@ def _down_kernel(
     for k in tl.static_range(TOP):
         expert = tl.load(ids + token * TOP + k).to(tl.int64)
         tiles = tiles + load_rows(expert * OUT + row, blocks, scales, WIDTH, TILE)
-    total = tl.zeros((ROWS,), tl.float32)
+    # The shares, the biases and the residual stream are as old: at the end, nothing would hide their latency.
+    place = token.to(tl.int64) * OUT + row
+    total = tl.load(residual + place, cache_modifier=".cg").to(tl.float32)
+    for k in tl.static_range(TOP):
+        expert = tl.load(ids + token * TOP + k).to(tl.int64)
+        share = tl.load(weights + token * TOP + k)
+        total += share * tl.load(bias + expert * OUT + row).to(tl.float32)
     wait_and_release(DEPENDENT)
     STEPS: tl.constexpr = (WIDTH // 8 + TILE - 1) // TILE
     for k in tl.static_range(TOP):
         expert = tl.load(ids + token * TOP + k).to(tl.int64)
         share = tl.load(weights + token * TOP + k)
         source = x + (token * TOP + k).to(tl.int64) * WIDTH
-        y = multiply_rows(source, tiles, 2 * STEPS * k, WIDTH, ROWS, TILE, PAIRS)
-        total += share * (y + tl.load(bias + expert * OUT + row).to(tl.float32))
-    place = token.to(tl.int64) * OUT + row
-    total += tl.load(residual + place).to(tl.float32)
+        total += share * multiply_rows(source, tiles, 2 * STEPS * k, WIDTH, ROWS, TILE, PAIRS)
     tl.store(out + place, total.to(out.dtype.element_ty))
 
 

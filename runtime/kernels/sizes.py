@@ -24,6 +24,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "prompt": ("keys", "warps", "rows"),
     "tiled": ("rows", "step", "warps", "stages"),
     "batch_tile": ("rows", "columns", "step", "warps", "stages", "registers"),
+    "batch_down": ("rows", "columns", "step", "warps", "stages", "registers"),
     "chunk_tile": ("rows", "columns", "step", "warps", "stages", "registers"),
     "prompt_tile": ("rows", "columns", "step", "warps", "stages", "registers"),
 }
@@ -47,6 +48,7 @@ LEAST: Mapping[str, Numbers] = {  # of fields that need more: two rows make a pa
     "prompt": (16, 1, 16),
     "tiled": (16, 32, 1, 1),
     "batch_tile": (16, 32, 64, 1, 1, 24),
+    "batch_down": (16, 32, 64, 1, 1, 24),
     "chunk_tile": (16, 32, 64, 1, 1, 24),
     "prompt_tile": (16, 32, 64, 1, 1, 24),
 }
@@ -108,7 +110,7 @@ def shared_bytes(name: str, numbers: Numbers) -> int:
         case "tiled":
             rows, step, _, stages = numbers
             return max(stages * 2 * step * (_DENSE_TOKENS + rows), 4 * _DENSE_TOKENS * rows)
-        case "batch_tile" | "chunk_tile" | "prompt_tile":
+        case "batch_tile" | "batch_down" | "chunk_tile" | "prompt_tile":
             rows, columns, step, _, stages, _ = numbers
             loads = stages * step * (2 * rows + columns // 2 + columns // 32)
             return max(loads + 2 * step * columns, 4 * rows * columns) + 2048

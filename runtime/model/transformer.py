@@ -73,14 +73,24 @@ def forward(model: Transformer, inputs: StepInputs, caches: Sequence[LayerCache]
 def _forward(model: Transformer, inputs: StepInputs, caches: Sequence[LayerCache]) -> torch.Tensor:
     run, shapes, weights = model.kernels, model.shapes, model.weights
     x = weights.embedding.index_select(0, inputs.token_ids)
-    for number, (layer, cache) in enumerate(zip(weights.layers, caches, strict=True)):
+    across = run.across if x.shape[0] > run.packed_tokens else None
+    normalised_x: torch.Tensor | None = None
+    following = (*weights.layers[1:], None)
+    for number, (layer, after, cache) in enumerate(zip(weights.layers, following, caches, strict=True)):
         window = model.config.layer_window(number)
-        qkv = run.norm_qkv(x, layer.attention_gain, layer.qkv_weight, layer.qkv_bias, shapes)
+        if across is None or normalised_x is None:
+            qkv = run.norm_qkv(x, layer.attention_gain, layer.qkv_weight, layer.qkv_bias, shapes)
+        else:
+            qkv = across.qkv(normalised_x, layer.qkv_weight, layer.qkv_bias)
         attended = run.attend(qkv, model.rope, layer.sinks, cache, inputs, window, shapes)
         x = run.project(attended, layer.out_weight, layer.out_bias, x)
         normalised, ids, shares = run.route(x, layer.mlp_gain, layer.router_weight, layer.router_bias, shapes)
         activated = run.experts_up(normalised, ids, layer.up, layer.up_bias, shapes)
-        x = run.experts_down(activated, ids, shares, layer.down, layer.down_bias, x, shapes)
+        experts = activated, ids, shares, layer.down, layer.down_bias
+        if across is None or after is None:
+            x = run.experts_down(*experts, x, shapes)
+        else:
+            x, normalised_x = across.experts_down(*experts, x, after.attention_gain, shapes)
     if (
         not inputs.sample_rows.numel()
     ):  # a chunk of a prompt: skip the unembedding, a quarter of the bytes that a token reads

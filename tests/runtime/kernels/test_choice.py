@@ -87,7 +87,10 @@ DAMAGE: dict[str, tuple[dict[str, Any], str]] = {
     "an older form": ({"format": 0}, "its format is not the one of this version"),
     "no sizes": ({"tuning": None}, "it contains no sizes"),
     "a field of tomorrow": ({"tuning": {**asdict(MINE), "magic": 3}}, "its fields are not those of the kernels: magic"),
-    "a field is missing": ({"tuning": {"up": [4, 72]}}, "its fields are not those of the kernels: batch_tile, "),
+    "a field is missing": (
+        {"tuning": {"up": [4, 72]}},
+        "its fields are not those of the kernels: batch_down, batch_tile, ",
+    ),
     "a wrong size": (
         {"tuning": {**asdict(MINE), "up": [3, 128]}},
         r"up = \[3, 128\] is not a size that the kernels accept",

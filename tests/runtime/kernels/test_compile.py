@@ -62,7 +62,9 @@ def bound(name: str, tokens: int, tuning: Tuning) -> int:
     """What sizes.py takes a kernel's block to need, in a step of so many tokens."""
     match name:
         case "_grouped_kernel":
-            return needed("batch_tile" if tokens <= 128 else "chunk_tile" if tokens <= 512 else "prompt_tile", tuning)
+            if tokens <= 128:
+                return max(needed("batch_tile", tuning), needed("batch_down", tuning))
+            return needed("chunk_tile" if tokens <= 512 else "prompt_tile", tuning)
         case "_attend_kernel":
             return needed("decode" if tokens in {1, 2, 32} else "prompt", tuning)
         case "_tiled_kernel":

@@ -50,7 +50,7 @@ def test_a_consumers_gpu_takes_less_where_it_must_and_only_there() -> None:
     changed = {name for name, value in asdict(small).items() if value != getattr(Tuning(), name)}
     assert "tiled" in changed
     assert small.tiled == (*Tuning().tiled[:3], Tuning().tiled[3] - 1)  # a load less under way
-    assert changed <= {"tiled", "batch_tile", "chunk_tile", "prompt_tile"}
+    assert changed <= {"tiled", "batch_tile", "batch_down", "chunk_tile", "prompt_tile"}
     for name in changed:
         assert not fits(name, numbers_of(getattr(Tuning(), name)), CONSUMER, REGISTERS)
 
@@ -103,7 +103,7 @@ def test_what_no_kernel_takes(name: str, numbers: tuple[object, ...]) -> None:
 
 
 def test_shared_memory_grows_with_every_side() -> None:
-    for name in ("decode", "prompt", "tiled", "batch_tile"):
+    for name in ("decode", "prompt", "tiled", "batch_tile", "batch_down"):
         numbers = numbers_of(getattr(Tuning(), name))
         for at, part in enumerate(PARTS[name]):
             if part in {"warps", "registers"}:

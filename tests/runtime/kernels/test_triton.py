@@ -6,6 +6,7 @@ cases there, at the true shapes).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from zlib import crc32
 
@@ -15,12 +16,12 @@ import torch
 from benchmarks import kernel_cases
 from benchmarks.kernel_cases import Lab, open_lab
 from runtime.kernels import mxfp4
-from runtime.kernels.base import Kernels, Shapes
+from runtime.kernels.base import Kernels, LayerCache, Shapes
 from runtime.kernels.fast import triton_kernels
 from runtime.kernels.launch import Tuning
 from runtime.kernels.open import open_kernels
 from runtime.kernels.reference import decode_mxfp4
-from runtime.spans import Span
+from runtime.spans import Span, span_inputs
 
 # Nothing is a power of two that need not be, no two sizes are equal, and head_dim is not the model's.
 TINY = Shapes(64, 128, 8, 2, 16, 8, 4, 300, 16)
@@ -49,7 +50,7 @@ def close(lab: Lab, *errors: float) -> None:
 
 
 # One token, the last of the gemv, the first of the tensor cores, more than a tile of them.
-@pytest.mark.parametrize("tokens", [1, 2, 70])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 70])
 def test_norm_and_projections_are_the_references(lab: Lab, kernels: Kernels, tokens: int) -> None:
     close(lab, kernel_cases.norm_qkv_case(lab, kernels, tokens), kernel_cases.project_case(lab, kernels, tokens))
 
@@ -126,13 +127,49 @@ def test_experts_are_chosen_in_order_however_many_there_are(kernels: Kernels, ex
         torch.testing.assert_close(weights, best.values[:4].softmax(0).expand(tokens, 4))
 
 
+SPOILT = {
+    "NaN": lambda bias: bias.fill_(float("nan")),
+    "NaN among others": lambda bias: bias.index_fill_(0, torch.arange(0, len(bias), 2, device=DEVICE), float("nan")),
+    "all but one are -inf": lambda bias: bias.index_fill_(0, torch.arange(1, len(bias), device=DEVICE), float("-inf")),
+    "signed zeros": lambda bias: bias.mul_(0.0),
+    "huge": lambda bias: bias.mul_(1e38),
+}
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter computes with numpy, which warns of NaN
-def test_scores_that_are_no_numbers_choose_experts_that_exist(kernels: Kernels) -> None:
-    x = torch.full((1, SHAPES.hidden), float("nan"), device=DEVICE)
-    weight = torch.zeros(SHAPES.experts, SHAPES.hidden, device=DEVICE)
-    bias = torch.zeros(SHAPES.experts, device=DEVICE)
-    _, ids, _ = kernels.route(x, torch.ones(SHAPES.hidden, device=DEVICE), weight, bias, SHAPES)
-    assert all(0 <= expert < SHAPES.experts for expert in ids.flatten().tolist())
+@pytest.mark.parametrize("experts", [8, 100])
+@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
+def test_whatever_the_scores_are_different_experts_are_chosen(
+    kernels: Kernels, spoil: Callable[[torch.Tensor], torch.Tensor], experts: int
+) -> None:
+    bias = spoil(open_lab(SHAPES, DEVICE, torch.float32, 5).normal(experts))
+    weight = torch.zeros(experts, SHAPES.hidden, device=DEVICE)
+    gain = torch.ones(SHAPES.hidden, device=DEVICE)
+    shapes = replace(SHAPES, experts=experts)
+    _, ids, _ = kernels.route(torch.zeros(1, SHAPES.hidden, device=DEVICE), gain, weight, bias, shapes)
+    ranked = torch.where(bias.isnan(), float("-inf"), bias).sort(descending=True, stable=True)
+    assert ids.tolist() == [ranked.indices[:4].tolist()]
+
+
+def test_a_padding_row_has_no_token_and_no_position(kernels: Kernels) -> None:
+    """A graph's row that no sequence uses: the other rows are as without it."""
+    lab = open_lab(SHAPES, DEVICE, torch.float32, 10)
+    plain = span_inputs([Span(19, 1)], 8, 8, lab.generator)
+    padded = replace(
+        plain,
+        query_start=torch.tensor([0, 1, 1], dtype=torch.int32, device=DEVICE),
+        context_len=torch.tensor([20, 0], dtype=torch.int32, device=DEVICE),
+        page_table=torch.cat((plain.page_table, torch.zeros_like(plain.page_table))),
+    )
+    s = SHAPES
+    keys, values = (lab.normal(8, 8, s.kv_heads, s.head_dim) for _ in range(2))
+    qkv = lab.normal(1, (s.query_heads + 2 * s.kv_heads) * s.head_dim)
+    rope, sinks = lab.normal(20, s.head_dim), lab.normal(s.query_heads)
+    found, expected = (
+        kernels.attend(qkv, rope, sinks, LayerCache(keys.clone(), values.clone()), inputs, None, s)
+        for inputs in (padded, plain)
+    )
+    torch.testing.assert_close(found, expected)
 
 
 def paired_place(k):
