@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent.config import RunConfig
 from agent.conversation import Channel, Conversation, Message, Role
 from agent.events import Retried
 from agent.harmony.codec import Codec
 from agent.harmony.tokens import CALL, is_text
 from agent.model.base import Chunk, SamplingParams
-from agent.model.local import ENGINE, LocalOptions, open_local
+from agent.model.local import ENGINE, LocalOptions, LocalSource, open_local
+from agent.model.open import open_model
 from agent.model.patch_drafts import LINE_CHARS, PRIORS, TEXTS_CHARS, PatchDrafter, PatchDrafts
 from agent.model.raw import RawModel
 
@@ -268,34 +270,39 @@ def test_each_sample_has_a_drafter_that_knows_the_conversation(codec: Codec) -> 
     assert source.params[-1].drafter is None
 
 
-def test_the_engine_asks_the_drafter_and_says_what_it_says_without_one(codec: Codec, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from runtime.model.checkpoint import Layout
     from runtime.model.tiny import HARMONY_VOCABULARY, tiny_config, write_tiny
 
-    class Insistent:
-        """Drafts the answer, with errors."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tiny(folder, Layout.HUGGING_FACE, tiny_config(HARMONY_VOCABULARY, layers=2))
+    return folder
 
-        def __init__(self, answer: Sequence[int]) -> None:
-            self.priors = {"": 0.98}
-            self.answer, self.taken, self.drafts = answer, 0, 0
 
-        def take(self, token: int) -> None:
-            self.taken += 1
+class Insistent:
+    """Drafts a known answer, with errors."""
 
-        def draft(self) -> list[tuple[int, str]]:
-            self.drafts += 1
-            return [(token + (place % 9 == 8), "") for place, token in enumerate(self.answer)][self.taken :]
+    def __init__(self, answer: Sequence[int]) -> None:
+        self.priors = {"": 0.98}
+        self.answer, self.taken, self.drafts = answer, 0, 0
 
-    write_tiny(tmp_path, Layout.HUGGING_FACE, tiny_config(HARMONY_VOCABULARY, layers=2))
-    source = open_local(tmp_path, LocalOptions(device="cpu", cache_bytes=4 << 20, context_tokens=256))
+    def take(self, _: int) -> None:
+        self.taken += 1
+
+    def draft(self) -> list[tuple[int, str]]:
+        self.drafts += 1
+        return [(token + (place % 9 == 8), "") for place, token in enumerate(self.answer)][self.taken :]
+
+
+def test_the_engine_asks_the_drafter_and_says_what_it_says_without_one(codec: Codec, checkpoint: Path) -> None:
+    source = open_local(checkpoint, LocalOptions(device="cpu", cache_bytes=4 << 20, context_tokens=256))
+
+    def said(drafter: Insistent | None) -> list[int]:
+        stream = source.generate(codec.encode(HERE), SamplingParams(seed=3, max_tokens=60, drafter=drafter), ())
+        return [token for chunk in stream if isinstance(chunk, Chunk) for token in chunk.ids]
+
     try:
-        params = SamplingParams(seed=3, max_tokens=60)
-
-        def said(drafter: Insistent | None) -> list[int]:
-            with_drafter = SamplingParams(seed=params.seed, max_tokens=params.max_tokens, drafter=drafter)
-            stream = source.generate(codec.encode(HERE), with_drafter, ())
-            return [token for chunk in stream if isinstance(chunk, Chunk) for token in chunk.ids]
-
         plain = said(None)
         insistent = Insistent(plain)
         assert said(insistent) == plain
@@ -303,3 +310,28 @@ def test_the_engine_asks_the_drafter_and_says_what_it_says_without_one(codec: Co
         assert insistent.drafts > 3
     finally:
         source.close()
+
+
+def test_the_bundled_engine_gets_drafts_of_what_the_agent_has_read(
+    codec: Codec, checkpoint: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[SamplingParams] = []
+    generate = LocalSource.generate
+
+    def noting(source: LocalSource, prompt: Sequence[int], params: SamplingParams, stop: Sequence[int]) -> object:
+        given.append(params)
+        return generate(source, prompt, params, stop)
+
+    monkeypatch.setattr(LocalSource, "generate", noting)
+    model = open_model(RunConfig(wire="local", model=str(checkpoint), context_tokens=1024, cache_dir=cache_dir))
+    try:
+        list(model.sample(Conversation(messages=read()), SamplingParams(seed=1, max_tokens=5)))
+    finally:
+        model.close()
+    made = given[0].drafter
+    assert made is not None
+    made_again = drafter(codec, read())
+    for token in codec.encode(HERE):
+        made.take(token)
+        made_again.take(token)
+    assert made.draft() == made_again.draft() != ()
