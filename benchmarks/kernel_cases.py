@@ -7,7 +7,7 @@ timed is what was checked.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -162,11 +162,15 @@ def experts_case(
     return distance(natural(activated, x, run), true_activated), added
 
 
-def attend_case(lab: Lab, run: Kernels, spans: Sequence[Span], page: int, window: int | None) -> float:
-    """The largest distance of a single token's row; the cache must be as the reference leaves it, and NaN elsewhere."""
+def attend_case(lab: Lab, run: Kernels, spans: Sequence[Span], page: int, window: int | None, bound: int = 0) -> float:
+    """The largest distance of a single token's row; the cache must be as the reference leaves it, and NaN elsewhere.
+
+    ``bound``: the longest context that the step is launched for, if that is longer than the spans' (a graph serves many).
+    """
     s = lab.shapes
     pages = pages_of(spans, page)
     inputs = span_inputs(spans, page, pages, lab.generator)
+    inputs = replace(inputs, max_context_len=max(bound, inputs.max_context_len))
     kinds = (pages, page, s.kv_heads, s.head_dim)
     keys, values = lab.normal(*kinds), lab.normal(*kinds)
     # What was never written is no number: positions at and beyond each sequence's start, and pages of nobody.

@@ -2,8 +2,8 @@
 
 A block holds the query rows of a few tokens, for all the query heads that share a key head, so a key is read once for
 eight heads. It iterates from the oldest key that its first token may see (keys before the window are skipped, not masked) to the
-newest one that its last token may see. Long contexts are split: each part writes an unnormalised sum, and the last block to
-finish combines them, with the sink, in the same launch.
+newest one that its last token may see. Long contexts are split: each part writes an unnormalised sum. In a decode step the last
+block to finish combines them, with the sink, in the same launch; the many rows of a draft or a prompt have a kernel for that.
 
 A decode step rotates its own key in registers, attends to it there and also writes it to the cache; steps with longer
 queries write all new keys first, in a separate kernel.
@@ -19,7 +19,11 @@ from runtime.kernels.base import LayerCache, Shapes, StepInputs
 from runtime.kernels.launch import Device, wait_and_release
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-PROMPT_STEPS = 8  # least steps of keys in a part of a prompt's context: combining a part costs about one step
+MERGED = 128  # rows times parts of a program that combines them
+DRAFT_TOKENS = (
+    32  # up to so many new tokens of a sequence, a block has at most DRAFT_ROWS rows: more would spill registers
+)
+DRAFT_ROWS = 64
 
 
 @triton.jit
@@ -107,6 +111,24 @@ def attend_tile(q0, q1, k0, k1, v, seen, top, weight, total, SCALE: tl.constexpr
 
 
 @triton.jit
+def key_range(context, before, TOKENS: tl.constexpr, WINDOW: tl.constexpr, KEYS: tl.constexpr, DECODE: tl.constexpr):
+    """Return the positions of the keys that a block's tokens may see: low, and the end; and where the first tile of keys begins."""
+    low = 0
+    if WINDOW > 0:
+        low = tl.maximum(before - WINDOW + 1, 0)
+    high = tl.minimum(before + TOKENS, context)
+    if DECODE:
+        high = context - 1
+    return low, high, low if DECODE else low // KEYS * KEYS
+
+
+@triton.jit
+def part_span(keys, SPLITS: tl.constexpr, KEYS: tl.constexpr):
+    """Return how many keys a part of a context has, in whole tiles. Where there are few keys, the last parts have none."""
+    return tl.cdiv(tl.cdiv(keys, KEYS), SPLITS) * KEYS
+
+
+@triton.jit
 def _attend_kernel(
     qkv,
     rope,
@@ -152,15 +174,9 @@ def _attend_kernel(
     all_d = tl.arange(0, DIM)
     head = kv_head * GROUP + row % GROUP
     before = context - length + block * TOKENS  # position of the block's first token
-    low = 0
-    if WINDOW > 0:
-        low = tl.maximum(before - WINDOW + 1, 0)
-    high = tl.minimum(before + TOKENS, context)
-    if DECODE:
-        high = context - 1
-    first = low if DECODE else low // KEYS * KEYS
+    low, high, first = key_range(context, before, TOKENS, WINDOW, KEYS, DECODE)
     if SPLITS > 1:
-        span = tl.cdiv(tl.cdiv(high - first, KEYS), SPLITS) * KEYS
+        span = part_span(high - first, SPLITS, KEYS)
         first += part * span
         high = tl.minimum(high, first + span)
     table = page_table + sequence.to(tl.int64) * table_width
@@ -181,7 +197,10 @@ def _attend_kernel(
         own_cos = tl.load(own_turn)
         own_sin = tl.load(own_turn + HALF)
     wait_and_release(DEPENDENT)
-    if block * TOKENS < length:
+    has_work = block * TOKENS < length
+    if SPLITS > 1 and not DECODE:
+        has_work = has_work & (first < high)
+    if has_work:
         if DECODE:
             # The token's own key and value are loaded together with its query, not after it.
             own = qkv + start.to(tl.int64) * WIDTH + (QUERY_HEADS + kv_head) * DIM
@@ -241,6 +260,7 @@ def _attend_kernel(
             tl.store(tops + (mine + part * ROWS + row) * 2, top, mask=inside)
             tl.store(tops + (mine + part * ROWS + row) * 2 + 1, weight, mask=inside)
             tl.store(sums + (mine + part * ROWS + row)[:, None] * DIM + all_d[None, :], total, mask=inside[:, None])
+        if SPLITS > 1 and DECODE:  # otherwise there are too many rows for one block: _merge_kernel combines their parts
             tl.debug_barrier()
             if tl.atomic_add(counters + task, 1, sem="acq_rel") == SPLITS - 1:
                 tl.store(counters + task, 0)
@@ -263,6 +283,57 @@ def _attend_kernel(
                     total += share[:, None] * part_sum
                 total = total / weight[:, None]
                 tl.store(place, total.to(out.dtype.element_ty), mask=inside[:, None])
+
+
+@triton.jit
+def _merge_kernel(
+    sums,
+    tops,
+    sinks,
+    query_start,
+    context_len,
+    out,
+    blocks,
+    QUERY_HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    TOKENS: tl.constexpr,
+    KEYS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    TOGETHER: tl.constexpr,  # rows of a program
+    DEPENDENT: tl.constexpr,
+):
+    """Combine the parts of a few rows, and the sink."""
+    GROUP: tl.constexpr = QUERY_HEADS // KV_HEADS
+    ROWS: tl.constexpr = TOKENS * GROUP
+    sequence = tl.program_id(0) // blocks
+    block = tl.program_id(0) % blocks
+    kv_head = tl.program_id(1)
+    start = tl.load(query_start + sequence)
+    length = tl.load(query_start + sequence + 1) - start
+    context = tl.load(context_len + sequence)
+    row = tl.program_id(2) * TOGETHER + tl.arange(0, TOGETHER)
+    head = kv_head * GROUP + row % GROUP
+    token = block * TOKENS + row // GROUP
+    inside = token < length
+    _, high, first = key_range(context, context - length + block * TOKENS, TOKENS, 0, KEYS, False)
+    span = part_span(high - first, SPLITS, KEYS)
+    part = tl.arange(0, SPLITS)
+    there = inside[:, None] & (first + part * span < high)[None, :]
+    d = tl.arange(0, DIM)
+    sink = tl.load(sinks + head).to(tl.float32) * LOG2_E
+    task = (tl.program_id(0) * KV_HEADS + kv_head).to(tl.int64)
+    entry = (task * SPLITS + part[None, :]) * ROWS + row[:, None]
+    wait_and_release(DEPENDENT)
+    top = tl.load(tops + entry * 2, mask=there, other=float("-inf"))
+    weight = tl.load(tops + entry * 2 + 1, mask=there, other=0.0)
+    total = tl.load(sums + entry[:, :, None] * DIM + d[None, None, :], mask=there[:, :, None], other=0.0)
+    higher = tl.maximum(tl.max(top, axis=1), sink)
+    share = tl.exp2(top - higher[:, None])
+    whole = tl.sum(share * weight, axis=1) + tl.exp2(sink - higher)
+    value = tl.sum(share[:, :, None] * total, axis=1) / whole[:, None]
+    place = out + (start + token).to(tl.int64)[:, None] * (QUERY_HEADS * DIM) + head[:, None] * DIM + d[None, :]
+    tl.store(place, value.to(out.dtype.element_ty), mask=inside[:, None])
 
 
 def attend(
@@ -295,7 +366,8 @@ def attend(
         )
     # A matrix instruction needs at least 16 rows; 128 use it well.
     sizes = device.tuning
-    per_block = max(1, 16 // group, min(sizes.prompt[2] // group, triton.next_power_of_2(inputs.max_query_len)))
+    most_rows = min(sizes.prompt[2], DRAFT_ROWS) if inputs.max_query_len <= DRAFT_TOKENS else sizes.prompt[2]
+    per_block = max(1, 16 // group, min(most_rows // group, triton.next_power_of_2(inputs.max_query_len)))
     blocks = triton.cdiv(inputs.max_query_len, per_block)
     sequences = inputs.context_len.shape[0]
     few = per_block * group <= 32
@@ -341,6 +413,25 @@ def attend(
         "ieee" if qkv.dtype == torch.float32 else "tf32",
         **device.options(warps, stages=3),
     )
+    if splits > 1 and not decode:
+        together = max(1, MERGED // splits)
+        _merge_kernel[(sequences * blocks, kv_heads, triton.cdiv(rows, together))](
+            sums,
+            tops,
+            sinks,
+            inputs.query_start,
+            inputs.context_len,
+            out,
+            blocks,
+            heads,
+            kv_heads,
+            width,
+            per_block,
+            step_keys,
+            splits,
+            together,
+            **device.options(4),
+        )
     return out
 
 
@@ -351,9 +442,9 @@ def _splits(blocks: int, steps: int, window: int | None, device: Device, *, few:
     more blocks than SMs take twice as long as exactly as many, so prompts after a long context are split too.
     """
     sizes = device.tuning
-    least, waves = (1, sizes.decode_waves) if few else (PROMPT_STEPS, sizes.prompt_waves)
+    waves = sizes.decode_waves if few else sizes.prompt_waves
     if window is not None or (few and blocks >= device.processors):
         return 1
     fill = device.processors * waves // blocks
-    wanted = min(steps // least, fill, sizes.decode_splits)
+    wanted = min(steps, fill, sizes.decode_splits)
     return 1 << max(0, wanted.bit_length() - 1)

@@ -24,7 +24,7 @@ from runtime.kernels.sizes import PARTS, fitted, takes
 
 FORMAT = 1
 SOURCES = ("attention", "dense", "grouped", "launch", "moe", "mxfp4", "sampling", "sizes")  # what was measured
-DEFAULTS_GPU = "NVIDIA H100"  # what the defaults were measured on
+DEFAULTS_GPUS = ("NVIDIA H100", "NVIDIA H200")  # `runtime tune` found the defaults to be the fastest sizes on both
 
 
 class Unusable(Exception):
@@ -104,7 +104,7 @@ def choose(gpu: Gpu, cache: Path, warn: Callable[[str], None]) -> Choice:
     if changed:
         small = f"{gpu.shared_bytes >> 10} KiB of shared memory"
         return Choice(defaults, f"defaults, reduced for {', '.join(changed)} to fit {small} (not measured on this GPU)")
-    measured = gpu.name.startswith(DEFAULTS_GPU)
+    measured = gpu.name.startswith(DEFAULTS_GPUS)
     return Choice(defaults, f"defaults ({'measured on this kind of GPU' if measured else 'not measured on this GPU'})")
 
 

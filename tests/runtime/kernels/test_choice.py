@@ -65,7 +65,7 @@ def test_what_another_gpu_kept_is_not_taken(tmp_path: Path) -> None:
     ("gpu", "source"),
     [
         (H100, "defaults (measured on this kind of GPU)"),
-        (H200, "defaults (not measured on this GPU)"),
+        (H200, "defaults (measured on this kind of GPU)"),
         (replace(H100, name="NVIDIA A100-SXM4-80GB", shared_bytes=163 << 10), "defaults (not measured on this GPU)"),
     ],
 )

@@ -21,6 +21,7 @@ SMALL_BYTES = 16 << 10  # of kernels without a size
 ROOT = Path(__file__).resolve().parents[3]
 KERNELS = {
     *("_attend_kernel", "_choose_kernel", "_combine_kernel", "_down_kernel", "_gemv_kernel", "_grouped_kernel"),
+    "_merge_kernel",
     *("_norm_kernel", "_order_kernel", "_pair_kernel", "_route_kernel", "_sample_kernel", "_tiled_kernel"),
     *("_up_kernel", "_write_kernel"),
 }

@@ -94,6 +94,21 @@ def test_attention_is_the_references_wherever_it_starts(
     close(lab, kernel_cases.attend_case(lab, kernels, spans, 8, window))
 
 
+DRAFTS = {
+    "draft": [Span(300, 5)],
+    "short context": [Span(3, 2)],
+    "more tokens than a block": [Span(290, 21)],
+    "several": [Span(300, 5), Span(0, 3), Span(140, 20)],
+}
+
+
+@pytest.mark.parametrize("bound", [0, 600, 4096])
+@pytest.mark.parametrize("spans", DRAFTS.values(), ids=DRAFTS)
+def test_parts_without_keys_are_left_out(lab: Lab, kernels: Kernels, spans: list[Span], bound: int) -> None:
+    """A graph's grid is for its longest context: what the parts of a shorter one do not write is NaN here."""
+    close(lab, kernel_cases.attend_case(lab, kernels, spans, 8, None, bound))
+
+
 def test_a_record_can_be_used_again_at_once(kernels: Kernels) -> None:
     """The counters of the last block are back at zero: the second launch chooses and adds up like the first."""
     lab = open_lab(SHAPES, DEVICE, next(iter(LIMITS)), 3)
