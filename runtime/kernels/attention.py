@@ -436,7 +436,7 @@ def attend(
 
 
 def _splits(blocks: int, steps: int, window: int | None, device: Device, *, few: bool) -> int:
-    """Return into how many parts to split a context, a power of two: enough blocks to fill the device, none with too few steps.
+    """Return into how many parts to split a context, a power of two: enough blocks to fill the device.
 
     The window is never split: its one or two steps take less time than combining parts. A prompt has many blocks, but a few
     more blocks than SMs take twice as long as exactly as many, so prompts after a long context are split too.
