@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from runtime.lookup import MARGIN, Costs, Counts, Lookup, Speculation
 from runtime.request import Drafter
+
+log = logging.getLogger(__name__)
 
 REFILL = 16  # a Drafter is asked again while fewer tokens than this are expected
 
@@ -37,16 +40,25 @@ class Guesser:
     def draft(self, tokens: Sequence[int]) -> tuple[int, ...]:
         """Return the draft that promises most of what follows ``tokens``: at most ``draft_tokens`` ids, or none."""
         found = self._lookup.draft(tokens)
-        handed = self._handed
-        if handed is None or not self._options.draft_tokens:
+        if self._handed is None or not self._options.draft_tokens:
             return found
+        try:
+            return self._ask(self._handed, tokens) or found
+        except Exception:
+            # It is the caller's, and only makes its answer faster: a mistake in it must not stop the engine for everybody.
+            log.exception("a drafter failed; its answer goes on without it")
+            self._handed = None
+            return found
+
+    def _ask(self, handed: _Handed, tokens: Sequence[int]) -> tuple[int, ...]:
+        """Return the Drafter's draft if it promises more than what was found, or none."""
         self._follow(handed, tokens)
         if handed.read < len(tokens):
-            return found
+            return ()
         if not handed.fresh and len(handed.coming) < REFILL:
             handed.coming, handed.fresh = list(handed.drafter.draft()), True
         length = self._length(handed, max(MARGIN, self._lookup.gain))
-        return tuple(token for token, _ in handed.coming[:length]) or found
+        return tuple(token for token, _ in handed.coming[:length])
 
     def _follow(self, handed: _Handed, tokens: Sequence[int]) -> None:
         """Hand over new tokens, and count what they say about the guesses. At most ``index_tokens`` a step, as in Lookup."""

@@ -14,7 +14,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from itertools import chain, zip_longest
+from itertools import chain, islice, zip_longest
 from typing import Final
 
 from agent.conversation import Message
@@ -22,7 +22,11 @@ from agent.model.reading import BEGIN, END, ReadText, Shown, shown, unescaped
 
 TEXTS_CHARS: Final = 1 << 19  # of the latest messages: about as many as fit into the window
 DRAFT_CHARS: Final = 160  # 31 tokens of code and a few more
+PATHS: Final = 500  # the latest that calls name
 LINE_CHARS: Final = 1000  # a patch with a longer line is not drafted
+TAIL_CHARS: Final = (
+    160  # of the line so far are encoded again: the time is quadratic in a text without spaces, such as Chinese
+)
 NEAR: Final = 30  # lines above and below that an added line may resemble
 NEXT: Final = 4  # removed lines, one of which an added line replaces
 AHEAD: Final = 60  # lines below that a patch is likely to go on with
@@ -82,7 +86,7 @@ class PatchDrafts:
         self._known = kept
         texts = [each.text for _, each in kept.values() if each.text is not None]
         paths = dict.fromkeys(path for _, each in kept.values() for path in each.paths)
-        return PatchDrafter(texts, tuple(paths), self._encode, self._token_bytes)
+        return PatchDrafter(texts, tuple(islice(paths, PATHS)), self._encode, self._token_bytes)
 
 
 @dataclass(slots=True)
@@ -189,8 +193,9 @@ class PatchDrafter:
 
     def _continuation(self, written: str) -> list[int]:
         """Encode what follows the line so far, as tokens that do not depend on where the line is cut, if there are such."""
-        ids = self._encode(self._raw + written)
-        left = len(self._raw.encode())
+        raw = self._raw[-TAIL_CHARS:]
+        ids = self._encode(raw + written)
+        left = len(raw.encode())
         for place, token in enumerate(ids):
             if left <= 0:
                 return ids[place:] if left == 0 else self._encode(written)
@@ -233,7 +238,7 @@ class PatchDrafter:
         elif sign in {" ", "-"}:
             if place.here() != rest and rest.strip():
                 found = self._locate(
-                    lambda text: [n for n in text.places.get(rest.strip(), ()) if text.lines[n] == rest]
+                    lambda text: text.same(rest, place.line if text is place.text else len(text.lines))
                 )
                 if found:
                     place.text, place.line = found

@@ -7,6 +7,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Final
 
 from agent.conversation import Message, Role
@@ -14,8 +15,9 @@ from agent.conversation import Message, Role
 BEGIN: Final = "*** Begin Patch"
 END: Final = "*** End Patch"
 CALL_CHARS: Final = 1000
-_PATH: Final = re.compile(r"[\w.\-]*[/.][\w./\-]*\w")
+_WORDS: Final = re.compile(r"[\w./\-]+")
 _NUMBERED: Final = re.compile(r" *(\d+)[\t:](.*)", re.DOTALL)
+_ANY_NUMBERED: Final = re.compile(r"^ *\d+[\t:]", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +32,22 @@ class ReadText:
         """Return the places of lines that begin so, 50 at most."""
         first = bisect_left(self.ordered, (begun, -1))
         some = self.ordered[first : first + 50]
-        return sorted(place for line, place in some if line.startswith(begun))
+        return sorted(place for _, place in takewhile(lambda found: found[0].startswith(begun), some))
+
+    def same(self, line: str, after: int) -> list[int]:
+        """Return one place of a line that is not blank: the first from ``after`` on, else the last; none if it is not there."""
+        if line.strip() not in self.places:
+            return []
+        following = bisect_left(self.ordered, (line, after))
+        near = self.ordered[max(following - 1, 0) : following + 1]
+        return [place for said, place in near if said == line][-1:]
 
 
 def read_text(text: str) -> ReadText:
     """Index a text. Line numbers as of ``cat -n``, ``grep -n`` or open_file are removed, and so are carriage returns."""
-    lines = tuple(_without_numbers(text.replace("\r\n", "\n").split("\n")))
+    text = text.replace("\r\n", "\n")
+    split = text.split("\n")
+    lines = tuple(_without_numbers(split) if _ANY_NUMBERED.search(text) else split)
     places: dict[str, list[int]] = {}
     for place, line in enumerate(lines):
         places.setdefault(line.strip(), []).append(place)
@@ -71,10 +83,17 @@ def shown(message: Message) -> Shown:
         return Shown()
     _, begin, patch = message.text.partition(BEGIN)
     if not begin:
-        return Shown(paths=tuple(_PATH.findall(message.text[:CALL_CHARS])))
+        return Shown(paths=tuple(_paths(message.text[:CALL_CHARS])))
     plain = patch if patch.startswith("\n") else unescaped(patch.partition(END)[0])
     lines = _clean(plain or "").split("\n")
     return Shown(read_text("\n".join(line[1:] for line in lines if line[:1] in {" ", "+"})))
+
+
+def _paths(text: str) -> Iterator[str]:
+    for word in _WORDS.findall(text):
+        path = word.rstrip("./-")
+        if "/" in path or "." in path:
+            yield path
 
 
 def _clean(text: str) -> str:

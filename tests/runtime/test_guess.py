@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -113,6 +114,34 @@ def test_no_drafts_where_none_are_wanted() -> None:
     assert guesser(drafter, Speculation(draft_tokens=0)).draft(PROMPT) == ()
     assert guesser(drafter, costs=()).draft(PROMPT) == ()
     assert guesser(None).draft(PROMPT) == ()
+
+
+@pytest.mark.parametrize("fails", ["take", "draft", "priors"])
+def test_a_drafter_that_fails_is_told_of_and_left_alone(fails: str, caplog: pytest.LogCaptureFixture) -> None:
+    """It belongs to one request; the engine's thread serves all of them."""
+    asked = []
+
+    class Failing(Foretold):
+        def take(self, token: int) -> None:
+            if fails == "take" and len(self.taken) == 5:
+                asked.append(token)
+                raise UnicodeError("no such text")
+            super().take(token)
+
+        def draft(self) -> list[tuple[int, str]]:
+            if fails == "take":
+                return []
+            asked.append(len(self.taken))
+            if fails == "draft":
+                raise IndexError("no such line")
+            return [(token, "a kind without a prior") for token in ANSWER]
+
+    copied = (*PROMPT, *ANSWER, *PROMPT)
+    made = Guesser(Speculation(), H100_COSTS, Failing(ANSWER), len(copied), 1 << 20)
+    plain = Guesser(Speculation(), H100_COSTS, None, len(copied), 1 << 20)
+    assert write(made, ANSWER, copied) == write(plain, ANSWER, copied)
+    assert len(asked) == 1
+    assert [record.exc_info is not None for record in caplog.records] == [True]
 
 
 wild = st.lists(st.integers(-2, VOCABULARY + 2), max_size=60)

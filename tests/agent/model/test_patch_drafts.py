@@ -18,7 +18,16 @@ from agent.harmony.tokens import CALL, is_text
 from agent.model.base import Chunk, SamplingParams
 from agent.model.local import ENGINE, LocalOptions, LocalSource, open_local
 from agent.model.open import open_model
-from agent.model.patch_drafts import LINE_CHARS, PRIORS, TEXTS_CHARS, PatchDrafter, PatchDrafts
+from agent.model.patch_drafts import (
+    DRAFT_CHARS,
+    LINE_CHARS,
+    PATHS,
+    PRIORS,
+    TAIL_CHARS,
+    TEXTS_CHARS,
+    PatchDrafter,
+    PatchDrafts,
+)
 from agent.model.raw import RawModel
 
 FILE = '''\
@@ -207,6 +216,29 @@ def test_a_message_is_read_once_and_only_the_latest_are(codec: Codec) -> None:
     assert len(drafts.drafter((*first, long))._texts) == 1
     assert drafts.drafter((*first, long, *second))._texts[0].lines[0] == "y = 2"
     assert drafts.drafter(())._texts == []
+
+
+def test_of_many_paths_the_latest_are_known(codec: Codec) -> None:
+    made = drafter(codec, [asked(f"f{n}.py") for n in range(2 * PATHS)])
+    assert made._paths == tuple(f"f{n}.py" for n in reversed(range(PATHS, 2 * PATHS)))
+
+
+def test_only_the_end_of_a_long_line_is_encoded_again(codec: Codec) -> None:
+    """Encoding takes quadratic time where there are no spaces."""
+    lengths: list[int] = []
+
+    def encode(text: str) -> list[int]:
+        lengths.append(len(text))
+        return codec.encode(text)
+
+    line = "".join(chr(0x4E00 + 37 * n % 9000) for n in range(900))
+    made = PatchDrafts(encode, codec.token_bytes).drafter(read(line))
+    for token in codec.encode(f"{BEGIN} {line[:700]}"):
+        made.take(token)
+    drafted = codec.decode([token for token, _ in made.draft()])
+    assert drafted
+    assert line[700:].startswith(drafted.rstrip("\ufffd")), "a character may have several tokens"
+    assert max(lengths) <= TAIL_CHARS + DRAFT_CHARS
 
 
 lines = st.lists(

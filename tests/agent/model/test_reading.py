@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from hypothesis import given
@@ -42,6 +43,21 @@ def test_lines_are_found_by_what_they_say_and_by_how_they_begin() -> None:
     assert read.beginning("no") == []
 
 
+def test_of_equal_lines_the_next_one_is_found_else_the_last() -> None:
+    read = read_text("a\n  a\na\n\na\nb")
+    assert [read.same("a", after) for after in range(7)] == [[0], [2], [2], [4], [4], [4], [4]]
+    assert read.same("  a", 0) == read.same("  a", 9) == [1]
+    assert read.same(" a", 0) == read.same("c", 0) == []
+
+
+def test_a_call_is_read_in_no_time_whatever_it_says() -> None:
+    """A regular expression for paths took 4 s for a thousand dots."""
+    began = time.process_time()
+    for text in (".", "-.", "a", "./"):
+        assert all(len(path) < 1000 for path in shown(call(text * 1000)).paths)
+    assert time.process_time() - began < 1
+
+
 def test_a_tools_output_and_the_users_text_are_read() -> None:
     for role in (Role.TOOL, Role.USER):
         text = shown(Message(role, "one\ntwo")).text
@@ -55,6 +71,7 @@ def test_a_call_names_paths() -> None:
     asked = '{"cmd": ["bash", "-lc", "sed -n \'1,20p\' src/app/main.py; cat ./setup.cfg Makefile"]}'
     assert shown(call(asked)).paths == ("src/app/main.py", "./setup.cfg")
     assert shown(call("x" * 2000 + " a.py")).paths == ()
+    assert shown(call("-x ... 1. a/ ./b- .c v1.2.")).paths == ("./b", ".c", "v1.2")
 
 
 PATCH = '*** Begin Patch\n*** Update File: a.py\n@@ def f():\n kept = "1"\n-gone\n+new\t\n*** End Patch'
