@@ -38,7 +38,8 @@ class Mask(Protocol):
 class Drafter(Protocol):
     """Knows more than the prompt about what one request may say next. The engine's thread calls it, while nothing else runs.
 
-    What it drafts is verified like any other draft: it changes how fast tokens come, never which.
+    What it drafts is verified like any other draft: it changes how fast tokens come, never which. If it raises, that is logged and
+    the answer goes on without it.
     """
 
     @property
