@@ -13,6 +13,9 @@ import threading
 
 def main() -> None:
     """Load the command line and run it. The imports are inside, so that Ctrl-C during them ends quietly too."""
+    # Registered first, so run last: after it Python gives SIGINT its default action back, and while the modules are
+    # torn down (50 ms and more) a second Ctrl-C would change the exit code to that of a killed process.
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     try:
         from agent.cli.main import main as command_line
 

@@ -24,9 +24,7 @@ TEXTS_CHARS: Final = 1 << 19  # of the latest messages: about as many as fit int
 DRAFT_CHARS: Final = 160  # 31 tokens of code and a few more
 PATHS: Final = 500  # the latest that calls name
 LINE_CHARS: Final = 1000  # a patch with a longer line is not drafted
-TAIL_CHARS: Final = (
-    160  # of the line so far are encoded again: the time is quadratic in a text without spaces, such as Chinese
-)
+TAIL_CHARS: Final = 160  # of the line so far are encoded again: without spaces (Chinese), the time is quadratic
 NEAR: Final = 30  # lines above and below that an added line may resemble
 NEXT: Final = 4  # removed lines, one of which an added line replaces
 AHEAD: Final = 60  # lines below that a patch is likely to go on with

@@ -272,6 +272,21 @@ def test_a_second_interrupt_while_the_program_ends_is_quiet_too() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
+def test_a_second_interrupt_while_python_ends_does_not_change_the_exit_code() -> None:
+    """By then Python has given the signal its default action back, unless it is ignored: the process would die of it."""
+    code = (
+        "import os, signal, sys, types, agent.__main__ as m, agent.cli.main as c\n"
+        "class Late:\n"
+        "    def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGINT): kill(pid, number)\n"
+        "sys.modules['last'] = types.ModuleType('last')\n"
+        "sys.modules['last'].late = Late()\n"
+        "c.main = lambda: sys.exit(130)\n"
+        "m.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def test_a_thread_that_still_computes_does_not_abort_the_end() -> None:
     """torch's C++ ends the process with SIGABRT when the interpreter is taken down under it, so it is not taken down."""
     code = (
