@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice, zip_longest
 from typing import Final
 
-from agent.conversation import Message
+from agent.conversation import Message, Role
 from agent.model.reading import BEGIN, END, ReadText, Shown, shown, unescaped
 
 TEXTS_CHARS: Final = 1 << 19  # of the latest messages: about as many as fit into the window
@@ -69,21 +69,23 @@ class PatchDrafts:
     def __init__(self, encode: Callable[[str], list[int]], token_bytes: Callable[[int], bytes]) -> None:
         self._encode = encode
         self._token_bytes = token_bytes
-        self._known: dict[int, tuple[Message, Shown]] = {}
+        # By what a message says, not by the object: a server gets the whole conversation anew with every request.
+        self._known: dict[tuple[Role, bool, str], Shown] = {}
 
     def drafter(self, messages: Sequence[Message]) -> PatchDrafter:
         """Return the drafter of the answer to these messages. It needs about 50 us for a draft."""
-        kept: dict[int, tuple[Message, Shown]] = {}
+        kept: dict[tuple[Role, bool, str], Shown] = {}
         left = TEXTS_CHARS
         for message in reversed(messages):
             left -= len(message.text)
             if left < 0:
                 break
-            known = self._known.get(id(message))
-            kept[id(message)] = known if known and known[0] is message else (message, shown(message))
+            key = message.role, message.is_call, message.text
+            if key not in kept:
+                kept[key] = self._known.get(key) or shown(message)
         self._known = kept
-        texts = [each.text for _, each in kept.values() if each.text is not None]
-        paths = dict.fromkeys(path for _, each in kept.values() for path in each.paths)
+        texts = [each.text for each in kept.values() if each.text is not None]
+        paths = dict.fromkeys(path for each in kept.values() for path in each.paths)
         return PatchDrafter(texts, tuple(islice(paths, PATHS)), self._encode, self._token_bytes)
 
 

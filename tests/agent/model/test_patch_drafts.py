@@ -211,6 +211,8 @@ def test_a_message_is_read_once_and_only_the_latest_are(codec: Codec) -> None:
     first, second = read(), read("y = 2\n")
     texts = drafts.drafter(first)._texts
     assert drafts.drafter((*first, *second))._texts[1] is texts[0]
+    assert drafts.drafter(read())._texts == texts  # equal messages, as a server gets them
+    assert drafts.drafter(read())._texts[0] is texts[0]
     long = Message(Role.TOOL, "x\n" * (TEXTS_CHARS // 2))
     assert len(drafts.drafter((*first, *second))._texts) == 2
     assert len(drafts.drafter((*first, long))._texts) == 1
