@@ -44,8 +44,7 @@ class Guesser:
             return found
         try:
             return self._ask(self._handed, tokens) or found
-        except Exception:
-            # It is the caller's, and only makes its answer faster: a mistake in it must not stop the engine for everybody.
+        except Exception:  # it is the caller's code: a mistake in it must not stop the engine for everybody
             log.exception("a drafter failed; its answer goes on without it")
             self._handed = None
             return found
