@@ -20,10 +20,8 @@ from runtime.kernels.launch import Device, wait_and_release
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 MERGED = 128  # rows times parts of a program that combines them
-DRAFT_TOKENS = (
-    32  # up to so many new tokens of a sequence, a block has at most DRAFT_ROWS rows: more would spill registers
-)
-DRAFT_ROWS = 64
+DRAFT_TOKENS = 32  # up to so many new tokens of a sequence, a block has at most DRAFT_ROWS rows
+DRAFT_ROWS = 64  # more would spill registers
 
 
 @triton.jit

@@ -62,18 +62,6 @@ def triton_kernels(on: torch.device, tuning: Tuning | None = None) -> Kernels:
             return moe.experts_down(activated, ids, weights, weight, bias, x, shapes, device)
         return grouped.experts_down(activated, ids, weights, weight, bias, x, None, shapes, device)[0]
 
-    def experts_down_and_norm(
-        activated: torch.Tensor,
-        ids: torch.Tensor,
-        weights: torch.Tensor,
-        weight: Mxfp4,
-        bias: torch.Tensor,
-        x: torch.Tensor,
-        gain: torch.Tensor,
-        shapes: Shapes,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return grouped.experts_down(activated, ids, weights, weight, bias, x, gain, shapes, device)
-
     def qkv(normalised: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         return dense.linear(normalised, weight, device, bias=bias)
 
@@ -96,6 +84,6 @@ def triton_kernels(on: torch.device, tuning: Tuning | None = None) -> Kernels:
         packed_tokens=few_tokens,
         refusal=partial(limits.refusal, compiled=on.type == "cuda"),
         unfit=REFUSED,
-        across=AcrossLayers(experts_down_and_norm, qkv),
+        across=AcrossLayers(partial(grouped.experts_down, device=device), qkv),
         recordable=True,
     )
